@@ -1,0 +1,44 @@
+# Everything that a person starts. `make demo` and `make test` need Python >= 3.11, git and make.
+PYTHON ?= python3
+OUT ?= demo-out
+IMAGES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench wire lock clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+.venv/.installed: requirements.lock pyproject.toml deploy/bootstrap.py
+	$(PYTHON) deploy/bootstrap.py
+
+demo: .venv/.installed  ## pictures to a trained token model, into $(OUT); IMAGES=folder for your own
+	.venv/bin/seit demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
+
+test: .venv/.installed  ## the tests that CI runs
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: .venv/.installed  ## all tests, the long chaos and scale ones included
+	.venv/bin/python -m pytest
+
+lint: .venv/.installed  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/.installed  ## every benchmark in its quick form
+	@for file in benchmarks/*.py; do case $$file in */harness.py) ;; *) .venv/bin/python $$file --quick || exit 1;; esac; done
+
+wire: .venv/.installed  ## generate services/wire from proto/
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m grpc_tools.protoc -Iproto \
+	  --python_betterproto2_out=services/wire \
+	  --python_betterproto2_opt=pydantic_dataclasses,client_generation=none,server_generation=none \
+	  proto/seit/v1/*.proto
+
+lock: .venv/.installed  ## pin the newest versions that pyproject.toml allows
+	.venv/bin/pip install -q uv
+	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+
+clean:  ## remove the environment and caches, not demo-out
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,69 @@
+"""Make .venv and install what requirements.lock pins. Needs the standard library alone.
+
+Debian ships Python without `ensurepip`; where that is so the package python3-venv is installed if
+this user may, else named.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+STAMP = ENVIRONMENT / ".installed"
+
+
+def fail(message: str) -> None:
+    sys.stderr.write(f"bootstrap: {message}\n")
+    sys.exit(2)
+
+
+def have_ensurepip() -> bool:
+    probe = [sys.executable, "-c", "import ensurepip, venv"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def install_ensurepip() -> None:
+    """Debian's package for it, if this user may install; a clear end otherwise."""
+    package = f"python3.{sys.version_info.minor}-venv"
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        fail(
+            f"this Python has no ensurepip, so it cannot make an environment: install it"
+            f" (Debian: apt-get install {package}) and run the command again"
+        )
+    subprocess.run([str(apt), "update", "-q"], check=False)
+    subprocess.run([str(apt), "install", "-q", "-y", package], check=False)
+    if not have_ensurepip():
+        fail(f"could not install {package}; install it by hand and run the command again")
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):
+        fail(
+            f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed;"
+            " name one with make PYTHON=python3.11"
+        )
+    if not have_ensurepip():
+        install_ensurepip()
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        venv.EnvBuilder(with_pip=True, clear=True).create(ENVIRONMENT)
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    steps = [
+        [*pip, "--require-hashes", "-r", str(ROOT / "requirements.lock")],
+        [*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)],
+    ]
+    for step in steps:
+        if subprocess.run(step, check=False).returncode:
+            fail("an install step failed; its output is above. Run the command again to continue")
+    STAMP.touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Augmentation of tokens: pure operations, and recipes that derive their parameters from draws."""

@@ -1,0 +1,200 @@
+"""From draws to the parameters of the operations: numpy only, the same on every device.
+
+Shape letters: N rows of a call, B rows of a block, n some of the rows, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.augment.config import (
+    AdaptConfig,
+    ColorConfig,
+    CropConfig,
+    EdaConfig,
+    MixConfig,
+)
+from services.augment.crop import RESIZED_DRAWS, centre_boxes, random_boxes, resized_boxes
+from services.augment.eda import disjoint_windows
+from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
+from services.plan.draws import Draws
+from services.types import FloatArray, IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the rows of one call fall into blocks, and each block into its two paths.
+
+    rows: (N,) int64 row numbers, -1 where a row does not exist. count: blocks. share: of each
+    block that takes the TokenAdapt path; its last rows do, since the plan has shuffled them.
+    """
+
+    rows: IntArray
+    count: int
+    share: float
+
+    def paths(self) -> tuple[IntArray, IntArray]:
+        """Positions of the plain rows and of the TokenAdapt rows, (n,) each."""
+        index = np.arange(len(self.rows), dtype=np.int64).reshape(self.count, -1)  # (count, B)
+        plain = index.shape[1] - round(self.share * index.shape[1])
+        return index[:, :plain].reshape(-1), index[:, plain:].reshape(-1)
+
+    def partners(self, within: IntArray) -> IntArray:
+        """For each of the given rows its mirror image among those of its block: (n,) int64.
+
+        Positions count in `within`. A row whose mirror image does not exist gets itself, so rows
+        that are not there change nothing.
+        """
+        index = np.arange(len(within), dtype=np.int64)
+        mirror = index.reshape(self.count, -1)[:, ::-1].reshape(-1)
+        return np.where(self.rows[within[mirror]] >= 0, mirror, index)
+
+
+@dataclass(frozen=True)
+class EdaChoice:
+    """Rows for synonyms, with tokens and picks (n, T), and rows for swaps, with windows (n, 5)."""
+
+    synonym_rows: IntArray
+    replace: BoolArray
+    pick: IntArray
+    swap_rows: IntArray
+    windows: IntArray
+
+
+def choose_eda(config: EdaConfig, draws: Draws, grid: tuple[int, int]) -> EdaChoice:
+    """One choice a row."""
+    choice = draws.uniform("eda")[:, 0]
+    threshold = config.synonym_probability
+    synonym_rows = np.flatnonzero(choice < threshold)
+    swap_rows = np.flatnonzero(
+        (choice >= threshold) & (choice < threshold + config.swap_probability)
+    )
+    tokens = grid[0] * grid[1]
+    some = Draws(draws.seed, draws.epoch, draws.rows[synonym_rows])
+    return EdaChoice(
+        synonym_rows=synonym_rows,
+        replace=some.uniform("eda.replace", tokens) < config.synonym_rate,
+        pick=some.integers("eda.pick", config.synonym_count, tokens),
+        swap_rows=swap_rows,
+        windows=disjoint_windows(draws.uniform("eda.swap", 3)[swap_rows], grid, config.swap_scale),
+    )
+
+
+@dataclass(frozen=True)
+class ColorChoice:
+    """Rows for Emb-Noise, with its normals still as integers, and rows for ColorAdapt.
+
+    channel: (n, D) standard normals. words: (n, elements / 2 rounded up) in [0, 2**32).
+    partner: (m,) rows of the call that lend their colours to `adapt_rows` (m,).
+    """
+
+    noise_rows: IntArray
+    channel: FloatArray
+    words: IntArray
+    adapt_rows: IntArray
+    partner: IntArray
+
+
+def choose_color(
+    config: ColorConfig, draws: Draws, blocks: Blocks, channels: int, grid: tuple[int, int]
+) -> ColorChoice:
+    """One choice a block; the rows are those of the smallest numbers in it."""
+    order = draws.uniform("color.rows").reshape(blocks.count, -1)  # (count, B)
+    block_rows = order.shape[1]
+    chosen = np.argsort(order, axis=1, kind="stable")[:, : round(config.share * block_rows)]
+    noise, adapt = [], []
+    for block in range(blocks.count):
+        start = block * block_rows
+        own = Draws(draws.seed, draws.epoch, draws.rows[start : start + block_rows])
+        choice = float(own.block_uniform("color")[0])
+        if choice < config.noise_probability:
+            noise.append(np.sort(chosen[block]) + start)
+        elif choice < config.noise_probability + config.coloradapt_probability:
+            adapt.append(np.sort(chosen[block]) + start)
+    none = np.zeros(0, dtype=np.int64)
+    noise_rows, adapt_rows = np.concatenate([none, *noise]), np.concatenate([none, *adapt])
+    some = Draws(draws.seed, draws.epoch, draws.rows[noise_rows])
+    elements = channels * grid[0] * grid[1]
+    partners = blocks.partners(np.arange(len(draws.rows), dtype=np.int64))
+    return ColorChoice(
+        noise_rows=noise_rows,
+        channel=some.normal("color.channel", channels),
+        words=some.integers("color.element", 1 << 32, (elements + 1) // 2),
+        adapt_rows=adapt_rows,
+        partner=partners[adapt_rows],
+    )
+
+
+def choose_boxes(
+    config: CropConfig, draws: Draws, op: str, grid: tuple[int, int], size: tuple[int, int]
+) -> IntArray:
+    """Boxes (n, 4) of the cut; of exactly `size` unless the crop is a resized one."""
+    if config.kind == "resized":
+        return resized_boxes(draws.uniform(op, RESIZED_DRAWS), grid, config.area, config.aspect)
+    if config.kind == "random":
+        return random_boxes(draws.uniform(op, 2), grid, size)
+    return centre_boxes(len(draws.rows), grid, size)
+
+
+@dataclass(frozen=True)
+class WarpChoice:
+    """Parameters of `geometry.affine_matrices`, each (n,) or (n, 2)."""
+
+    flip: BoolArray
+    rotate: FloatArray
+    shift: FloatArray
+    shear: FloatArray
+
+
+def choose_warp(config: AdaptConfig, draws: Draws) -> WarpChoice:
+    """Flip, and with `affine_probability` each of the five turns with `affine_each`."""
+    coins = draws.uniform("adapt.coins", 7)  # flip, any turn, then one a turn
+    signed = 2 * draws.uniform("adapt.values", 5) - 1  # (n, 5) in [-1, 1)
+    turned = coins[:, 1:2] < config.affine_probability
+    values = np.where(turned & (coins[:, 2:] < config.affine_each), signed, 0).astype(np.float32)
+    return WarpChoice(
+        flip=coins[:, 0] < config.flip_probability,
+        rotate=values[:, 0] * config.rotate_degrees,
+        shift=values[:, 1:3] * config.translate,
+        shear=values[:, 3:5] * config.shear_degrees,
+    )
+
+
+@dataclass(frozen=True)
+class MixChoice:
+    """partner: (n,) positions among the rows of the path, itself where a row is not mixed.
+
+    weight: (n,) share of the own row in Mixup, 1 for others. boxes: (n, 4), empty but in CutMix.
+    share: (n,) float32 weight of the own label.
+    """
+
+    partner: IntArray
+    weight: FloatArray
+    boxes: IntArray
+    share: FloatArray
+
+
+def choose_mix(
+    config: MixConfig, draws: Draws, op: str, partner: IntArray, size: tuple[int, int]
+) -> MixChoice:
+    """Mixup, CutMix or nothing for each row."""
+    coins = draws.uniform(op, 5)  # mixed at all, which of the two, weight, centre of the box
+    mixed = (coins[:, 0] < config.probability) & (partner != np.arange(len(partner)))
+    switch = config.switch if config.mixup_alpha > 0 else 1.0
+    switch = switch if config.cutmix_alpha > 0 else 0.0
+    cut = mixed & (coins[:, 1] < switch)
+    blended = mixed & ~cut
+    weight = np.ones(len(partner), dtype=np.float32)
+    boxes = np.zeros((len(partner), 4), dtype=np.int64)
+    if config.mixup_alpha > 0:
+        weight[blended] = symmetric_beta(coins[blended, 2], config.mixup_alpha)
+    if config.cutmix_alpha > 0:
+        kept = symmetric_beta(coins[cut, 2], config.cutmix_alpha)
+        boxes[cut] = cutmix_boxes(kept, coins[cut, 3:], size)
+    share = np.where(cut, kept_share(boxes, size), weight).astype(np.float32)
+    return MixChoice(np.where(mixed, partner, np.arange(len(partner))), weight, boxes, share)

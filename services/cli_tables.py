@@ -1,0 +1,168 @@
+"""What the command line shows, as rich renderables; `services.cli` prints them.
+
+Names, messages and reasons come from files that others wrote: they are shown as plain text, never
+read as markup, and control characters do not reach the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from services.shards.manifest import LoadedManifest
+from services.shards.store import Entry
+from services.stats.report import storage_report
+from services.wire.seit import v1 as wire
+
+_LISTED = 10
+"""Entries of a long list that are shown before "and N more"."""
+
+
+def manifest_view(loaded: LoadedManifest) -> RenderableType:
+    """A dataset version in words, then its splits and its other files as tables."""
+    manifest = loaded.manifest
+    report = storage_report(manifest)
+    words = [plain(line) for line in _in_words(manifest, report, loaded.digest)]
+    parts: list[RenderableType] = [*words, storage_table(report)]
+    if manifest.assets:
+        table = _table("file", "what", "size>", "xxh3")
+        for asset in manifest.assets:
+            table.add_row(
+                plain(asset.path), plain(asset.kind), decimal(asset.bytes), plain(asset.xxh3)
+            )
+        parts.append(table)
+    return Group(*parts)
+
+
+def _in_words(
+    manifest: wire.Manifest, report: wire.StorageReport, digest: str
+) -> Iterable[str]:
+    spec, total = manifest.spec, report.total
+    assert spec is not None  # `load_manifest` refuses a manifest without one
+    assert total is not None
+    yield (
+        f"{manifest.dataset} version {manifest.version}, committed {manifest.created} by"
+        f" {manifest.writer}, digest {digest}."
+    )
+    if manifest.message:
+        yield f"It says: {manifest.message}"
+    pixels = (
+        f" of {spec.image_height}x{spec.image_width} pixels" if total.pixel_bytes else ""
+    )
+    yield (
+        f"{total.rows:,} images{pixels}, each as {spec.grid_height}x{spec.grid_width} tokens of"
+        f" {spec.codes:,} codes ({manifest.tokenizer_kind}, {spec.channels} channels a code)."
+    )
+    compared = [
+        f"{share:.2%} of {what}"
+        for share, what in (
+            (total.share_of_pixels, "the raw pixels"),
+            (total.share_of_source, "the source files"),
+        )
+        if share
+    ]
+    yield (
+        f"They take {decimal(total.bytes)} in {total.shards:,} shards,"
+        f" {total.bytes_per_image:,.1f} bytes an image"
+        + (f": {' and '.join(compared)}." if compared else ".")
+    )
+    if manifest.classes:
+        yield f"{len(manifest.classes):,} classes: {_shortened(manifest.classes)}."
+    else:
+        yield "No classes: the rows are not labelled."
+    if manifest.skipped:
+        listed = _shortened([f"{one.path} ({one.reason})" for one in manifest.skipped])
+        yield f"{len(manifest.skipped):,} pictures could not be read: {listed}."
+
+
+def storage_table(report: wire.StorageReport) -> Table:
+    """Splits and their sum: how much they take, and against what."""
+    table = _table(
+        "split",
+        "images>",
+        "shards>",
+        "size>",
+        "bytes/image>",
+        "entropy>",
+        "of source>",
+        "of pixels>",
+        "codes used>",
+    )
+    rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
+    for one in rows:
+        table.add_row(
+            plain(one.split),
+            f"{one.rows:,}",
+            f"{one.shards:,}",
+            decimal(one.bytes),
+            f"{one.bytes_per_image:,.1f}",
+            f"{one.entropy_bytes_per_image:,.1f}",
+            _share(one.share_of_source),
+            _share(one.share_of_pixels),
+            f"{one.used_codes:,}",
+            style="bold" if one is report.total else "",
+        )
+    return table
+
+
+def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:
+    """Datasets, or the versions of one, a line each."""
+    table = _table(
+        "dataset",
+        "version>",
+        "committed",
+        "images>",
+        "shards>",
+        "size>",
+        "bytes/image>",
+        "of source>",
+        "splits",
+    )
+    for one in summaries:
+        table.add_row(
+            plain(one.name),
+            str(one.version),
+            plain(one.created),
+            f"{one.rows:,}",
+            f"{one.shards:,}",
+            decimal(one.bytes),
+            f"{one.bytes_per_image:,.1f}",
+            _share(one.share_of_source),
+            plain(", ".join(one.splits)),
+        )
+    return table
+
+
+def orphan_table(orphans: Sequence[Entry]) -> Table:
+    """Files that no version names, with their sizes."""
+    table = _table("file", "size>")
+    for entry in orphans:
+        table.add_row(plain(entry.path), decimal(entry.bytes))
+    return table
+
+
+def plain(text: str) -> Text:
+    """Foreign text as it is, but for characters that would steer the terminal."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))
+
+
+def _table(*columns: str) -> Table:
+    """An empty table; a heading that ends in `>` belongs to a column of numbers."""
+    table = Table()
+    for column in columns:
+        justify = "right" if column.endswith(">") else "left"
+        table.add_column(column.rstrip(">"), justify=justify)  # type: ignore[arg-type]
+    return table
+
+
+def _share(share: float) -> str:
+    return f"{share:.2%}" if share else "unknown"
+
+
+def _shortened(entries: Sequence[str]) -> str:
+    rest = len(entries) - _LISTED
+    return ", ".join(entries[:_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")

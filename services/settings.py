@@ -1,0 +1,73 @@
+"""Settings of a machine, from environment variables. Leaf module: imports only `errors`.
+
+What belongs to a run stands in its command line; what belongs to the machine that runs it (where
+the cache may lie, how large it may grow) stands here.
+
+| variable | meaning | default |
+|---|---|---|
+| `SEIT_CACHE_DIR` | folder of the node's shard cache | `$XDG_CACHE_HOME/seit` or `~/.cache/seit` |
+| `SEIT_CACHE_BYTES` | most bytes that the cache may hold | `20G` |
+| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `2` |
+| `SEIT_STATS_SHARDS` | shards whose descriptions the stats service keeps in memory | `200K` |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import InvalidInputError
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_LIMIT = 2.0**63
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `load_settings` reads; the table above says what each field means."""
+
+    cache_dir: Path
+    cache_bytes: int
+    stats_fresh_seconds: float
+    stats_shards: int
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from `environ`, by default the process's own environment.
+
+    Numbers may end in K, M, G or T (powers of 1000), sizes in KB, MB, GB or TB as well.
+
+    Raises: InvalidInputError naming the variable, its value and what it may be.
+    """
+    env = os.environ if environ is None else environ
+    return Settings(
+        cache_dir=_cache_dir(env),
+        cache_bytes=int(_number(env, "SEIT_CACHE_BYTES", "20G", least=1)),
+        stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "2", least=0),
+        stats_shards=int(_number(env, "SEIT_STATS_SHARDS", "200K", least=1)),
+    )
+
+
+def _number(env: Mapping[str, str], name: str, default: str, least: int) -> float:
+    text = env.get(name) or default
+    digits = text.strip().upper().removesuffix("B")
+    unit = _UNITS.get(digits[-1:], 1)
+    try:
+        value = float(digits[:-1] if unit > 1 else digits) * unit
+    except ValueError:
+        value = float("nan")
+    if not least <= value < _LIMIT:
+        raise InvalidInputError(
+            f"{name} is {text!r}, expected a number from {least} on, such as {default!r} (K, M, G"
+            " and T stand for powers of 1000): correct it, or unset it for that default"
+        )
+    return value
+
+
+def _cache_dir(env: Mapping[str, str]) -> Path:
+    if chosen := env.get("SEIT_CACHE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "seit"

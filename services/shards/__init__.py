@@ -1,0 +1,1 @@
+"""Token datasets on storage: codec, Parquet layout, manifests, cache, readers and writers."""

@@ -1,0 +1,264 @@
+"""The node's cache of decoded shards: verified, bounded in bytes, shared by all its processes.
+
+A shard enters by being fetched, compared with its checksum and decoded once; from then on its
+rows are copies out of a mapped file (entry.py). What makes it safe under `kill -9`:
+
+- An entry appears under its name by a rename, whole. A half-written temporary file belongs to a
+  writer that holds the write lock; whoever holds the lock next removes what a dead one left.
+- Locks are flocks, which the system takes back from a dead process.
+- Each process checks an entry's checksum when it first opens it, which also covers the loss of
+  power; so nothing is fsynced, and a damaged entry is fetched again.
+
+Eviction: an epoch visits every shard once, in an order of its own. The entry that was used last
+is thus the one that is needed again last, and dropping the least recently used would drop what
+comes next (with a cache of half the data, it would never hit). So the most recently used of the
+entries that nobody holds goes first, after those of datasets that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from services.errors import FormatError, IntegrityError, InvalidInputError, StoreError
+from services.shards import layout
+from services.shards.entry import CachedShard, EntryFile
+from services.shards.store import Store
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".rows"
+_LOCKS = 64  # files that serialise fetches of one shard; other shards rarely meet
+_IDLE_DATASET_SECONDS = 600.0
+_FETCHES = 2  # the first, and one more after a bad checksum
+
+
+@dataclass(frozen=True)
+class CacheCounters:
+    """What one process got from its cache so far.
+
+    hits, misses: calls that were answered without and with a fetch.
+    bytes_fetched: Parquet bytes read from the store, those of repeated fetches included.
+    bytes_hit: Parquet bytes that did not have to be read because the node had the entry,
+        counted when an entry is opened.
+    refetches: fetches repeated because of a bad checksum, on the store or in the cache.
+    quarantined: shards given up because their bytes on the store are not the manifest's.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_fetched: int = 0
+    bytes_hit: int = 0
+    refetches: int = 0
+    quarantined: int = 0
+
+
+class ShardCache:
+    """Decoded shards in one folder of a node, at most `limit_bytes` of them.
+
+    A single shard larger than the limit is still held, alone. Safe to use from threads and
+    processes at once; pickling carries folder and limit.
+    """
+
+    def __init__(self, directory: Path | str, limit_bytes: int) -> None:
+        if limit_bytes < 1:
+            raise InvalidInputError(
+                f"cache limit of {limit_bytes} bytes: give at least the size of the shards that a "
+                "shuffle window mixes, decoded (2 bytes a token)"
+            )
+        self._directory = Path(directory)
+        self._limit = limit_bytes
+        self._locks = self._directory / "locks"
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self._guard = threading.Lock()
+        self._open: OrderedDict[str, CachedShard] = OrderedDict()
+        self._verified: set[tuple[str, int]] = set()
+        self._quarantined: set[str] = set()
+        self._counts = dict.fromkeys(
+            ("hits", "misses", "bytes_fetched", "bytes_hit", "refetches"), 0
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._directory, self._limit)
+
+    @property
+    def counters(self) -> CacheCounters:
+        with self._guard:
+            return CacheCounters(**self._counts, quarantined=len(self._quarantined))
+
+    def _count(self, **amounts: int) -> None:
+        with self._guard:
+            for name, amount in amounts.items():
+                self._counts[name] += amount
+
+    def rows(
+        self, root: Store, dataset: str, shard: wire.Shard, spec: wire.TokenSpec
+    ) -> CachedShard:
+        """The shard's rows, fetched from `root` only if this node does not have them.
+
+        IntegrityError, naming both checksums, if the store's bytes are wrong twice; FormatError
+        if they are not a shard of this spec; NotFoundError and StoreError of the store.
+        """
+        folder = root.child(dataset)
+        name = f"{xxhash.xxh3_64_hexdigest(folder.url.encode())}-{shard.xxh3}{_SUFFIX}"
+        held = self._held(name)
+        if held is not None:
+            self._count(hits=1)
+            return held
+        with self._lock(f"fetch-{int(shard.xxh3[:8], 16) % _LOCKS}"):
+            entry = self._open_entry(name, shard, spec)
+            if entry is not None:
+                self._count(hits=1, bytes_hit=shard.bytes)
+            else:
+                self._count(misses=1)
+                rows = self._fetch(folder, shard, spec)
+                entry = self._lay_down(name, EntryFile(rows, spec), shard, spec)
+        self._hold(name, entry)
+        return entry
+
+    def _held(self, name: str) -> CachedShard | None:
+        with self._guard:
+            entry = self._open.get(name)
+            if entry is None:
+                return None
+            if not entry.touch():  # evicted: holding on to it would keep its disk space taken
+                del self._open[name]
+                return None
+            self._open.move_to_end(name)
+            return entry
+
+    def _hold(self, name: str, entry: CachedShard) -> None:
+        """Keep the mapping for the next call; a process holds at most an eighth of the limit."""
+        with self._guard:
+            self._open[name] = entry
+            self._open.move_to_end(name)
+            held = sum(other.file_bytes for other in self._open.values())
+            while len(self._open) > 1 and held > self._limit // 8:
+                _, oldest = self._open.popitem(last=False)
+                held -= oldest.file_bytes
+
+    def _open_entry(self, name: str, shard: wire.Shard, spec: wire.TokenSpec) -> CachedShard | None:
+        """The entry if it stands and is sound; a damaged one is removed."""
+        path = self._directory / name
+        try:
+            entry = CachedShard(path, shard, spec)
+            if (name, entry.inode) not in self._verified and not entry.check_payload():
+                raise FormatError(f"{path}: the payload is damaged")
+        except FileNotFoundError:
+            return None
+        except FormatError as error:
+            logger.warning("cache entry dropped, its shard is fetched again: %s", error)
+            path.unlink(missing_ok=True)
+            self._count(refetches=1)
+            return None
+        self._verified.add((name, entry.inode))
+        entry.touch()
+        return entry
+
+    def _fetch(self, folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> layout.EncodedRows:
+        found = ""
+        for attempt in range(_FETCHES):
+            data = folder.read(shard.path)
+            self._count(bytes_fetched=len(data), refetches=min(attempt, 1))
+            found = xxhash.xxh3_128_hexdigest(data)
+            if found == shard.xxh3:
+                name = f"{folder.url}/{shard.path}"
+                return layout.read_encoded(data, spec, shard.rows, name)
+            logger.warning("%s/%s: bad checksum %s", folder.url, shard.path, found)
+        with self._guard:
+            self._quarantined.add(shard.xxh3)
+        raise IntegrityError(
+            f"{folder.url}/{shard.path}: fetched {_FETCHES} times, found xxh3 {found}, expected "
+            f"{shard.xxh3}: the file on storage is damaged; restore it, or write it again and "
+            "commit a new version"
+        )
+
+    def _lay_down(
+        self, name: str, file: EntryFile, shard: wire.Shard, spec: wire.TokenSpec
+    ) -> CachedShard:
+        temporary = self._directory / f".{secrets.token_hex(8)}.tmp"
+        with self._lock("write"):
+            self._make_room(file.bytes)
+            try:
+                with open(temporary, "xb") as target:
+                    file.write(target)
+                # Opened, and so in use, before others can see it and choose it for eviction.
+                entry = CachedShard(temporary, shard, spec)
+                os.replace(temporary, self._directory / name)
+            except OSError as error:
+                raise StoreError(
+                    f"cache folder {self._directory}: {error}; it needs {file.bytes} bytes more: "
+                    "free space, or lower the cache's limit"
+                ) from error
+            finally:
+                temporary.unlink(missing_ok=True)
+        self._verified.add((name, entry.inode))
+        return entry
+
+    def _make_room(self, wanted: int) -> None:
+        """Remove entries until `wanted` more bytes fit; the caller holds the write lock."""
+        entries = []
+        with os.scandir(self._directory) as found:
+            for item in found:
+                if item.name.endswith(".tmp"):
+                    os.unlink(item.path)  # of a writer that died: the living hold the lock
+                elif item.name.endswith(_SUFFIX):
+                    stat = item.stat()
+                    entries.append((item.name, stat.st_size, stat.st_mtime))
+        excess = sum(size for _, size, _ in entries) + wanted - self._limit
+        if excess <= 0:
+            return
+        for in_use_too in (False, True):
+            for name, size, _ in _eviction_order(entries):
+                if excess <= 0:
+                    return
+                if self._evict(name, in_use_too):
+                    excess -= size
+
+    def _evict(self, name: str, in_use_too: bool) -> bool:
+        path = self._directory / name
+        try:
+            with open(path, "rb") as file:
+                if not in_use_too:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        with self._guard:
+            self._open.pop(name, None)
+        return True
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with open(self._locks / name, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _eviction_order(entries: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    """Entries (name, bytes, last use) in the order in which they may go; see the module's text."""
+    last_use: dict[str, float] = {}
+    for name, _, used in entries:
+        dataset = name.partition("-")[0]
+        last_use[dataset] = max(used, last_use.get(dataset, used))
+    cut = time.time() - _IDLE_DATASET_SECONDS
+
+    def rank(entry: tuple[str, int, float]) -> tuple[bool, float]:
+        name, _, used = entry
+        active = last_use[name.partition("-")[0]] > cut
+        return active, -used if active else used
+
+    return sorted(entries, key=rank)

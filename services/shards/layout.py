@@ -1,0 +1,343 @@
+"""One shard as a Parquet file, self-contained and versioned.
+
+    key           string        name of the source picture
+    label         int32         -1 where there is none
+    source_bytes  int64         size of the original image file, 0 where not known
+    tokens        binary(T)     ranks, one byte a token (`codec.Columns.low`)
+    tokens_high   binary(T)     encoding "planes" only
+    escape        binary        encoding "escape" only, as many bytes as the row has escapes
+    escape_high   binary        the same with more than 511 used codes
+
+Key-value metadata: `seit.format` (checked before anything else), `seit.tokens`, JSON with the
+grid, the number of codes, the encoding and the codes by falling frequency, and `seit.check`, its
+xxh3-64. zstd compresses each column, and every page carries a checksum. Ranks belong to the shard, not to the dataset: data
+appended later keep their own optimum, and no pass over all the data is needed first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.shards import codec
+from services.shards.codec import ByteArray, Columns, Encoded, Encoding
+from services.types import UNLABELLED, IdArray, IntArray, TokenRows
+from services.wire.seit import v1 as wire
+
+FORMAT_VERSION = 1
+MAX_COLUMN_BYTES = (1 << 31) - 1  # Arrow's binary columns count bytes in int32
+MAX_KEY_BYTES = 1024
+
+_FORMAT_KEY = b"seit.format"
+_TOKENS_KEY = b"seit.tokens"
+_CHECK_KEY = b"seit.check"
+_ZSTD_LEVEL = 1  # higher levels search for repeats, of which tokens have none: 0.1 % worse, slower
+_PAGE_BYTES = 1 << 20
+_PAGE_SLACK = 1.05  # headers and level bytes, relative to the values
+_PARQUET_ENCODINGS = {
+    "key": "DELTA_BYTE_ARRAY",
+    "label": "PLAIN",
+    "source_bytes": "DELTA_BINARY_PACKED",
+    "tokens": "PLAIN",
+    "tokens_high": "PLAIN",
+    "escape": "DELTA_LENGTH_BYTE_ARRAY",
+    "escape_high": "DELTA_LENGTH_BYTE_ARRAY",
+}
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of a shard with their tokens still encoded, all in flat arrays.
+
+    encoded: N rows of T tokens.
+    labels: (N,) int64. source_bytes: (N,) int64.
+    key_offsets: (N + 1,) int64 into key_bytes (B,) uint8, the keys in UTF-8 back to back.
+    """
+
+    encoded: Encoded
+    labels: IntArray
+    source_bytes: IntArray
+    key_offsets: IntArray
+    key_bytes: ByteArray
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def keys(self, index: IntArray | None = None) -> list[str]:
+        """Keys of the rows `index`, of all rows by default."""
+        rows = range(len(self)) if index is None else index.tolist()
+        begin, end = self.key_offsets[:-1], self.key_offsets[1:]
+        return [bytes(self.key_bytes[begin[row] : end[row]]).decode() for row in rows]
+
+
+def to_parquet(rows: TokenRows, spec: wire.TokenSpec) -> bytes:
+    """The shard file of these rows, in the encoding that comes out smallest.
+
+    The same rows give the same bytes with the same version of pyarrow.
+    Raises InvalidInputError for no rows, a grid other than the spec's, ids >= spec.codes, labels
+    outside -1..2^31-1, keys that are not text or longer than 1024 bytes, or too many rows.
+    """
+    count, tokens = len(rows), spec.grid_height * spec.grid_width
+    if rows.ids.shape[1:] != (spec.grid_height, spec.grid_width):
+        raise InvalidInputError(
+            f"rows have a grid of {rows.ids.shape[1:]} tokens, the dataset's spec says "
+            f"{(spec.grid_height, spec.grid_width)}: write them to a dataset of their own"
+        )
+    if not 0 < count * tokens <= MAX_COLUMN_BYTES:
+        raise InvalidInputError(
+            f"a shard of {count} rows of {tokens} tokens; it holds 1 to "
+            f"{MAX_COLUMN_BYTES // tokens} rows: write fewer rows to a shard"
+        )
+    ids_NT = rows.ids.reshape(count, tokens)
+    encoded = codec.encode(ids_NT, spec.codes, codec.choose(ids_NT, spec.codes, _zstd_bytes))
+    columns = codec.pack(encoded)
+    arrays = {
+        "key": _key_array(rows.keys),
+        "label": _label_array(rows.labels),
+        "source_bytes": pa.array(rows.source_bytes, pa.int64()),
+        "tokens": _fixed(columns.low),
+    }
+    if encoded.encoding is Encoding.PLANES:
+        arrays["tokens_high"] = _fixed(columns.high)
+    if encoded.encoding is Encoding.ESCAPE:
+        arrays["escape"] = _variable(columns.offsets, columns.escape_low)
+        if codec.long_escapes(len(encoded.ranks)):
+            arrays["escape_high"] = _variable(columns.offsets, columns.escape_high)
+    schema = _schema(encoded.encoding, len(encoded.ranks), tokens)
+    table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        use_dictionary=False,
+        column_encoding={name: _PARQUET_ENCODINGS[name] for name in schema.names},
+        data_page_size=_PAGE_BYTES,
+        write_page_checksum=True,
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        writer.write_table(table, row_group_size=count)
+        writer.add_key_value_metadata(_describe(encoded, spec))
+    return bytes(sink.getvalue())
+
+
+def from_parquet(source: bytes | Path, spec: wire.TokenSpec) -> TokenRows:
+    """All rows of a shard file. Errors as `read_encoded`."""
+    rows = read_encoded(source, spec)
+    ids = codec.decode(rows.encoded).reshape(-1, spec.grid_height, spec.grid_width)
+    return TokenRows(ids, rows.labels, rows.keys(), rows.source_bytes)
+
+
+def read_encoded(
+    source: bytes | Path, spec: wire.TokenSpec, rows: int | None = None, name: str = "shard"
+) -> EncodedRows:
+    """Decompress a shard without building its ids.
+
+    rows: number of rows that the manifest promises; name: what errors call the shard.
+    Raises FormatError for a newer format, other sizes than the spec's, or damaged content. The
+    footer is held against spec and rows before memory is taken for the columns.
+    """
+    if isinstance(source, Path):
+        if not source.exists():
+            raise NotFoundError(f"no shard file {source}: check the path")
+        name, source = str(source), source.read_bytes()
+    try:
+        with pq.ParquetFile(pa.BufferReader(source), page_checksum_verification=True) as file:
+            encoding, ranks = _check_footer(file, spec, rows)
+            table = file.read(use_threads=False)
+        return _to_rows(table, encoding, ranks, spec)
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FormatError(
+            f"{name}: not a whole Parquet file ({reason}): fetch or write it again"
+        ) from error
+
+
+def _schema(encoding: Encoding, used: int, tokens: int) -> pa.Schema:
+    types = {
+        "key": pa.string(),
+        "label": pa.int32(),
+        "source_bytes": pa.int64(),
+        "tokens": pa.binary(tokens),
+    }
+    if encoding is Encoding.PLANES:
+        types["tokens_high"] = pa.binary(tokens)
+    if encoding is Encoding.ESCAPE:
+        types["escape"] = pa.binary()
+        if codec.long_escapes(used):
+            types["escape_high"] = pa.binary()
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
+
+
+def _describe(encoded: Encoded, spec: wire.TokenSpec) -> dict[bytes, bytes]:
+    tokens = {
+        "grid": [spec.grid_height, spec.grid_width],
+        "codes": spec.codes,
+        "encoding": encoded.encoding.value,
+        "ranks": base64.b64encode(encoded.ranks.astype("<u2").tobytes()).decode(),
+    }
+    described = json.dumps(tokens).encode()
+    return {
+        _FORMAT_KEY: str(FORMAT_VERSION).encode(),
+        _TOKENS_KEY: described,
+        _CHECK_KEY: xxhash.xxh3_64_hexdigest(described).encode(),
+    }
+
+
+def _check_footer(
+    file: pq.ParquetFile, spec: wire.TokenSpec, rows: int | None
+) -> tuple[Encoding, IdArray]:
+    """Encoding and ranks of a shard whose footer agrees with the spec; FormatError otherwise."""
+    metadata = file.metadata.metadata or {}
+    found = metadata.get(_FORMAT_KEY, b"none").decode(errors="replace")
+    if found != str(FORMAT_VERSION):
+        newer = found.isdecimal() and int(found) > FORMAT_VERSION
+        remedy = "upgrade seitpp" if newer else "this is not a token shard"
+        raise FormatError(f"found format {found}, this program reads {FORMAT_VERSION}: {remedy}")
+    described = metadata.get(_TOKENS_KEY, b"")
+    if metadata.get(_CHECK_KEY) != xxhash.xxh3_64_hexdigest(described).encode():
+        raise FormatError("the description of its tokens is damaged: fetch or write it again")
+    try:
+        said = json.loads(described)
+        grid, codes = tuple(said["grid"]), said["codes"]
+        encoding = Encoding(said["encoding"])
+        packed = base64.b64decode(said["ranks"], validate=True)
+        ranks = np.frombuffer(packed, "<u2").astype(np.uint16)
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise FormatError(f"its description of the tokens cannot be read: {error}") from error
+    if (grid, codes) != ((spec.grid_height, spec.grid_width), spec.codes):
+        raise FormatError(
+            f"holds grids {grid} of {codes} codes, the dataset's spec says "
+            f"{(spec.grid_height, spec.grid_width)} of {spec.codes}: it is another dataset's shard"
+        )
+    if not 0 < len(np.unique(ranks)) == len(ranks) or int(ranks.max()) >= codes:
+        raise FormatError(f"its ranks are not different codes below {codes}")
+    if encoding not in codec.candidates(len(ranks)):
+        raise FormatError(f"encoding {encoding} with {len(ranks)} used codes")
+    _check_sizes(file, _schema(encoding, len(ranks), spec.grid_height * spec.grid_width), rows)
+    return encoding, ranks
+
+
+def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int | None) -> None:
+    if not file.schema_arrow.equals(schema, check_metadata=False):
+        raise FormatError(
+            f"columns {file.schema_arrow.to_string()} where its description asks for "
+            f"{schema.to_string()}"
+        )
+    count, tokens = file.metadata.num_rows, schema.field("tokens").type.byte_width
+    limit = MAX_COLUMN_BYTES // tokens
+    if not 0 < count <= limit or (rows is not None and count != rows):
+        expected = f"1 to {limit}" if rows is None else f"{rows}"
+        raise FormatError(f"holds {count} rows, expected {expected}")
+    if file.metadata.num_row_groups != 1:
+        raise FormatError(f"holds {file.metadata.num_row_groups} row groups, expected 1")
+    group = file.metadata.row_group(0)
+    for number, name in enumerate(schema.names):
+        width = MAX_KEY_BYTES if name == "key" else tokens + 16
+        limit = int(count * width * _PAGE_SLACK) + _PAGE_BYTES
+        size = group.column(number).total_uncompressed_size
+        if not 0 <= size <= limit:
+            raise FormatError(f"column {name} unpacks to {size} bytes, at most {limit} make sense")
+
+
+def _to_rows(
+    table: pa.Table, encoding: Encoding, ranks: IdArray, spec: wire.TokenSpec
+) -> EncodedRows:
+    count, tokens = table.num_rows, spec.grid_height * spec.grid_width
+    arrays = {name: _whole(table[name]) for name in table.column_names}
+    none = np.zeros(0, np.uint8)
+    offsets, escape_low, escape_high = np.zeros(0, np.int64), none, none
+    if encoding is Encoding.ESCAPE:
+        offsets, escape_low = _bytes_of(arrays["escape"])
+    if "escape_high" in arrays:
+        high_offsets, escape_high = _bytes_of(arrays["escape_high"])
+        if not np.array_equal(high_offsets, offsets):
+            raise FormatError("its two escape columns differ in length")
+    low = _grid_of(arrays["tokens"], tokens)
+    high = _grid_of(arrays["tokens_high"], tokens) if "tokens_high" in arrays else low[:0]
+    columns = Columns(low, high, offsets, escape_low, escape_high)
+    labels = arrays["label"].to_numpy().astype(np.int64)
+    if count and labels.min() < UNLABELLED:
+        raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
+    key_offsets, key_bytes = _bytes_of(arrays["key"])
+    return EncodedRows(
+        encoded=codec.unpack(encoding, ranks, columns),
+        labels=labels,
+        source_bytes=arrays["source_bytes"].to_numpy(),
+        key_offsets=key_offsets,
+        key_bytes=key_bytes,
+    )
+
+
+def _whole(column: pa.ChunkedArray) -> Any:
+    array = column.combine_chunks()
+    array.validate()
+    return array
+
+
+def _bytes_of(array: Any) -> tuple[IntArray, ByteArray]:
+    """Offsets (N + 1,) and bytes of a string or binary array."""
+    _, places, data = array.buffers()
+    offsets = np.frombuffer(places, np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
+    content = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], content
+
+
+def _grid_of(array: Any, tokens: int) -> ByteArray:
+    values = np.frombuffer(array.buffers()[1], np.uint8)
+    return values.reshape(-1, tokens)[array.offset :][: len(array)]
+
+
+def _fixed(grid: ByteArray) -> Any:
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(grid))]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(grid.shape[1]), len(grid), buffers)
+
+
+def _variable(offsets: IntArray, content: ByteArray) -> Any:
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
+
+
+def _key_array(keys: Sequence[str]) -> Any:
+    try:
+        array = pa.array(keys, pa.string())
+    except (pa.ArrowException, UnicodeError) as error:
+        raise InvalidInputError(f"keys must be text that UTF-8 can hold: {error}") from error
+    longest = int(np.diff(_bytes_of(array)[0]).max())
+    if array.null_count or longest > MAX_KEY_BYTES:
+        raise InvalidInputError(
+            f"a key of {longest} bytes or none at all ({array.null_count}); a key has 0 to "
+            f"{MAX_KEY_BYTES} bytes: use the path relative to the data's folder"
+        )
+    return array
+
+
+def _label_array(labels: IntArray) -> Any:
+    limit = int(np.iinfo(np.int32).max)
+    if labels.min() < UNLABELLED or labels.max() > limit:
+        raise InvalidInputError(
+            f"labels {labels.min()}..{labels.max()} are outside {UNLABELLED}..{limit}: number the "
+            f"classes from 0 and write {UNLABELLED} for rows without one"
+        )
+    return pa.array(labels, pa.int32())
+
+
+def _zstd_bytes(column: npt.NDArray[np.uint8]) -> int:
+    compressed = pa.Codec("zstd", _ZSTD_LEVEL).compress(pa.py_buffer(np.ascontiguousarray(column)))
+    return int(compressed.size)

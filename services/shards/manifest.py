@@ -1,0 +1,281 @@
+"""Versions of a dataset: immutable manifests, and the commit that adds one.
+
+    ROOT/NAME/versions/00000001.json     wire.Manifest as JSON, never changed
+    ROOT/NAME/shards/*.parquet           shared by the versions that name them
+    ROOT/NAME/assets/KIND-DIGEST.safetensors
+
+Shards and assets are written first, the manifest last and exclusively, so a reader sees a whole
+version or none, and of two writers neither overwrites the other.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import pydantic
+import pydantic_core
+import xxhash
+
+from services.errors import (
+    CommitConflictError,
+    FormatError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
+from services.shards.store import Store
+from services.shards.validate import MANIFEST_FORMAT, check_manifest, check_name
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+Rebase = Callable[["LoadedManifest"], wire.Manifest]
+
+_VERSIONS = "versions"
+_VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
+_MAX_CONFLICTS = 10_000  # each one is a version that another writer committed meanwhile
+_ADAPTER = pydantic.TypeAdapter(wire.Manifest)
+
+
+@dataclass(frozen=True)
+class LoadedManifest:
+    """A manifest that stands on storage.
+
+    digest: xxh3-128 of the file, 32 hexadecimal digits: the identity of the version.
+    """
+
+    manifest: wire.Manifest
+    digest: str
+
+
+def dump_manifest(manifest: wire.Manifest) -> bytes:
+    """The manifest as JSON, the bytes that stand on storage."""
+    return _ADAPTER.dump_json(manifest)
+
+
+def parse_manifest(data: bytes) -> wire.Manifest:
+    """The checked manifest of these bytes; FormatError for anything else."""
+    try:
+        raw = pydantic_core.from_json(data)
+    except ValueError as error:
+        raise FormatError(f"manifest: this is not whole JSON: {error}") from error
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if type(found) is not int:
+        raise FormatError(f"manifest: found format {found!r}, this program reads {MANIFEST_FORMAT}")
+    if found != MANIFEST_FORMAT:
+        remedy = "upgrade seitpp" if found > MANIFEST_FORMAT else "the file is damaged"
+        raise FormatError(
+            f"manifest: found format {found}, this program reads {MANIFEST_FORMAT}: {remedy}"
+        )
+    try:
+        manifest = _ADAPTER.validate_json(data, strict=True)
+    except ValueError as error:
+        raise FormatError(f"manifest: {' '.join(str(error).split())[:500]}") from error
+    check_manifest(manifest)
+    return manifest
+
+
+def list_datasets(root: Store) -> list[str]:
+    """Names of the datasets below the root that have a version, sorted."""
+    return [name for name in root.folders() if _is_name(name) and list_versions(root, name)]
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except InvalidInputError:
+        return False
+    return True
+
+
+def list_versions(root: Store, dataset: str) -> list[int]:
+    """Numbers of the versions that stand, ascending; [] if there is no such dataset."""
+    matches = map(_VERSION_FILE.fullmatch, root.child(check_name(dataset)).list(_VERSIONS))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def load_manifest(root: Store, dataset: str, version: int | None = None) -> LoadedManifest:
+    """One version of a dataset, the newest if none is named.
+
+    NotFoundError if it does not stand (naming those that do), FormatError if it is damaged.
+    """
+    if version is None:
+        versions = list_versions(root, dataset)
+        if not versions:
+            raise NotFoundError(
+                f"no dataset {dataset!r} at {root.url}; there are: "
+                f"{', '.join(list_datasets(root)) or 'none'}"
+            )
+        version = versions[-1]
+    try:
+        return _load(root.child(check_name(dataset)), dataset, version)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"dataset {dataset!r} at {root.url} has no version {version}; there are: "
+            f"{list_versions(root, dataset) or 'none'}"
+        ) from error
+
+
+def _path(version: int) -> str:
+    return f"{_VERSIONS}/{version:08d}.json"
+
+
+def _load(folder: Store, dataset: str, version: int) -> LoadedManifest:
+    data = folder.read(_path(version))
+    try:
+        manifest = parse_manifest(data)
+    except FormatError as error:
+        raise FormatError(f"{folder.url}/{_path(version)}: {error}") from error
+    if (manifest.dataset, manifest.version) != (dataset, version):
+        raise FormatError(
+            f"{folder.url}/{_path(version)}: the file says dataset {manifest.dataset!r} version "
+            f"{manifest.version}: it was copied or renamed; commit it again under its new name"
+        )
+    return LoadedManifest(manifest, xxhash.xxh3_128_hexdigest(data))
+
+
+def commit(
+    root: Store, manifest: wire.Manifest, *, rebase: Rebase | None = None, sole_writer: bool = False
+) -> LoadedManifest:
+    """Make the manifest the next version of its dataset; its files must stand already.
+
+    format, version, created and (if empty) writer are filled in here. `manifest.parent` says what
+    the manifest was built on: empty for contents that stand for themselves, which become the next
+    version whatever stands, or the digest of the version that was changed. If another version
+    came in between, `rebase` is given the newest one and returns the change made to it; without
+    `rebase` that is a CommitConflictError.
+
+    sole_writer: the caller vouches that nobody else commits to this dataset, so that a storage
+    that cannot create exclusively will do. Otherwise such a storage is a StoreError.
+    """
+    folder = root.child(check_name(manifest.dataset))
+    if not sole_writer:
+        folder.check_exclusive()
+    versions = list_versions(root, manifest.dataset)
+    newest = _load(folder, manifest.dataset, versions[-1]) if versions else None
+    _check_files(folder, manifest, newest)
+    for _ in range(_MAX_CONFLICTS):
+        final = _next(manifest, newest, rebase)
+        data = dump_manifest(final)
+        parse_manifest(data)  # never publish what a reader would refuse
+        if _publish(folder, _path(final.version), data, sole_writer):
+            logger.info("committed %s version %d", final.dataset, final.version)
+            return LoadedManifest(final, xxhash.xxh3_128_hexdigest(data))
+        newest = _load(folder, manifest.dataset, final.version)
+    raise CommitConflictError(
+        f"{folder.url}: other writers were faster {_MAX_CONFLICTS} times; nothing was overwritten: "
+        "try again when fewer of them commit"
+    )
+
+
+def _publish(folder: Store, path: str, data: bytes, sole_writer: bool) -> bool:
+    if not sole_writer:
+        return folder.create(path, data)
+    if folder.exists(path):
+        return False
+    folder.write(path, data)
+    return True
+
+
+def _next(
+    manifest: wire.Manifest, newest: LoadedManifest | None, rebase: Rebase | None
+) -> wire.Manifest:
+    parent = newest.digest if newest else ""
+    if manifest.parent and manifest.parent != parent:
+        if rebase is None or newest is None:
+            stands = f"version {newest.manifest.version} ({parent})" if newest else "nothing"
+            raise CommitConflictError(
+                f"dataset {manifest.dataset!r}: the change was made to the version of digest "
+                f"{manifest.parent}, but the newest is {stands}; nothing was overwritten: load "
+                "the newest version and make the change again"
+            )
+        manifest = rebase(newest)
+    return replace(
+        manifest,
+        format=MANIFEST_FORMAT,
+        version=newest.manifest.version + 1 if newest else 1,
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        writer=manifest.writer or _writer(),
+        parent=parent,
+    )
+
+
+def _writer() -> str:
+    try:
+        return f"seitpp {importlib.metadata.version('seitpp')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "seitpp"  # a Ray job's working directory: importable without being installed
+
+
+def _check_files(folder: Store, manifest: wire.Manifest, newest: LoadedManifest | None) -> None:
+    """Shards first, manifest last: refuse to name files that do not stand in their full size."""
+    standing = _files(newest.manifest) if newest else {}
+    wanted = {path: size for path, size in _files(manifest).items() if path not in standing}
+    if not wanted:
+        return
+    found = {
+        entry.path: entry.bytes for part in ("shards", "assets") for entry in folder.scan(part)
+    }
+    for path, size in wanted.items():
+        if found.get(path) != size:
+            raise IntegrityError(
+                f"{folder.url}/{path}: the manifest wants {size} bytes, found "
+                f"{found.get(path, 'no file')}; not committed: write the file again first"
+            )
+
+
+def _files(manifest: wire.Manifest) -> dict[str, int]:
+    """Path to size of every file that a manifest names."""
+    shards = {shard.path: shard.bytes for split in manifest.splits for shard in split.shards}
+    return shards | {asset.path: asset.bytes for asset in manifest.assets}
+
+
+def named_files(manifest: wire.Manifest) -> set[str]:
+    """Paths, relative to the dataset's folder, of every file that a manifest names."""
+    return set(_files(manifest))
+
+
+def extend(base: LoadedManifest, splits: Sequence[wire.Split], message: str) -> wire.Manifest:
+    """The manifest with more shards: those of a known split follow its own, new splits come last.
+
+    Shards of `base` are shared, not copied. Pass the result to `commit`, with
+    `rebase=lambda newest: extend(newest, splits, message)` to append to whatever is the newest.
+    """
+    merged = {split.name: split for split in base.manifest.splits}
+    for split in splits:
+        old = merged.get(split.name)
+        if old is not None:
+            counts = [a + b for a, b in zip(old.code_counts, split.code_counts, strict=True)]
+            split = wire.Split(
+                name=split.name, shards=[*old.shards, *split.shards], code_counts=counts
+            )
+        merged[split.name] = split
+    return replace(
+        base.manifest, splits=list(merged.values()), message=message, parent=base.digest, writer=""
+    )
+
+
+def put_asset(root: Store, dataset: str, kind: str, data: bytes) -> wire.Asset:
+    """Write a codebook, tokenizer or synonyms file (safetensors), named by its contents."""
+    digest = xxhash.xxh3_128_hexdigest(data)
+    path = f"assets/{check_name(kind, 'asset')}-{digest[:16]}.safetensors"
+    root.child(check_name(dataset)).write(path, data)
+    return wire.Asset(kind=kind, path=path, bytes=len(data), xxh3=digest)
+
+
+def read_asset(root: Store, dataset: str, asset: wire.Asset) -> bytes:
+    """The bytes of an asset; IntegrityError if they are not those that the manifest names."""
+    folder = root.child(check_name(dataset))
+    data = folder.read(asset.path)
+    found = xxhash.xxh3_128_hexdigest(data)
+    if found != asset.xxh3:
+        raise IntegrityError(
+            f"{folder.url}/{asset.path}: {len(data)} bytes of xxh3 {found}, expected {asset.bytes} "
+            f"of {asset.xxh3}: the file is damaged; restore it or commit a new {asset.kind}"
+        )
+    return data

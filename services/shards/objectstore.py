@@ -1,0 +1,210 @@
+"""Stores behind fsspec: s3:// (s3fs), gs:// (gcsfs) and memory://."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from services.errors import InvalidInputError, NotFoundError, StoreError
+from services.shards.retry import EXISTS_STATUS, RetryCounter, RetryPolicy, http_status
+from services.shards.store import Entries, Entry, Names, Store, check_path
+
+logger = logging.getLogger(__name__)
+
+SCHEMES = ("s3", "gs", "memory")
+_MEMORY_LOCK = threading.Lock()  # fsspec's memory files look first and write after
+
+
+class ObjectStore(Store):
+    """A prefix of a bucket, or of fsspec's files in memory.
+
+    One request is one try: the libraries' own silent retries are switched off, so that
+    `Store.retries` counts all there are. Listings are never cached: others write too.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: dict[str, Any],
+        retry: RetryPolicy,
+        counter: RetryCounter | None = None,
+    ) -> None:
+        super().__init__(url, options, retry, counter)
+        self._scheme, _, rest = self.url.partition("://")
+        self._base = rest.strip("/")
+        if self._scheme != "memory" and not self._base:
+            raise InvalidInputError(f"{url!r} names no bucket: write {self._scheme}://BUCKET/PATH")
+        if self._base:
+            check_path(self._base)
+        self._files = _filesystem(self._scheme, options)
+
+    def _full(self, path: str) -> str:
+        return "/".join(part for part in (self._base, check_path(path)) if part)
+
+    def _read(self, path: str, **limits: int) -> bytes:
+        if self._scheme == "s3":
+            limits["max_concurrency"] = 1  # one GET; s3fs would ask for the size first
+
+        def cat() -> bytes:
+            data: bytes = self._files.cat_file(self._full(path), **limits)
+            return data
+
+        return self._run("read", path, cat)
+
+    def read(self, path: str) -> bytes:
+        return self._read(path)
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        try:
+            return self._read(path, start=start, end=start + length)
+        except StoreError as error:
+            if http_status(error) == 416:  # the range begins behind the file's end
+                return b""
+            raise
+
+    def _info(self, path: str) -> dict[str, Any]:
+        info: dict[str, Any] = self._run("stat", path, lambda: self._files.info(self._full(path)))
+        if info["type"] != "file":
+            raise NotFoundError(f"stat {self.url}/{path}: this is a folder, not a file")
+        return info
+
+    def size(self, path: str) -> int:
+        return int(self._info(path)["size"])
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._info(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def scan(self, prefix: str = "") -> Entries:
+        base = self._full(prefix) if prefix else self._base
+
+        def find() -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = self._files.find(base, detail=True)
+            return found
+
+        cut = len(self._base) + 1 if self._base else 0
+        try:
+            found = self._run("list", prefix, find)
+        except NotFoundError:
+            return []
+        entries = [
+            Entry(name.lstrip("/")[cut:], int(info["size"]), _modified(info))
+            for name, info in found.items()
+            if info["type"] == "file" and name.lstrip("/") != base
+        ]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def folders(self) -> Names:
+        def ls() -> Names:
+            infos = self._files.ls(self._base, detail=True)
+            found = (info["name"] for info in infos if info["type"] == "directory")
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+        try:
+            return self._run("list", "", ls)
+        except NotFoundError:
+            return []
+
+    def write(self, path: str, data: bytes) -> None:
+        self._run("write", path, lambda: self._files.pipe_file(self._full(path), data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        before = self.retries
+        if self._run("create", path, lambda: self._put_new(path, data)):
+            return True
+        # If the answer to an earlier try was lost, the object that stands may be our own.
+        return self.retries > before and self.read(path) == data
+
+    def _put_new(self, path: str, data: bytes) -> bool:
+        try:
+            with _MEMORY_LOCK if self._scheme == "memory" else contextlib.nullcontext():
+                self._files.pipe_file(self._full(path), data, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if http_status(error) == EXISTS_STATUS:
+                return False
+            raise
+        return True
+
+    def delete(self, path: str) -> None:
+        def remove() -> None:
+            try:
+                self._files.rm_file(self._full(path))
+            except FileNotFoundError:
+                return
+
+        self._run("delete", path, remove)
+
+    def local_path(self, path: str) -> Path | None:
+        check_path(path)
+        return None
+
+    def check_exclusive(self) -> None:
+        probe = f".probe-{secrets.token_hex(8)}"
+        try:
+            first, second = self.create(probe, b"first"), self.create(probe, b"second")
+        except StoreError as error:
+            raise StoreError(
+                f"{self.url} cannot be written to by `If-None-Match: *`, by which a version is "
+                f"committed: {error}"
+            ) from error
+        finally:
+            self._remove_probe(probe)
+        if not first or second:
+            raise StoreError(
+                f"{self.url}: the server ignores `If-None-Match: *` (it let a second object of the "
+                "same name replace the first), so two writers could overwrite each other's "
+                "version; use a server with conditional writes (AWS S3, MinIO, Swift), or make "
+                "sure that nobody else writes and say so (sole writer)"
+            )
+
+    def _remove_probe(self, probe: str) -> None:
+        try:
+            self.delete(probe)
+        except StoreError:
+            logger.warning("could not remove the probe %s/%s", self.url, probe)
+
+
+def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
+    """fsspec's file system for the scheme, with its own retries and caches switched off."""
+    if scheme == "s3":
+        config = {"retries": {"total_max_attempts": 1}, **options.get("config_kwargs", {})}
+        options = {"use_listings_cache": False, **options, "config_kwargs": config}
+    try:
+        files = fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise InvalidInputError(
+            f"{scheme}:// needs a package that is not installed ({error}): pip install "
+            f"{'gcsfs' if scheme == 'gs' else scheme + 'fs'}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"storage options of {scheme}:// are not valid: {error}") from error
+    if scheme == "s3":
+        files.retries = 1
+    return files
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Time of the last change in Unix seconds; each library has its own name and type for it."""
+    for name in ("LastModified", "mtime", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, str) and value:
+            return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+    return 0.0

@@ -1,0 +1,46 @@
+"""Files that no version of a dataset names: what a killed writer, or a failed commit, left behind.
+
+A writer puts its shards down before it commits, so a file without a name may still get one: only
+files that have stood for a while are taken for orphans. What nobody of this project writes (a
+note, a folder of something else) is never one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from services.errors import NotFoundError
+from services.shards.manifest import list_versions, load_manifest, named_files
+from services.shards.store import Entry, Store
+from services.shards.validate import check_name
+
+_OURS = re.compile(r"(shards|assets)/.+|(.+/)?\.[^/]+\.tmp|\.probe-[0-9a-f]+")
+
+
+def find_orphans(
+    root: Store, dataset: str, *, min_age_seconds: float, now: float | None = None
+) -> list[Entry]:
+    """Files of the dataset's folder that no version names, at least `min_age_seconds` old.
+
+    now: Unix seconds to measure ages from, by default the clock's.
+
+    Raises: NotFoundError; FormatError if a version cannot be read, because what it names is then
+    unknown.
+    """
+    folder = root.child(check_name(dataset))
+    now = time.time() if now is None else now
+    # Listed before the manifests are read: a version committed in between protects its files.
+    found = folder.scan()
+    if not found:
+        raise NotFoundError(f"there is no dataset {dataset!r} at {root.url}: nothing to collect")
+    named: set[str] = set()
+    for version in list_versions(root, dataset):
+        named |= named_files(load_manifest(root, dataset, version).manifest)
+    return [
+        entry
+        for entry in found
+        if entry.path not in named
+        and _OURS.fullmatch(entry.path)
+        and now - entry.modified >= min_age_seconds
+    ]

@@ -1,0 +1,142 @@
+"""What a manifest may say: names, paths, sizes and sums, checked before anything uses them."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from services.errors import FormatError, InvalidInputError
+from services.shards.store import check_path
+from services.types import MAX_CODES, MAX_GRID, UNLABELLED
+from services.wire.seit import v1 as wire
+
+MANIFEST_FORMAT = 1
+MAX_PIXELS = 65_536  # a side of an image; 0 stands for "not known"
+MAX_CHANNELS = 65_536
+MAX_SHARD_ROWS = 1 << 31
+MAX_FILE_BYTES = 1 << 40
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+def check_name(name: str, what: str = "dataset") -> str:
+    """The name itself if it may be one of a dataset, split or asset; InvalidInputError otherwise.
+
+    Valid are 1 to 63 of `a-z 0-9 . _ -`, the first a letter or digit, without `..`.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise InvalidInputError(
+            f"{what} name {name!r} is not valid: use 1 to 63 of a-z 0-9 . _ - (first a letter or "
+            "digit, no '..'), because names become folder and file names on every storage"
+        )
+    return name
+
+
+def check_spec(spec: wire.TokenSpec) -> None:
+    """Raise FormatError unless every size of the spec is within what this program handles."""
+    bounds = {
+        "grid_height": (1, MAX_GRID),
+        "grid_width": (1, MAX_GRID),
+        "codes": (1, MAX_CODES),
+        "channels": (1, MAX_CHANNELS),
+        "image_height": (0, MAX_PIXELS),
+        "image_width": (0, MAX_PIXELS),
+    }
+    for name, (low, high) in bounds.items():
+        _within(f"spec.{name}", getattr(spec, name), low, high)
+
+
+def check_manifest(manifest: wire.Manifest) -> None:
+    """Raise FormatError, naming the field, unless the manifest is whole and agrees with itself.
+
+    Checked are the ranges of all sizes, that no path leaves the dataset's folder, and that rows,
+    label counts and code counts add up. What the files themselves hold is not looked at.
+    """
+    _named(manifest.dataset, "dataset")
+    _within("version", manifest.version, 1, 10**8 - 1)
+    try:
+        datetime.fromisoformat(manifest.created)
+    except ValueError as error:
+        raise FormatError(f"manifest: created {manifest.created!r} is not a time") from error
+    if manifest.parent or manifest.version > 1:
+        _digest("parent", manifest.parent)
+    if manifest.spec is None:
+        raise FormatError("manifest: no spec: the form of its tokens is unknown")
+    check_spec(manifest.spec)
+    for asset in manifest.assets:
+        _named(asset.kind, "asset")
+        _file(f"asset {asset.kind}", "assets/", asset.path, asset.bytes, asset.xxh3)
+    _distinct("asset", [asset.kind for asset in manifest.assets])
+    _distinct("split", [split.name for split in manifest.splits])
+    seen: dict[str, wire.Shard] = {}
+    for split in manifest.splits:
+        _named(split.name, "split")
+        for shard in split.shards:
+            _shard(shard, len(manifest.classes))
+            if seen.setdefault(shard.path, shard) != shard:
+                raise FormatError(f"manifest: shard {shard.path} stands twice, with other contents")
+        _code_counts(split, manifest.spec)
+
+
+def _within(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise FormatError(f"manifest: {what} is {value}, valid are {low} to {high}")
+
+
+def _digest(what: str, digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise FormatError(f"manifest: {what} {digest!r} is not 32 hexadecimal digits")
+
+
+def _named(name: str, what: str) -> None:
+    try:
+        check_name(name, what)
+    except InvalidInputError as error:
+        raise FormatError(f"manifest: {error}") from error
+
+
+def _distinct(what: str, names: list[str]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise FormatError(f"manifest: {what} {sorted(twice)} stands more than once")
+
+
+def _file(what: str, folder: str, path: str, size: int, digest: str) -> None:
+    try:
+        check_path(path)
+    except InvalidInputError as error:
+        raise FormatError(f"manifest: {what}: {error}") from error
+    if not path.startswith(folder):
+        raise FormatError(f"manifest: {what} has path {path!r}, which is not below {folder!r}")
+    _within(f"{what}: bytes", size, 1, MAX_FILE_BYTES)
+    _digest(f"{what}: xxh3", digest)
+
+
+def _shard(shard: wire.Shard, classes: int) -> None:
+    what = f"shard {shard.path}"
+    _file(what, "shards/", shard.path, shard.bytes, shard.xxh3)
+    _within(f"{what}: rows", shard.rows, 1, MAX_SHARD_ROWS)
+    if shard.labels is None:
+        raise FormatError(f"manifest: {what}: no label counts")
+    labels, rows = shard.labels.labels, shard.labels.rows
+    if len(labels) != len(rows) or len(set(labels)) != len(labels):
+        raise FormatError(
+            f"manifest: {what}: {len(labels)} labels ({len(set(labels))} different) with "
+            f"{len(rows)} counts; each label has one count"
+        )
+    for label in labels:
+        _within(f"{what}: label", label, UNLABELLED, (classes or 1 << 31) - 1)
+    if sum(rows) != shard.rows:
+        raise FormatError(
+            f"manifest: {what}: label counts add up to {sum(rows)}, rows are {shard.rows}"
+        )
+
+
+def _code_counts(split: wire.Split, spec: wire.TokenSpec) -> None:
+    tokens = sum(shard.rows for shard in split.shards) * spec.grid_height * spec.grid_width
+    if len(split.code_counts) != spec.codes or sum(split.code_counts) != tokens:
+        raise FormatError(
+            f"manifest: split {split.name}: {len(split.code_counts)} code counts that add up to "
+            f"{sum(split.code_counts)}; expected {spec.codes} of {tokens} tokens"
+        )

@@ -1,0 +1,80 @@
+"""Errors as `application/problem+json` (RFC 9457), for every path and method of the service."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+import pydantic
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA = "application/problem+json"
+_ADAPTER = pydantic.TypeAdapter(wire.Problem)
+
+_STATUS: tuple[tuple[type[SeitError], HTTPStatus], ...] = (
+    (InvalidInputError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotFoundError, HTTPStatus.NOT_FOUND),
+    (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
+    # what stands under the name asked for is damaged, or newer than this program
+    (SeitError, HTTPStatus.CONFLICT),
+)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document; none shows a trace."""
+    app.add_exception_handler(SeitError, _on_seit_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_defect)
+
+
+def problem(
+    request: Request,
+    status: HTTPStatus,
+    detail: str,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The answer for one error. `instance` is the path as asked, `title` the status in words."""
+    document = wire.Problem(
+        type="about:blank",
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+    )
+    return Response(_ADAPTER.dump_json(document), status, headers, media_type=PROBLEM_MEDIA)
+
+
+def _on_seit_error(request: Request, error: Exception) -> Response:
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        logger.error("%s: %s", request.url.path, error)
+    return problem(request, status, str(error))
+
+
+def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    detail = "; ".join(
+        f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
+    )
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return problem(request, HTTPStatus(error.status_code), str(error.detail), headers)
+
+
+def _on_defect(request: Request, error: Exception) -> Response:
+    logger.error("%s: a defect of this service", request.url.path, exc_info=error)
+    return problem(
+        request, HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of this service; its log has more"
+    )

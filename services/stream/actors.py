@@ -1,0 +1,25 @@
+"""The recipe in a Ray actor: networks are loaded once and stay for the whole run."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from services.stream.request import StreamRequest
+from services.stream.share import augment_share, augmenter_for
+
+
+class AugmentActor:
+    """Callable class for `Dataset.map_batches`: whole shares in, whole shares out.
+
+    threads: torch's intra-op threads; an actor that may use a fraction of a core takes one, or the
+    pool's actors would fight each other for the same cores.
+    """
+
+    def __init__(self, request: StreamRequest, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._request = request
+        augmenter_for(request)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return augment_share(self._request, table)

@@ -1,0 +1,259 @@
+"""Pictures on disk: finding, splitting and reading them.
+
+A folder of pictures is `class/picture.jpg`, or `train/class/picture.jpg` beside
+`val/class/picture.jpg` (or `validation`, or `test`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from services.errors import InvalidInputError, NotFoundError
+
+ByteArray = npt.NDArray[np.uint8]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 89_478_485
+"""Most pixels that a picture may claim: 256 MiB as RGB. More is taken for a decompression bomb."""
+
+# Pillow knows decoders that start other programs (EPS runs Ghostscript): only these are asked.
+_DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# What Pillow's decoders raise on damaged data, besides OSError.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+_TRAIN = "train"
+_VALIDATION_NAMES = ("val", "validation", "test")
+
+
+class Picture(NamedTuple):
+    """One picture file: where it lies, its class, and its path relative to the folder listed."""
+
+    path: Path
+    label: int
+    key: str
+
+
+class PictureFolder(NamedTuple):
+    """classes: name of label i. splits: "train", and "validation" and "test" where they stand."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[Picture]]
+
+
+def list_pictures(folder: str | Path) -> PictureFolder:
+    """All pictures of a folder in a fixed order (by class, then path); classes sorted by name.
+
+    A plain folder of classes is the one split "train". In the other layout the first of `val`,
+    `validation`, `test` that exists is "validation", and a `test` beside it is "test".
+
+    Raises `NotFoundError` where the folder is missing, and `InvalidInputError` where it holds no
+    class, a class is empty, or a class of another split is not one of the training classes.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotFoundError(
+            f"no folder {root}: nothing to read; give a folder of class/picture files"
+        )
+    train = root / _TRAIN
+    # A class may be called "train": then its pictures lie directly in it.
+    if not train.is_dir() or not _subfolders(train) or _has_pictures(train):
+        classes = _classes(root)
+        return PictureFolder(classes, {_TRAIN: _pictures(root, root, classes)})
+    classes = _classes(train)
+    splits = {_TRAIN: _pictures(root, train, classes)}
+    others = [root / name for name in _VALIDATION_NAMES if (root / name).is_dir()]
+    for name, place in zip(("validation", "test"), others, strict=False):
+        if name == "test" and place.name != "test":
+            raise InvalidInputError(
+                f"{root} holds both {others[0].name} and {place.name}: it is not clear which is "
+                "the validation split; rename one of them"
+            )
+        strange = sorted(set(_classes(place)) - set(classes))
+        if strange:
+            raise InvalidInputError(
+                f"{place} holds the class {strange[0]!r}, which {train} lacks: its pictures "
+                "have no label; use the same class folders in both"
+            )
+        splits[name] = _pictures(root, place, classes)
+    return PictureFolder(classes, splits)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(_is_picture(name) for name in os.listdir(folder))
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    classes = tuple(_subfolders(folder))
+    if not classes:
+        raise InvalidInputError(
+            f"{folder} holds no class folder: pictures get their label from the folder they are "
+            "in; move them to class/picture files"
+        )
+    return classes
+
+
+def _pictures(root: Path, folder: Path, classes: Sequence[str]) -> list[Picture]:
+    """Pictures of `folder`/class, at any depth below a class; keys are relative to `root`."""
+    found: list[Picture] = []
+    for label, name in enumerate(classes):
+        if not (folder / name).is_dir():
+            continue  # a split other than training may lack a class
+        paths = sorted(
+            Path(place) / file
+            for place, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if _is_picture(file)
+        )
+        if not paths:
+            raise InvalidInputError(
+                f"the class folder {folder / name} holds no picture "
+                f"({', '.join(sorted(EXTENSIONS))}): its label would never occur; fill it or "
+                "remove it"
+            )
+        found += [Picture(path, label, path.relative_to(root).as_posix()) for path in paths]
+    return found
+
+
+def split(
+    pictures: Sequence[Picture], validation_fraction: float, seed: int
+) -> tuple[list[Picture], list[Picture]]:
+    """(training, validation) pictures, each in the order given, with every class in proportion.
+
+    Which pictures of a class go to validation depends on the hash of (seed, key) alone, so not on
+    where the folder lies or how it was listed. A class of two or more pictures gives at least one
+    to each side (unless `validation_fraction` is 0), a class of one trains.
+
+    Raises `InvalidInputError` unless 0 <= validation_fraction < 1.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise InvalidInputError(
+            f"validation_fraction={validation_fraction} is outside [0, 1): nothing would be left "
+            "to train on; a usual value is 0.1"
+        )
+    by_label: dict[int, list[str]] = defaultdict(list)
+    for picture in pictures:
+        by_label[picture.label].append(picture.key)
+    chosen: set[str] = set()
+    for keys in by_label.values():
+        keys.sort(key=lambda key: (_order(seed, key), key))
+        wanted = max(1, round(len(keys) * validation_fraction)) if validation_fraction else 0
+        chosen.update(keys[: min(wanted, len(keys) - 1)])
+    training = [picture for picture in pictures if picture.key not in chosen]
+    return training, [picture for picture in pictures if picture.key in chosen]
+
+
+def _order(seed: int, key: str) -> int:
+    # File names need not be valid UTF-8: os.fsencode gives back their bytes.
+    return xxhash.xxh3_128_intdigest(f"{seed}/".encode() + os.fsencode(key))
+
+
+def source_bytes(path: str | Path) -> int:
+    """Size of a picture's file in bytes."""
+    return Path(path).stat().st_size
+
+
+def read_picture(path: str | Path, height: int, width: int) -> ByteArray:
+    """The picture as RGB, (3, height, width) uint8, resized bicubically without keeping aspect.
+
+    Raises `InvalidInputError`, with path and reason, where it cannot be read (see
+    `decode_picture`).
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
+    return decode_picture(data, str(path), height, width)
+
+
+def decode_picture(data: bytes, name: str, height: int, width: int) -> ByteArray:
+    """A picture file's bytes as RGB, (3, height, width) uint8; `name` is for messages.
+
+    The first frame of an animation; 16-bit grey is scaled to 8 bits; transparency is dropped.
+    Raises `InvalidInputError` for anything that is not a whole picture of a known format, or
+    claims more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
+            pixels = image.width * image.height
+            if pixels <= MAX_PIXELS:
+                rgb = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+                return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    except _DAMAGE as error:
+        raise InvalidInputError(
+            f"{name}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
+        ) from error
+    raise InvalidInputError(
+        f"{name}: claims {pixels} pixels, more than {MAX_PIXELS}: refused as a decompression "
+        "bomb; shrink or skip it"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it to white
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def write_digits(folder: str | Path, size: int = 32) -> Path:
+    """Scikit-learn's 1797 handwritten digits as PNG files `class/NNNN.png`, size x size pixels.
+
+    The 8x8 originals are enlarged bicubically. Files that stand already with the same content
+    are left alone, so it may be called again. Returns the folder.
+
+    Raises `InvalidInputError` where size < 1.
+    """
+    if size < 1:
+        raise InvalidInputError(f"size={size} pixels: must be at least 1")
+    root = Path(folder)
+    digits = load_digits()
+    for index, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = root / str(label) / f"{index:04d}.png"
+        image = Image.fromarray((grey * (255 / 16)).round().astype(np.uint8))
+        encoded = io.BytesIO()
+        image.resize((size, size), Image.Resampling.BICUBIC).save(encoded, "PNG")
+        if path.is_file() and path.read_bytes() == encoded.getvalue():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(encoded.getvalue())
+        part.replace(path)
+    return root

@@ -1,0 +1,81 @@
+"""Reading of weight files without running anything that stands in them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from services.errors import FormatError, NotFoundError
+
+_HEADER_BYTES = 8  # a safetensors file starts with the little-endian length of its JSON header
+
+
+def _bytes(source: bytes | str | Path) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, "the given bytes"
+    path = Path(source)
+    if not path.is_file():
+        raise NotFoundError(f"no file {path}: nothing was loaded; check the path")
+    return path.read_bytes(), str(path)
+
+
+def read_safetensors(source: bytes | str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and text metadata of a safetensors file or of its bytes.
+
+    Raises `NotFoundError` where the file is missing and `FormatError` where it is not safetensors.
+    """
+    data, name = _bytes(source)
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError) as error:
+        raise FormatError(
+            f"{name} is not a safetensors file ({error}): nothing was loaded; "
+            "give a file that this program saved"
+        ) from error
+    (length,) = struct.unpack("<Q", data[:_HEADER_BYTES])
+    header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + length])
+    return tensors, header.get("__metadata__", {})
+
+
+def read_torch(path: str | Path) -> object:
+    """What `torch.save` wrote, as long as it is tensors, numbers, text and containers of them.
+
+    A file that holds pickled objects of other classes is refused with `FormatError`, because to
+    load it means to run code from it; the message says how its owner can save it again.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"no file {path}: nothing was loaded; check the path")
+    try:
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        remedy = (
+            "python -c \"import torch; m = torch.load('IN', map_location='cpu', "
+            "weights_only=False); torch.save(m['state_dict'] if isinstance(m, dict) else "
+            "m.state_dict(), 'OUT')\""
+        )
+        raise FormatError(
+            f"{path} is damaged or holds more than tensors, which would run code when loaded: "
+            f"refused. If you trust its source, save its tensors alone: {remedy}"
+        ) from error
+    return loaded
+
+
+def state_dict_of(loaded: object, name: str) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint: the mapping itself, or its entry `state_dict`."""
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise FormatError(
+            f"{name} holds a {type(loaded).__name__}, not a state dict: nothing was loaded; "
+            "give a checkpoint whose top level or `state_dict` maps names to tensors"
+        )
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -1,0 +1,230 @@
+"""The state of a run as one file on any store: whole or absent, and read without unpickling code.
+
+    OUT/run.json                       the configuration: whose folder this is
+    OUT/checkpoints/step-00000100.pt   model, EMA, optimizer, generators and stream position together
+    OUT/checkpoints/best.pt            the same, at the best validation so far
+    OUT/model.safetensors              weights for others to load, with the configuration as metadata
+
+Files are written by a thread from a copy in host memory, so training goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.shards.store import Store, open_store
+
+FORMAT = 1
+FOLDER = "checkpoints"
+BEST = "best.pt"
+MODEL = "model.safetensors"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+_HEADER_LIMIT = 100_000_000  # bytes: the longest header that the safetensors format allows
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on as if nothing had happened.
+
+    step: optimizer steps done. model, ema: state dicts; ema is None where no average is kept.
+    optimizer: its state dict. rng: (world, S) uint8, state of each rank's generators.
+    cursor: position of the stream after `step` steps. config: the run's configuration as JSON.
+    metrics: figures of the last validation, and `best`, the best so far.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    rng: Tensor
+    cursor: bytes
+    config: str
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` of them and the best.
+
+    out: URL of the run's folder.
+    """
+
+    def __init__(self, out: str, keep: int) -> None:
+        self._store = open_store(out).child(FOLDER)
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="seit-checkpoint")
+        self._pending: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that stand, oldest first."""
+        found = (_NAME.fullmatch(name) for name in self._store.list())
+        return sorted(int(match[1]) for match in found if match)
+
+    def load(self, step: int, device: torch.device) -> Checkpoint:
+        """The checkpoint of `step`. Raises: NotFoundError, FormatError."""
+        return load_checkpoint(self._store, _name(step), device)
+
+    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
+        """Copy the state now and write it in the background, to best.pt as well if it is the best.
+
+        Waits for the write before this one, and raises what went wrong with that.
+        """
+        self.wait()
+        copy = replace(
+            checkpoint,
+            **{
+                name: _to_host(getattr(checkpoint, name))
+                for name in ("model", "ema", "optimizer", "rng")
+            },
+        )
+        self._pending = self._writer.submit(self._write, copy, best)
+
+    def wait(self) -> None:
+        """Return when everything handed to `save` stands on the store; raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """`wait`, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def _write(self, checkpoint: Checkpoint, best: bool) -> None:
+        plain = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **plain}, buffer)
+        data = buffer.getvalue()
+        self._store.write(_name(checkpoint.step), data)
+        if best:
+            self._store.write(BEST, data)
+        for step in self.steps()[: -self._keep]:
+            self._store.delete(_name(step))
+
+
+def load_checkpoint(store: Store, name: str, device: torch.device) -> Checkpoint:
+    """One checkpoint file. Raises: NotFoundError; FormatError if it is damaged or newer."""
+    where = f"{store.url}/{name}"
+    if not store.exists(name):
+        raise NotFoundError(f"there is no checkpoint {where}: check the folder and the step")
+    try:
+        loaded = torch.load(io.BytesIO(store.read(name)), map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise FormatError(
+            f"{where} is not a checkpoint of this program, or is damaged ({error}); delete it to"
+            " resume from the one before"
+        ) from error
+    found = loaded.pop("format", None) if isinstance(loaded, dict) else None
+    if found != FORMAT:
+        raise FormatError(
+            f"{where} has checkpoint format {found}, this program reads {FORMAT}: use the version"
+            " of seitpp that wrote it, or start a new run in another folder"
+        )
+    checkpoint = Checkpoint(**loaded)
+    return replace(checkpoint, rng=checkpoint.rng.cpu())
+
+
+def claim(out: str, identity: Mapping[str, Any]) -> None:
+    """Make `out` the folder of the run that `identity` describes, or find that it already is.
+
+    A run that never got to a checkpoint gives way to a new one.
+
+    Raises: InvalidInputError if another run stands there; nothing is written then.
+    """
+    store = open_store(out)
+    wanted = json.loads(json.dumps(identity))
+    results = [name for name in (MODEL,) if store.exists(name)] + store.list(FOLDER)[:1]
+    if store.exists(RUN):
+        here, there = _flat(wanted), _flat(json.loads(store.read(RUN)))
+        differing = [
+            f"{key} is {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} here"
+            for key in sorted({*here, *there})
+            if here.get(key, "not set") != there.get(key, "not set")
+        ]
+        if differing and results:
+            raise InvalidInputError(
+                f"{out} holds another run: {'; '.join(differing)}. Nothing was changed there;"
+                " give another --out, or the same options to resume it"
+            )
+    elif results or store.exists(METRICS):
+        raise InvalidInputError(
+            f"{out} holds {', '.join(results) or METRICS} of an unknown run (there is no {RUN}"
+            " beside it), which would be overwritten; give another --out"
+        )
+    store.write(RUN, json.dumps(wanted, indent=2).encode())
+
+
+def export(out: str, model: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write OUT/model.safetensors: the weights alone, with `metadata` in its header."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.items()}
+    open_store(out).write(MODEL, save_tensors(tensors, dict(metadata)))
+
+
+def load_export(url: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of an exported model; `url` names the file or the run's folder.
+
+    Raises: NotFoundError, FormatError.
+    """
+    folder, name = (url.rstrip("/"), MODEL)
+    if url.endswith(".safetensors"):
+        folder, _, name = url.rpartition("/")
+    store = open_store(folder or ".")
+    if not store.exists(name):
+        raise NotFoundError(
+            f"there is no exported model {store.url}/{name}: it appears when a run ends; name the"
+            " folder of a finished run, or a .safetensors file"
+        )
+    data = store.read(name)
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if not 0 < length <= min(len(data) - 8, _HEADER_LIMIT):
+            raise ValueError(f"header of {length} bytes in a file of {len(data)}")
+        header = json.loads(data[8 : 8 + length])
+        return load_tensors(data), header.get("__metadata__", {})
+    except Exception as error:
+        raise FormatError(
+            f"{store.url}/{name} is not a whole safetensors file ({error}): copy it again"
+        ) from error
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}.pt"
+
+
+def _to_host(value: Any) -> Any:
+    """The same nest of dicts and lists with its tensors copied to host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _to_host(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_host(inner) for inner in value)
+    return value
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+

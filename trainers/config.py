@@ -1,0 +1,370 @@
+"""A run as frozen dataclasses that validate themselves, and the command line made from them.
+
+Every field is an option (`--order.global-batch 4096`); its docstring is its help, with the unit.
+`--recipe NAME` picks the run that all other options change.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from services.errors import InvalidInputError
+from services.plan.epoch import OrderSpec
+
+R = TypeVar("R", bound="Run")
+
+MACHINE_FIELDS = ("out", "cluster")
+"""Parts of a run that may differ when it is resumed, ..."""
+
+UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "grad_accum", "compile")
+"""... and those of its loop: neither changes what is trained."""
+
+
+def _require(holds: bool, name: str, value: object, valid: str) -> None:
+    if not holds:
+        raise InvalidInputError(f"{name} is {value!r}, it must be {valid}: no run could be made")
+
+
+def _share(name: str, value: float | None) -> None:
+    _require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tokens to train on."""
+
+    root: str = "data"
+    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
+    dataset: str = "imagenet"
+    """Name of the dataset in that folder."""
+    version: int | None = None
+    """Version of the dataset, from 1; None takes the newest when the run begins."""
+    train_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split to validate on, each of its rows once."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.root), "data.root", self.root, "a path or URL")
+        _require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
+        _require(
+            self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
+        )
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """Which rows make up a step. The number of workers changes nothing here."""
+
+    global_batch: int = 1024
+    """Rows of one optimizer step, over all workers."""
+    block: int = 128
+    """Rows that stay together: pairings of the augmentation are made inside a block."""
+    lanes: int = 8
+    """Fixed parts of the split (count); each is read by the same worker in every epoch."""
+    window_shards: int = 16
+    """Shards of a lane that one shuffle mixes."""
+
+    def __post_init__(self) -> None:
+        self.spec(seed=0)  # one place knows what makes an order valid
+
+    def spec(self, seed: int) -> OrderSpec:
+        """The order as the plan reads it."""
+        return OrderSpec(seed, self.global_batch, self.block, self.lanes, self.window_shards)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
+
+    recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
+    """Recipe that the other options change."""
+    crop: int = 28
+    """Side of the grid that the model reads, tokens."""
+    tokenadapt: str = ""
+    """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
+    overrides: dict[str, float] = field(default_factory=dict)
+    """Fields of the recipe to change, as NAME VALUE pairs (probabilities 0..1)."""
+
+    def __post_init__(self) -> None:
+        _require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Size of a vision transformer."""
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    """Width, depth and heads of ViT-Ti, S, B or L."""
+    width: int | None = None
+    """Channels of a token; None takes the size's."""
+    depth: int | None = None
+    """Blocks (count); None takes the size's."""
+    heads: int | None = None
+    """Attention heads (count); None takes the size's."""
+    patch: int = 2
+    """Side of a patch, tokens; it divides the crop."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}", value, "None or at least 1")
+        _require(self.patch >= 1, "model.patch", self.patch, "at least 1 token")
+
+
+@dataclass(frozen=True)
+class MtmModelConfig(ViTConfig):
+    """The encoder, and the decoder and masking of masked token modelling."""
+
+    decoder_width: int = 512
+    """Channels of the decoder."""
+    decoder_depth: int = 4
+    """Blocks of the decoder (count)."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder (count)."""
+    dropout: float = 0.1
+    """Share of activations dropped after the embedding and in the decoder."""
+    mask_mean: float = 0.45
+    """Mean of the truncated normal that a step's masking ratio is drawn from (share of patches)."""
+    mask_std: float = 0.25
+    """Its standard deviation (share of patches)."""
+    mask_min: float = 0.4
+    """Lowest masking ratio; this share of the patches is also dropped before the encoder."""
+    mask_max: float = 1.0
+    """Highest masking ratio (share of patches)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("decoder_width", "decoder_depth", "decoder_heads"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _share("model.dropout", self.dropout)
+        _require(
+            0 < self.mask_min < self.mask_max <= 1,
+            "model.mask_min..mask_max",
+            (self.mask_min, self.mask_max),
+            "two shares in (0, 1], the lower one first",
+        )
+        _require(self.mask_std > 0, "model.mask_std", self.mask_std, "above 0")
+
+
+@dataclass(frozen=True)
+class ClassifierModelConfig(ViTConfig):
+    """The classifier, what it reads and what it starts from."""
+
+    reads: Literal["ids", "embeddings"] = "ids"
+    """Learned embedding of ids (patch x patch stem), or the codebook's (4 x 4 Stem-Adapter)."""
+    init: str = ""
+    """MTM model to start from: folder of a finished run, or a .safetensors file; empty for none."""
+    drop_path: float = 0.1
+    """Share of residual branches dropped in the last block; grows linearly from 0 in the first."""
+    dropout: float = 0.1
+    """Share of activations dropped after the embedding of ids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share("model.drop_path", self.drop_path)
+        _share("model.dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its learning rate over the run, and the target's smoothing.
+
+    The highest rate is base_lr * (global batch / base_batch) ** base_power.
+    """
+
+    base_lr: float = 1.5e-4
+    """Learning rate at a global batch of base_batch rows."""
+    base_batch: int = 256
+    """Rows that base_lr stands for."""
+    base_power: float = 1.0
+    """Growth of the rate with the batch: 1 linear, 0.5 square root, 0 none."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = 40.0
+    """Epochs over which the rate rises linearly from 0."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay (share of a weight per unit of rate); none on biases and norms."""
+    layer_decay: float = 1.0
+    """Factor on the rate for each block further from the head; 1 treats all alike."""
+    beta1: float = 0.9
+    """Decay of the gradient's average, per step."""
+    beta2: float = 0.95
+    """Decay of the squared gradient's average, per step."""
+    clip: float = 3.0
+    """Largest global norm of a step's gradient; 0 does not clip."""
+    smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "base_batch"):
+            _require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
+        for name in ("base_power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
+            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
+        for name in ("layer_decay", "beta1", "beta2", "smoothing"):
+            _share(f"optim.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long a run is, how it computes, and what it keeps."""
+
+    epochs: int = 400
+    """Passes over the training split (count)."""
+    seed: int = 0
+    """Seed of order, augmentation, masks, initial weights and dropout."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimizer are float32."""
+    grad_accum: int = 1
+    """Parts that a worker's rows of a step are computed in, one after another (saves memory)."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, per step; 0 keeps none. It is what gets validated."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time, at some cost in speed."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start, faster steps on a GPU."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints: at most this many are lost when a machine dies."""
+    keep: int = 2
+    """Checkpoints that are kept (count), besides the best."""
+    validate_every: int = 10
+    """Epochs between validations; the last epoch is always validated."""
+    log_every: int = 10
+    """Steps between readings of the device, where figures are recorded and a stop is obeyed."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("epochs", "grad_accum", "checkpoint_every"),
+            *("keep", "validate_every", "log_every"),
+        ):
+            _require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "at least 1")
+        _require(0 <= self.ema < 1, "loop.ema", self.ema, "0, or a decay below 1")
+        _require(0 <= self.seed < 2**64, "loop.seed", self.seed, "in 0..2**64-1")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where a run computes. A cluster is found through RAY_ADDRESS, or made on this machine."""
+
+    workers: int = 1
+    """Training workers (count); they share out the blocks of a step evenly."""
+    cpus_per_worker: float = 1.0
+    """CPU cores that a worker asks for."""
+    gpus_per_worker: float = 0.0
+    """GPUs that a worker asks for."""
+    augment_actors: int = 1
+    """Augmentation actors of each worker's stream (count)."""
+    augment_cpus_per_actor: float = 0.5
+    """CPU cores that an augmentation actor asks for; fractions leave room for fetching."""
+    no_ray: bool = False
+    """Run in this process alone, on one device, without Ray."""
+    max_failures: int = 3
+    """Times that workers may die and be started again from the last checkpoint (count)."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "augment_actors"):
+            _require(getattr(self, name) >= 1, f"cluster.{name}", getattr(self, name), "at least 1")
+        for name in (
+            *("cpus_per_worker", "gpus_per_worker"),
+            *("augment_cpus_per_actor", "max_failures"),
+        ):
+            _require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
+        _require(
+            not (self.no_ray and self.workers > 1),
+            "cluster.workers",
+            self.workers,
+            "1 with --cluster.no-ray",
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every training run consists of; `MtmRun` and `ClassifyRun` add the model."""
+
+    out: str
+    """Folder of the run's files: a path or URL. A run that stands there is resumed."""
+    data: DataConfig
+    order: OrderConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    loop: LoopConfig
+    cluster: ClusterConfig
+
+    def identity(self) -> dict[str, Any]:
+        """The parts that decide what is trained: a resumed run must agree in them."""
+        kept = {key: value for key, value in asdict(self).items() if key not in MACHINE_FIELDS}
+        kept["loop"] = {k: v for k, v in kept["loop"].items() if k not in UPKEEP_FIELDS}
+        return {"kind": type(self).__name__, **kept}
+
+    def to_json(self) -> str:
+        """All options, for people and for the metadata of a model."""
+        return json.dumps({"kind": type(self).__name__, **asdict(self)})
+
+
+@dataclass(frozen=True)
+class MtmRun(Run):
+    """Pre-training by masked token modelling."""
+
+    model: MtmModelConfig
+
+    def __post_init__(self) -> None:
+        _check_patch(self.augment, self.model)
+
+
+@dataclass(frozen=True)
+class ClassifyRun(Run):
+    """Training a classifier, from scratch or from an MTM model."""
+
+    model: ClassifierModelConfig
+
+    def __post_init__(self) -> None:
+        _check_patch(self.augment, self.model)
+
+
+def _check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
+    _require(
+        augment.crop % model.patch == 0,
+        "augment.crop",
+        augment.crop,
+        f"a multiple of model.patch, {model.patch} tokens",
+    )
+
+
+def parse(
+    kind: type[R],
+    recipes: Mapping[str, Callable[[], R]],
+    argv: Sequence[str] | None = None,
+) -> R:
+    """The run that a command line asks for: the recipe's, changed by the other options.
+
+    recipes: by name; the first is the default. argv: without the program's name, the process's
+    own by default. Wrong options end the process with code 2, `--help` with 0.
+    """
+    rest = list(sys.argv[1:] if argv is None else argv)
+    name = next(iter(recipes))
+    for at, word in enumerate(rest):
+        if word == "--recipe" or word.startswith("--recipe="):
+            name = word.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
+            del rest[at : at + (1 if "=" in word else 2)]
+            break
+    listing = "\n".join(
+        f"  {known}: {(recipe.__doc__ or '').strip().splitlines()[0]}"
+        for known, recipe in recipes.items()
+    )
+    if name not in recipes:
+        sys.stderr.write(f"there is no recipe {name!r}; --recipe takes one of\n{listing}\n")
+        raise SystemExit(2)
+    about = f"{kind.__doc__}\n\nDefaults are those of `--recipe {name}`. Recipes:\n{listing}"
+    return tyro.cli(
+        kind,
+        default=recipes[name](),
+        args=rest,
+        description=about,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )

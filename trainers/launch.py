@@ -1,0 +1,215 @@
+"""Where a run computes: Ray Train workers on a cluster, or this process alone.
+
+The only module of the trainers that knows Ray. A worker function gets the run and a
+`WorkerContext`; it never learns which of the two it runs under.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from services.errors import InvalidInputError, SeitError
+from trainers.config import ClusterConfig
+from trainers.context import Place
+
+if TYPE_CHECKING:
+    import ray
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+Metrics = dict[str, float]
+
+_POLL_SECONDS = 0.2
+_HEALTH_CHECK_SECONDS = "0.5"
+
+
+def launch(
+    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics]
+) -> Metrics:
+    """Run `worker(config, place)` on every worker that `cluster` asks for; rank 0's answer.
+
+    worker: a function of an importable module (Ray sends its name, not its code).
+    A first SIGTERM or Ctrl-C asks the workers to save a checkpoint and end; a second one ends at
+    once.
+
+    Raises: what a worker raised, if it was an error of ours; CapacityError; InvalidInputError.
+    """
+    with _stop_on_signal() as stop:
+        if cluster.no_ray:
+            return worker(config, _alone(stop))
+        return _with_ray(config, cluster, worker, stop)
+
+
+def _alone(stop: threading.Event) -> Place:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Place(rank=0, world=1, device=device, should_stop=stop.is_set)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; the handlers that stood before come back at the end."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        logger.warning(
+            "%s: saving a checkpoint and ending; once more ends at once",
+            signal.Signals(number).name,
+        )
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _with_ray(
+    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics], stop: threading.Event
+) -> Metrics:
+    # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from services.stream.cluster import connect
+
+    connect()
+    _check_room(cluster, ray.cluster_resources())
+    flag = ray.remote(num_cpus=0)(_StopFlag).remote()
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "config": config,
+            "module": worker.__module__,
+            "name": worker.__qualname__,
+            "cluster": cluster,
+            "flag": flag,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # Checkpoints are ours, on the run's own store; Ray only notes its state here.
+            storage_path=os.path.join(tempfile.gettempdir(), "seit-ray-train"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    answer: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            answer["result"] = trainer.fit()
+        except Exception as error:  # noqa: BLE001 - handed to the caller's thread, not swallowed
+            answer["error"] = error
+
+    # In a thread, so that our handlers of signals hold, not those that fit() would set.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        if stop.is_set() and not told:
+            told = True
+            ray.get(flag.set.remote())
+    if "error" in answer:
+        raise _ours(answer["error"])
+    metrics: Mapping[str, float] = answer["result"].return_value or {}
+    return dict(metrics)
+
+
+class _StopFlag:
+    """Actor that carries the driver's wish to stop to the workers."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+def _check_room(cluster: ClusterConfig, total: Mapping[str, float]) -> None:
+    for kind, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        need, have = each * cluster.workers, total.get(kind, 0.0)
+        if need > have:
+            raise InvalidInputError(
+                f"{cluster.workers} workers of {each:g} {kind}s need {need:g}; the cluster has"
+                f" {have:g}, so the run would wait for ever: use fewer workers"
+                " (--cluster.workers) or a larger cluster"
+            )
+
+
+def _ours(error: BaseException) -> BaseException:
+    """The project's own error inside Ray's wrapping of it, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        failures = getattr(seen, "worker_failures", None) or {}
+        for inner in failures.values():
+            found = _ours(inner)
+            if isinstance(found, SeitError):
+                return found
+        if isinstance(seen, SeitError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def _ray_worker(sent: dict[str, Any]) -> Metrics:
+    import ray.train
+    import ray.train.torch
+
+    from services.stream.pipeline import Pool
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cluster: ClusterConfig = sent["cluster"]
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
+    pool = Pool(actors=cluster.augment_actors, cpus=cluster.augment_cpus_per_actor)
+    place = Place(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        should_stop=partial(_asked_to_stop, sent["flag"]),
+        pool=pool,
+        trainer_cpus=cluster.cpus_per_worker * cluster.workers,
+        report=lambda metrics: ray.train.report(dict(metrics)),
+    )
+    worker = getattr(importlib.import_module(sent["module"]), sent["name"])
+    metrics: Metrics = worker(sent["config"], place)
+    return metrics
+
+
+def _asked_to_stop(flag: ray.actor.ActorHandle) -> bool:
+    import ray
+
+    asked: bool = ray.get(flag.is_set.remote())
+    return asked

@@ -1,0 +1,416 @@
+"""The training loop: any iterable of batches in, weights and figures out. Knows nothing of Ray.
+
+A step is one optimizer update on the global batch: each rank computes its share of the rows, and
+gradients are those of the mean over all rows that exist, whatever the number of ranks. Figures stay
+on the device until a reading (every `loop.log_every` steps), so a step never waits for the device.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from services.errors import CursorMismatchError, InvalidInputError, SeitError
+from services.plan.draws import hash_key
+from services.stream.batch import StreamBatch
+from services.wire.seit import v1 as wire
+from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
+from trainers.config import Run
+from trainers.progress import ProgressLine, Recorder
+from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
+
+logger = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """This rank's share of each step, in order, from the position it was opened at."""
+
+    steps_per_epoch: int
+
+    def __iter__(self) -> Iterator[StreamBatch]: ...
+
+    def cursor(self, step: int) -> bytes:
+        """The position after `step` steps."""
+        ...
+
+
+@dataclass
+class WorkerContext:
+    """What a worker is given: its place among the others, and ways to its data.
+
+    world > 1: torch.distributed is initialised. spec, classes: of the dataset.
+    open_train: the training stream, from a saved position or from the start.
+    open_validation: this rank's share of the whole split, finite.
+    report: tells figures to whoever started the run; all ranks call it equally often.
+    should_stop: a signal asked for an end: checkpoint and return.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    spec: wire.TokenSpec
+    classes: Sequence[str]
+    open_train: Callable[[bytes | None], Stream]
+    open_validation: Callable[[], Iterable[StreamBatch]]
+    report: Callable[[Mapping[str, float]], None]
+    should_stop: Callable[[], bool]
+
+
+class Task(Protocol):
+    """What is trained. Sums are over rows, each times the row's weight.
+
+    name: for the progress line. figures: names of what `evaluate` sums, the loss first.
+    best: figure of a validation that picks the best checkpoint; higher: whether more is better.
+    """
+
+    name: str
+    figures: tuple[str, ...]
+    best: str
+    higher: bool
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, drawn from torch's generator."""
+        ...
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """Its optimizer; the loop sets the rate of each group to lr * group["lr_scale"]."""
+        ...
+
+    def check(self, batch: StreamBatch) -> None:
+        """Raise InvalidInputError for a batch, in host memory, that cannot be trained on."""
+        ...
+
+    def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
+        """() float32: weighted sum of the rows' losses."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
+        """(len(figures),) float32: weighted sums of the figures."""
+        ...
+
+
+class DivergedError(SeitError):
+    """Loss or gradient stopped being finite; no update was made with it."""
+
+
+def train(
+    config: Run, context: WorkerContext, task: Task, rate: Callable[[int, int], float]
+) -> dict[str, float]:
+    """Train to the end, or until `context.should_stop`; resumes the run that stands in config.out.
+
+    rate: (step, steps of an epoch) -> learning rate. Returns the last figures, the same on all
+    ranks; `finished` is 0 if the run was stopped.
+
+    Raises: InvalidInputError if config.out holds another run; DivergedError; CursorMismatchError.
+    """
+    if context.rank == 0:
+        claim(config.out, config.identity())
+    if config.loop.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    checkpoints = Checkpoints(config.out, config.loop.keep)
+    try:
+        trainer = _Trainer(config, context, task, rate, checkpoints)
+        try:
+            return trainer.run()
+        finally:
+            trainer.close()
+    finally:
+        checkpoints.close()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        config: Run,
+        context: WorkerContext,
+        task: Task,
+        rate: Callable[[int, int], float],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._config, self._context, self._task = config, context, task
+        self._rate, self._checkpoints = rate, checkpoints
+        loop, device = config.loop, context.device
+        torch.manual_seed(hash_key("weights", loop.seed))  # the same weights on every rank
+        self._model = task.build_model().to(device)
+        self._optimizer = task.build_optimizer(self._model)
+        self._ema = ModelEmaV3(self._model, decay=loop.ema) if loop.ema else None
+        self._step, self._metrics = 0, dict[str, float]()
+        torch.manual_seed(hash_key("dropout", loop.seed, context.rank))
+        cursor = self._resume()
+        self._stream = context.open_train(cursor)
+        self._total = loop.epochs * self._stream.steps_per_epoch
+        if loop.compile:
+            self._model.compile()
+        self._forward: nn.Module = self._model
+        if context.world > 1:
+            self._forward = DistributedDataParallel(
+                self._model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._pending: list[tuple[int, int, float, Tensor]] = []
+        self._waited, self._read_at = 0.0, time.monotonic()
+        self._recorder: Recorder | None = None
+        self._line: ProgressLine | None = None
+        if context.rank == 0:
+            self._recorder = Recorder(config.out, self._step)
+            self._line = ProgressLine(task.name, self._step, self._total)
+
+    def run(self) -> dict[str, float]:
+        loop, per_epoch = self._config.loop, self._stream.steps_per_epoch
+        batches = iter(self._stream)
+        stopping = False
+        while self._step < self._total and not stopping:
+            self._train_step(self._next(batches))
+            self._step += 1
+            last = self._step == self._total
+            epoch, inside = divmod(self._step, per_epoch)
+            due = last or (inside == 0 and epoch % loop.validate_every == 0)
+            save = last or self._step % loop.checkpoint_every == 0
+            # A stop must be seen by all ranks at the same step, hence only at a reading.
+            read = due or save or self._step % loop.log_every == 0
+            if read or self._context.world == 1:
+                stopping = self._context.should_stop()
+            if read or stopping:
+                stopping = self._read(stopping)
+            improved = due and self._validate()
+            if save or improved or stopping:
+                self._save(best=improved)
+        if close := getattr(batches, "close", None):
+            close()
+        self._checkpoints.wait()
+        finished = self._step == self._total
+        if finished and self._context.rank == 0:
+            self._export()
+        return {"step": self._step, "finished": float(finished), **self._metrics}
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _next(self, batches: Iterator[StreamBatch]) -> StreamBatch:
+        asked = time.monotonic()
+        batch = next(batches, None)
+        self._waited += time.monotonic() - asked
+        if batch is None or batch.step != self._step:
+            raise CursorMismatchError(
+                f"the stream gave {'nothing' if batch is None else f'step {batch.step}'} where step"
+                f" {self._step} of {self._total} was due: it was opened for another run"
+            )
+        if len(batch) < self._config.loop.grad_accum:
+            raise InvalidInputError(
+                f"loop.grad_accum is {self._config.loop.grad_accum}, but a worker has only"
+                f" {len(batch)} rows in a step: choose at most that many parts"
+            )
+        self._task.check(batch)
+        return batch
+
+    def _train_step(self, batch: StreamBatch) -> None:
+        context, device = self._context, self._context.device
+        self._forward.train()
+        if device.type == "cuda":
+            batch = batch.pin().to(device, non_blocking=True)
+        weight = batch.weight.sum()
+        total = sum_over_ranks(weight.clone(), context.world)
+        parts = _parts(batch, self._config.loop.grad_accum)
+        loss_sum = torch.zeros((), device=device)
+        for number, part in enumerate(parts, start=1):
+            with self._unsynced(number < len(parts)):
+                with self._autocast():
+                    loss = self._task.loss(self._forward, part)
+                # DDP averages over ranks: times world / total it is the mean over all rows.
+                (loss * (context.world / total)).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+        lr = self._rate(self._step, self._stream.steps_per_epoch)
+        norm = self._clip()
+        self._update(lr, norm)
+        self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
+
+    def _clip(self) -> Tensor:
+        """() norm of the whole gradient before it was clipped."""
+        limit = self._config.optim.clip
+        if limit:
+            return nn.utils.clip_grad_norm_(self._parameters, limit)
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def _update(self, lr: float, norm: Tensor) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        # The fused optimizer leaves weights and moments alone where this is 1: a bad step is
+        # skipped on the device, and named at the next reading.
+        self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.update(self._model)
+
+    def _read(self, stopping: bool) -> bool:
+        """Bring pending figures to the host, check and record them; whether any rank must stop."""
+        context = self._context
+        table = torch.stack([row for *_, row in self._pending]).double()  # (n, loss weight norm)
+        shared = torch.cat([table[:, :2].flatten(), table.new_tensor([float(stopping)])])
+        sums = sum_over_ranks(shared, context.world).cpu()
+        losses, weights = sums[:-1].view(-1, 2).unbind(1)
+        norms = table[:, 2].cpu()
+        for (step, epoch, lr, _), loss, norm in zip(
+            self._pending, (losses / weights).tolist(), norms.tolist(), strict=True
+        ):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise DivergedError(
+                    f"step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}; no update was"
+                    " made with it. The last checkpoint is sound: lower the learning rate, lengthen"
+                    " the warm-up, clip lower, or use --loop.precision float32"
+                )
+            self._record(step + 1, {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm})
+        now = time.monotonic()
+        elapsed = max(now - self._read_at, 1e-9)
+        self._metrics |= {
+            "loss": float(losses[-1] / weights[-1]),
+            "images_per_second": float(weights.sum()) / elapsed,
+            "stalled_share": min(1.0, self._waited / elapsed),
+        }
+        if self._line is not None and self._recorder is not None:
+            self._line.update(
+                self._step,
+                self._metrics["loss"],
+                self._metrics["images_per_second"],
+                self._metrics["stalled_share"],
+            )
+            self._recorder.flush()
+        self._pending.clear()
+        self._waited, self._read_at = 0.0, now
+        return bool(sums[-1] > 0)
+
+    @torch.no_grad()
+    def _validate(self) -> bool:
+        """Figures over the whole validation split, each row once; whether they are the best yet."""
+        task, device = self._task, self._context.device
+        model = self._ema.module if self._ema is not None else self._model
+        model.eval()
+        sums = torch.zeros(len(task.figures) + 1, dtype=torch.float64, device=device)
+        for batch in self._context.open_validation():
+            task.check(batch)
+            moved = batch.to(device, non_blocking=True)
+            with self._autocast():
+                figures = task.evaluate(model, moved)
+            sums += torch.cat([figures, moved.weight.sum()[None]]).double()
+        *totals, weight = sum_over_ranks(sums, self._context.world).tolist()
+        if not weight:
+            raise InvalidInputError(
+                f"split {self._config.data.validation_split!r} has no rows to validate on: name"
+                " another with --data.validation-split"
+            )
+        found = {
+            f"validation_{name}": total / weight
+            for name, total in zip(task.figures, totals, strict=True)
+        }
+        value, best = found[f"validation_{task.best}"], self._metrics.get("best")
+        improved = best is None or (value > best if task.higher else value < best)
+        self._metrics |= {**found, "best": value if improved else float(best or 0.0)}
+        self._record(self._step, found)
+        logger.info(
+            "%s step %d: %s",
+            task.name,
+            self._step,
+            ", ".join(f"{name} {figure:.4f}" for name, figure in found.items()),
+        )
+        self._context.report({"step": self._step, **self._metrics})
+        self._read_at = time.monotonic()  # validation is not training time
+        return improved
+
+    def _record(self, step: int, values: Mapping[str, float]) -> None:
+        if self._recorder is not None:
+            self._recorder.record(step, values)
+
+    def _save(self, *, best: bool) -> None:
+        context = self._context
+        rng = gather(generator_state(context.device), context.device, context.world)
+        if context.rank == 0:
+            self._checkpoints.save(
+                Checkpoint(
+                    step=self._step,
+                    model=self._model.state_dict(),
+                    ema=self._ema.module.state_dict() if self._ema is not None else None,
+                    optimizer=self._optimizer.state_dict(),
+                    rng=rng,
+                    cursor=self._stream.cursor(self._step),
+                    config=self._config.to_json(),
+                    metrics=dict(self._metrics),
+                ),
+                best=best,
+            )
+
+    def _resume(self) -> bytes | None:
+        """Take up the newest checkpoint, if there is one: its stream position."""
+        context = self._context
+        steps = self._checkpoints.steps() if context.rank == 0 else []
+        newest = torch.tensor(steps[-1] if steps else 0, device=context.device)
+        step = int(sum_over_ranks(newest, context.world))  # rank 0 decides for all
+        if step == 0:
+            return None
+        saved = self._checkpoints.load(step, context.device)
+        self._model.load_state_dict(saved.model)
+        self._optimizer.load_state_dict(saved.optimizer)
+        if self._ema is not None and saved.ema is not None:
+            self._ema.module.load_state_dict(saved.ema)
+        self._step, self._metrics = saved.step, saved.metrics
+        same = len(saved.rng) == context.world
+        if not (same and restore_generators(saved.rng[context.rank], context.device)):
+            # Another number of workers or kind of device: dropout differs, data and masks do not.
+            torch.manual_seed(hash_key("dropout", self._config.loop.seed, context.rank, step))
+        logger.info("%s goes on from step %d", self._task.name, step)
+        return saved.cursor
+
+    def _export(self) -> None:
+        model = self._ema.module if self._ema is not None else self._model
+        about = {
+            "config": self._config.to_json(),
+            "spec": json.dumps(asdict(self._context.spec)),
+            "classes": json.dumps(list(self._context.classes)),
+            "step": str(self._step),
+        }
+        export(self._config.out, model.state_dict(), about)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._config.loop.precision == "bf16"
+        return torch.autocast(self._context.device.type, torch.bfloat16, enabled=enabled)
+
+    def _unsynced(self, more: bool) -> AbstractContextManager[None]:
+        """Gradients cross the network once a step: with its last part."""
+        if more and isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return nullcontext()
+
+
+def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:
+    """The batch cut into `count` parts of nearly equal size."""
+    bounds = [len(batch) * part // count for part in range(count + 1)]
+    return [batch] if count == 1 else [_slice(batch, a, b) for a, b in pairwise(bounds)]
+
+
+def _slice(batch: StreamBatch, start: int, stop: int) -> StreamBatch:
+    cut = {
+        name: getattr(batch, name)[start:stop]
+        for name in ("rows", "inputs", "label", "label_b", "mix", "weight")
+    }
+    return replace(batch, **cut)

@@ -1,0 +1,1 @@
+"""The networks: MTM for pre-training, TokenClassifier for classification, and their weights."""

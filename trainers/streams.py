@@ -1,0 +1,125 @@
+"""From a run's configuration to its streams: which rows, in which order, through which recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+from services.augment.recipe import RECIPES, RecipeConfig
+from services.errors import InvalidInputError, NotFoundError
+from services.settings import load_settings
+from services.shards.manifest import load_manifest
+from services.shards.store import open_store
+from services.stream.batch import StreamBatch
+from services.stream.loader import Stream, resume_step
+from services.stream.request import StreamRequest
+from services.wire.seit import v1 as wire
+from trainers.config import AugmentConfig, Run
+from trainers.context import Place
+from trainers.loop import WorkerContext
+
+logger = logging.getLogger(__name__)
+
+
+def open_context(run: Run, place: Place) -> WorkerContext:
+    """A worker's place together with the streams of its run.
+
+    Raises: NotFoundError, InvalidInputError for a dataset, split or recipe that does not fit.
+    """
+    root = open_store(run.data.root)
+    loaded = load_manifest(root, run.data.dataset, run.data.version)
+    manifest = loaded.manifest
+    if manifest.spec is None:
+        raise NotFoundError(f"dataset {run.data.dataset!r} does not describe its token grid")
+    settings = load_settings()
+    common: dict[str, Any] = {
+        "root": root.url,
+        "dataset": run.data.dataset,
+        "version": manifest.version,
+        "digest": loaded.digest,
+        "order": run.order.spec(run.loop.seed),
+        "cache_dir": str(settings.cache_dir),
+        "cache_bytes": settings.cache_bytes,
+    }
+    training = StreamRequest(
+        split=run.data.train_split,
+        recipe=recipe_of(run.augment, manifest.spec),
+        tokenadapt=run.augment.tokenadapt,
+        **common,
+    )
+    crop = (run.augment.crop, run.augment.crop)
+    evaluation = RECIPES["eval"](manifest.spec, crop)
+    validation = StreamRequest(
+        split=run.data.validation_split,
+        recipe=replace(evaluation, output=training.recipe.output),
+        sequential=True,
+        **common,
+    )
+    return WorkerContext(
+        rank=place.rank,
+        world=place.world,
+        device=place.device,
+        spec=manifest.spec,
+        classes=manifest.classes,
+        open_train=partial(_open_training, training, run.loop.epochs, place),
+        open_validation=partial(_open_validation, validation, place),
+        report=place.report,
+        should_stop=place.should_stop,
+    )
+
+
+def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
+    """The named recipe with the run's changes; without weights for it, TokenAdapt stays out."""
+    config = RECIPES[augment.recipe](spec, (augment.crop, augment.crop))
+    if not augment.tokenadapt:
+        if config.adapt.share:
+            logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
+        config = replace(config, adapt=replace(config.adapt, share=0.0))
+    for name, value in augment.overrides.items():
+        config = _change(config, name, name.split("."), value)
+    return config
+
+
+def _change(part: Any, name: str, path: list[str], value: float) -> Any:
+    """`part` with the field at `path` (dots in `name`) set to `value`."""
+    known = {field.name for field in fields(part)}
+    if path[0] not in known:
+        raise InvalidInputError(
+            f"augment.overrides names {name!r}, but {type(part).__name__} has no {path[0]!r}; it"
+            f" has {', '.join(sorted(known))}"
+        )
+    old = getattr(part, path[0])
+    if is_dataclass(old):
+        if len(path) == 1:
+            inner = ", ".join(f"{name}.{field.name}" for field in fields(old))
+            raise InvalidInputError(f"augment.overrides names {name!r}, a group; name one of {inner}")
+        return replace(part, **{path[0]: _change(old, name, path[1:], value)})
+    if len(path) > 1 or isinstance(old, (str, tuple)):
+        raise InvalidInputError(
+            f"augment.overrides names {name!r}, which is not a number; only numbers can be changed"
+        )
+    return replace(part, **{path[0]: type(old)(value)})
+
+
+def _open_training(
+    request: StreamRequest, epochs: int, place: Place, saved: bytes | None
+) -> Stream:
+    start = resume_step(request, saved) if saved else 0
+    probe = Stream(request, rank=place.rank, world=place.world)
+    return Stream(
+        request,
+        rank=place.rank,
+        world=place.world,
+        start=start,
+        stop=epochs * probe.steps_per_epoch,
+        pool=place.pool,
+        trainer_cpus=place.trainer_cpus,
+    )
+
+
+def _open_validation(request: StreamRequest, place: Place) -> Iterable[StreamBatch]:
+    """Finite, in threads of this process: cutting the centre costs next to nothing."""
+    return Stream(request, rank=place.rank, world=place.world)

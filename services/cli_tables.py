@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -29,18 +30,14 @@ def manifest_view(loaded: LoadedManifest) -> RenderableType:
     words = [plain(line) for line in _in_words(manifest, report, loaded.digest)]
     parts: list[RenderableType] = [*words, storage_table(report)]
     if manifest.assets:
-        table = _table("file", "what", "size>", "xxh3")
+        table = _table("file", "what", "size>")
         for asset in manifest.assets:
-            table.add_row(
-                plain(asset.path), plain(asset.kind), decimal(asset.bytes), plain(asset.xxh3)
-            )
+            table.add_row(plain(asset.path), plain(asset.kind), decimal(asset.bytes))
         parts.append(table)
     return Group(*parts)
 
 
-def _in_words(
-    manifest: wire.Manifest, report: wire.StorageReport, digest: str
-) -> Iterable[str]:
+def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) -> Iterable[str]:
     spec, total = manifest.spec, report.total
     assert spec is not None  # `load_manifest` refuses a manifest without one
     assert total is not None
@@ -50,9 +47,7 @@ def _in_words(
     )
     if manifest.message:
         yield f"It says: {manifest.message}"
-    pixels = (
-        f" of {spec.image_height}x{spec.image_width} pixels" if total.pixel_bytes else ""
-    )
+    pixels = f" of {spec.image_height}x{spec.image_width} pixels" if total.pixel_bytes else ""
     yield (
         f"{total.rows:,} images{pixels}, each as {spec.grid_height}x{spec.grid_width} tokens of"
         f" {spec.codes:,} codes ({manifest.tokenizer_kind}, {spec.channels} channels a code)."
@@ -76,7 +71,7 @@ def _in_words(
         yield "No classes: the rows are not labelled."
     if manifest.skipped:
         listed = _shortened([f"{one.path} ({one.reason})" for one in manifest.skipped])
-        yield f"{len(manifest.skipped):,} pictures could not be read: {listed}."
+        yield f"Pictures that could not be read, {len(manifest.skipped):,}: {listed}."
 
 
 def storage_table(report: wire.StorageReport) -> Table:
@@ -86,11 +81,11 @@ def storage_table(report: wire.StorageReport) -> Table:
         "images>",
         "shards>",
         "size>",
-        "bytes/image>",
-        "entropy>",
-        "of source>",
-        "of pixels>",
-        "codes used>",
+        "bytes/\nimage>",
+        "entropy\nbytes>",
+        "of\nsource>",
+        "of\npixels>",
+        "codes\nused>",
     )
     rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
     for one in rows:
@@ -114,25 +109,21 @@ def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:
     table = _table(
         "dataset",
         "version>",
-        "committed",
+        "committed (UTC)",
         "images>",
-        "shards>",
         "size>",
-        "bytes/image>",
-        "of source>",
-        "splits",
+        "bytes/\nimage>",
+        "of\nsource>",
     )
     for one in summaries:
         table.add_row(
             plain(one.name),
             str(one.version),
-            plain(one.created),
+            plain(one.created[:16].replace("T", " ")),
             f"{one.rows:,}",
-            f"{one.shards:,}",
             decimal(one.bytes),
             f"{one.bytes_per_image:,.1f}",
             _share(one.share_of_source),
-            plain(", ".join(one.splits)),
         )
     return table
 
@@ -147,15 +138,19 @@ def orphan_table(orphans: Sequence[Entry]) -> Table:
 
 def plain(text: str) -> Text:
     """Foreign text as it is, but for characters that would steer the terminal."""
-    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))
+    return Text(
+        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    )
 
 
 def _table(*columns: str) -> Table:
     """An empty table; a heading that ends in `>` belongs to a column of numbers."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        justify = "right" if column.endswith(">") else "left"
-        table.add_column(column.rstrip(">"), justify=justify)  # type: ignore[arg-type]
+        if column.endswith(">"):
+            table.add_column(column[:-1], justify="right", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold", min_width=10)
     return table
 
 

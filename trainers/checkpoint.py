@@ -1,9 +1,9 @@
 """The state of a run as one file on any store: whole or absent, and read without unpickling code.
 
     OUT/run.json                       the configuration: whose folder this is
-    OUT/checkpoints/step-00000100.pt   model, EMA, optimizer, generators and stream position together
+    OUT/checkpoints/step-00000100.pt   weights, EMA, optimizer, generators, stream position
     OUT/checkpoints/best.pt            the same, at the best validation so far
-    OUT/model.safetensors              weights for others to load, with the configuration as metadata
+    OUT/model.safetensors              weights for others, with the configuration as metadata
 
 Files are written by a thread from a copy in host memory, so training goes on meanwhile.
 """
@@ -227,4 +227,3 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-

@@ -84,13 +84,13 @@ class AugmentConfig:
     """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
 
     recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
-    """Recipe that the other options change."""
+    """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
     crop: int = 28
     """Side of the grid that the model reads, tokens."""
     tokenadapt: str = ""
     """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
     overrides: dict[str, float] = field(default_factory=dict)
-    """Fields of the recipe to change, as NAME VALUE pairs (probabilities 0..1)."""
+    """Numbers of the recipe to change, as NAME VALUE pairs (adapt.flip_probability 0)."""
 
     def __post_init__(self) -> None:
         _require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
@@ -155,10 +155,8 @@ class MtmModelConfig(ViTConfig):
 
 @dataclass(frozen=True)
 class ClassifierModelConfig(ViTConfig):
-    """The classifier, what it reads and what it starts from."""
+    """The classifier and what it starts from. The augmentation recipe decides what it reads."""
 
-    reads: Literal["ids", "embeddings"] = "ids"
-    """Learned embedding of ids (patch x patch stem), or the codebook's (4 x 4 Stem-Adapter)."""
     init: str = ""
     """MTM model to start from: folder of a finished run, or a .safetensors file; empty for none."""
     drop_path: float = 0.1
@@ -296,6 +294,14 @@ class Run:
     loop: LoopConfig
     cluster: ClusterConfig
 
+    def __post_init__(self) -> None:
+        _require(
+            self.optim.warmup_epochs < self.loop.epochs,
+            "optim.warmup_epochs",
+            self.optim.warmup_epochs,
+            f"less than loop.epochs, {self.loop.epochs}",
+        )
+
     def identity(self) -> dict[str, Any]:
         """The parts that decide what is trained: a resumed run must agree in them."""
         kept = {key: value for key, value in asdict(self).items() if key not in MACHINE_FIELDS}
@@ -314,6 +320,7 @@ class MtmRun(Run):
     model: MtmModelConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_patch(self.augment, self.model)
 
 
@@ -324,6 +331,7 @@ class ClassifyRun(Run):
     model: ClassifierModelConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_patch(self.augment, self.model)
 
 

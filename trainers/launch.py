@@ -14,19 +14,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from services.errors import InvalidInputError, SeitError
 from trainers.config import ClusterConfig
 from trainers.context import Place
-
-if TYPE_CHECKING:
-    import ray
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +33,7 @@ _POLL_SECONDS = 0.2
 _HEALTH_CHECK_SECONDS = "0.5"
 
 
-def launch(
-    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics]
-) -> Metrics:
+def launch(config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics]) -> Metrics:
     """Run `worker(config, place)` on every worker that `cluster` asks for; rank 0's answer.
 
     worker: a function of an importable module (Ray sends its name, not its code).
@@ -93,11 +87,12 @@ def _with_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from services.stream.cluster import connect
+    from services.stream.cluster import capacity, connect
 
     connect()
-    _check_room(cluster, ray.cluster_resources())
-    flag = ray.remote(num_cpus=0)(_StopFlag).remote()
+    _check_room(cluster, capacity("CPU"), capacity("GPU"))
+    flag: Any = ray.remote(num_cpus=0)(_StopFlag)
+    flag = flag.remote()
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
@@ -157,9 +152,10 @@ class _StopFlag:
         return self._set
 
 
-def _check_room(cluster: ClusterConfig, total: Mapping[str, float]) -> None:
-    for kind, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
-        need, have = each * cluster.workers, total.get(kind, 0.0)
+def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
+    each_of = (("CPU", cluster.cpus_per_worker, cpus), ("GPU", cluster.gpus_per_worker, gpus))
+    for kind, each, have in each_of:
+        need = each * cluster.workers
         if need > have:
             raise InvalidInputError(
                 f"{cluster.workers} workers of {each:g} {kind}s need {need:g}; the cluster has"
@@ -183,7 +179,7 @@ def _ours(error: BaseException) -> BaseException:
     return error
 
 
-def _ray_worker(sent: dict[str, Any]) -> Metrics:
+def _ray_worker(sent: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
@@ -204,12 +200,10 @@ def _ray_worker(sent: dict[str, Any]) -> Metrics:
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     worker = getattr(importlib.import_module(sent["module"]), sent["name"])
-    metrics: Metrics = worker(sent["config"], place)
-    return metrics
+    return worker(sent["config"], place)
 
 
-def _asked_to_stop(flag: ray.actor.ActorHandle) -> bool:
+def _asked_to_stop(flag: Any) -> bool:
     import ray
 
-    asked: bool = ray.get(flag.is_set.remote())
-    return asked
+    return bool(ray.get(flag.is_set.remote()))

@@ -12,108 +12,39 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Protocol
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
 from services.stream.batch import StreamBatch
-from services.wire.seit import v1 as wire
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
+from trainers.optim import build_adamw, cosine_factor, peak_rate
 from trainers.progress import ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
+from trainers.task import Stream, Task, WorkerContext
+
+__all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 
 logger = logging.getLogger(__name__)
-
-
-class Stream(Protocol):
-    """This rank's share of each step, in order, from the position it was opened at."""
-
-    steps_per_epoch: int
-
-    def __iter__(self) -> Iterator[StreamBatch]: ...
-
-    def cursor(self, step: int) -> bytes:
-        """The position after `step` steps."""
-        ...
-
-
-@dataclass
-class WorkerContext:
-    """What a worker is given: its place among the others, and ways to its data.
-
-    world > 1: torch.distributed is initialised. spec, classes: of the dataset.
-    open_train: the training stream, from a saved position or from the start.
-    open_validation: this rank's share of the whole split, finite.
-    report: tells figures to whoever started the run; all ranks call it equally often.
-    should_stop: a signal asked for an end: checkpoint and return.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
-    spec: wire.TokenSpec
-    classes: Sequence[str]
-    open_train: Callable[[bytes | None], Stream]
-    open_validation: Callable[[], Iterable[StreamBatch]]
-    report: Callable[[Mapping[str, float]], None]
-    should_stop: Callable[[], bool]
-
-
-class Task(Protocol):
-    """What is trained. Sums are over rows, each times the row's weight.
-
-    name: for the progress line. figures: names of what `evaluate` sums, the loss first.
-    best: figure of a validation that picks the best checkpoint; higher: whether more is better.
-    """
-
-    name: str
-    figures: tuple[str, ...]
-    best: str
-    higher: bool
-
-    def build_model(self) -> nn.Module:
-        """A new model on the CPU, drawn from torch's generator."""
-        ...
-
-    def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """Its optimizer; the loop sets the rate of each group to lr * group["lr_scale"]."""
-        ...
-
-    def check(self, batch: StreamBatch) -> None:
-        """Raise InvalidInputError for a batch, in host memory, that cannot be trained on."""
-        ...
-
-    def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
-        """() float32: weighted sum of the rows' losses."""
-        ...
-
-    def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
-        """(len(figures),) float32: weighted sums of the figures."""
-        ...
 
 
 class DivergedError(SeitError):
     """Loss or gradient stopped being finite; no update was made with it."""
 
 
-def train(
-    config: Run, context: WorkerContext, task: Task, rate: Callable[[int, int], float]
-) -> dict[str, float]:
+def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
     """Train to the end, or until `context.should_stop`; resumes the run that stands in config.out.
 
-    rate: (step, steps of an epoch) -> learning rate. Returns the last figures, the same on all
-    ranks; `finished` is 0 if the run was stopped.
+    Returns the last figures; `finished` is 0 if the run was stopped.
 
     Raises: InvalidInputError if config.out holds another run; DivergedError; CursorMismatchError.
     """
@@ -124,7 +55,7 @@ def train(
         torch.use_deterministic_algorithms(True)
     checkpoints = Checkpoints(config.out, config.loop.keep)
     try:
-        trainer = _Trainer(config, context, task, rate, checkpoints)
+        trainer = _Trainer(config, context, task, checkpoints)
         try:
             return trainer.run()
         finally:
@@ -135,24 +66,24 @@ def train(
 
 class _Trainer:
     def __init__(
-        self,
-        config: Run,
-        context: WorkerContext,
-        task: Task,
-        rate: Callable[[int, int], float],
-        checkpoints: Checkpoints,
+        self, config: Run, context: WorkerContext, task: Task, checkpoints: Checkpoints
     ) -> None:
         self._config, self._context, self._task = config, context, task
-        self._rate, self._checkpoints = rate, checkpoints
-        loop, device = config.loop, context.device
+        self._checkpoints = checkpoints
+        loop, optim, device = config.loop, config.optim, context.device
+        self._step, self._metrics = self._newest(), dict[str, float]()
         torch.manual_seed(hash_key("weights", loop.seed))  # the same weights on every rank
-        self._model = task.build_model().to(device)
-        self._optimizer = task.build_optimizer(self._model)
+        self._model = task.build_model(fresh=self._step == 0).to(device)
+        self._optimizer = build_adamw(
+            self._model,
+            optim.base_lr,
+            (optim.beta1, optim.beta2),
+            optim.weight_decay,
+            optim.layer_decay,
+        )
         self._ema = ModelEmaV3(self._model, decay=loop.ema) if loop.ema else None
-        self._step, self._metrics = 0, dict[str, float]()
         torch.manual_seed(hash_key("dropout", loop.seed, context.rank))
-        cursor = self._resume()
-        self._stream = context.open_train(cursor)
+        self._stream = context.open_train(self._resume() if self._step else None)
         self._total = loop.epochs * self._stream.steps_per_epoch
         if loop.compile:
             self._model.compile()
@@ -240,10 +171,18 @@ class _Trainer:
                 # DDP averages over ranks: times world / total it is the mean over all rows.
                 (loss * (context.world / total)).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-        lr = self._rate(self._step, self._stream.steps_per_epoch)
-        norm = self._clip()
+        lr, norm = self._rate(), self._clip()
         self._update(lr, norm)
         self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
+
+    def _rate(self) -> float:
+        """Learning rate of this step, for parameters that layer decay leaves alone."""
+        optim = self._config.optim
+        peak = peak_rate(
+            optim.base_lr, self._config.order.global_batch, optim.base_batch, optim.base_power
+        )
+        warmup = round(optim.warmup_epochs * self._stream.steps_per_epoch)
+        return peak * cosine_factor(self._step, self._total, warmup, floor=optim.min_lr / peak)
 
     def _clip(self) -> Tensor:
         """() norm of the whole gradient before it was clipped."""
@@ -360,25 +299,27 @@ class _Trainer:
                 best=best,
             )
 
-    def _resume(self) -> bytes | None:
-        """Take up the newest checkpoint, if there is one: its stream position."""
+    def _newest(self) -> int:
+        """Step of the newest checkpoint, 0 if there is none; rank 0 decides for all."""
         context = self._context
         steps = self._checkpoints.steps() if context.rank == 0 else []
         newest = torch.tensor(steps[-1] if steps else 0, device=context.device)
-        step = int(sum_over_ranks(newest, context.world))  # rank 0 decides for all
-        if step == 0:
-            return None
-        saved = self._checkpoints.load(step, context.device)
+        return int(sum_over_ranks(newest, context.world))
+
+    def _resume(self) -> bytes:
+        """Take up the checkpoint of this step; the stream's position."""
+        context = self._context
+        saved = self._checkpoints.load(self._step, context.device)
         self._model.load_state_dict(saved.model)
         self._optimizer.load_state_dict(saved.optimizer)
         if self._ema is not None and saved.ema is not None:
             self._ema.module.load_state_dict(saved.ema)
-        self._step, self._metrics = saved.step, saved.metrics
+        self._metrics = saved.metrics
         same = len(saved.rng) == context.world
         if not (same and restore_generators(saved.rng[context.rank], context.device)):
             # Another number of workers or kind of device: dropout differs, data and masks do not.
-            torch.manual_seed(hash_key("dropout", self._config.loop.seed, context.rank, step))
-        logger.info("%s goes on from step %d", self._task.name, step)
+            torch.manual_seed(hash_key("dropout", self._config.loop.seed, context.rank, self._step))
+        logger.info("%s goes on from step %d", self._task.name, self._step)
         return saved.cursor
 
     def _export(self) -> None:

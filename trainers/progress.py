@@ -50,18 +50,18 @@ class Recorder:
         if self._upload:
             (folder / METRICS).write_text(kept)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """One line of figures of `step` (steps done, from 1)."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Make what was recorded readable by others."""
         self._lines.flush()
-        self._board.flush()  # type: ignore[no-untyped-call]
+        self._board.flush()
         if self._upload:
             for path in sorted(self._folder.rglob("*")):
                 if path.is_file():
@@ -71,7 +71,7 @@ class Recorder:
         """Flush and let go of the files."""
         self.flush()
         self._lines.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
         if self._scratch:
             self._scratch.cleanup()
 

@@ -15,7 +15,7 @@ from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch
 from services.stream.loader import Stream, resume_step
-from services.stream.request import StreamRequest
+from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
 from trainers.config import AugmentConfig, Run
 from trainers.context import Place
@@ -45,18 +45,15 @@ def open_context(run: Run, place: Place) -> WorkerContext:
         "cache_bytes": settings.cache_bytes,
     }
     training = StreamRequest(
-        split=run.data.train_split,
-        recipe=recipe_of(run.augment, manifest.spec),
-        tokenadapt=run.augment.tokenadapt,
-        **common,
+        RowsRequest(split=run.data.train_split, **common),
+        recipe_of(run.augment, manifest.spec),
+        run.augment.tokenadapt,
     )
     crop = (run.augment.crop, run.augment.crop)
     evaluation = RECIPES["eval"](manifest.spec, crop)
     validation = StreamRequest(
-        split=run.data.validation_split,
-        recipe=replace(evaluation, output=training.recipe.output),
-        sequential=True,
-        **common,
+        RowsRequest(split=run.data.validation_split, sequential=True, **common),
+        replace(evaluation, output=training.recipe.output),
     )
     return WorkerContext(
         rank=place.rank,
@@ -95,7 +92,9 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
     if is_dataclass(old):
         if len(path) == 1:
             inner = ", ".join(f"{name}.{field.name}" for field in fields(old))
-            raise InvalidInputError(f"augment.overrides names {name!r}, a group; name one of {inner}")
+            raise InvalidInputError(
+                f"augment.overrides names {name!r}, a group; name one of {inner}"
+            )
         return replace(part, **{path[0]: _change(old, name, path[1:], value)})
     if len(path) > 1 or isinstance(old, (str, tuple)):
         raise InvalidInputError(
@@ -107,7 +106,7 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
 def _open_training(
     request: StreamRequest, epochs: int, place: Place, saved: bytes | None
 ) -> Stream:
-    start = resume_step(request, saved) if saved else 0
+    start = resume_step(request.rows, saved) if saved else 0
     probe = Stream(request, rank=place.rank, world=place.world)
     return Stream(
         request,

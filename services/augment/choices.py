@@ -21,7 +21,7 @@ from services.augment.crop import RESIZED_DRAWS, centre_boxes, random_boxes, res
 from services.augment.eda import disjoint_windows
 from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
 from services.plan.draws import Draws
-from services.types import FloatArray, IntArray
+from services.types import FloatArray, IdArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -89,13 +89,13 @@ def choose_eda(config: EdaConfig, draws: Draws, grid: tuple[int, int]) -> EdaCho
 class ColorChoice:
     """Rows for Emb-Noise, with its normals still as integers, and rows for ColorAdapt.
 
-    channel: (n, D) standard normals. words: (n, elements / 2 rounded up) in [0, 2**32).
+    channel: (n, D) standard normals. levels: (n, H * W * D) uint16 for `normals_from_levels`.
     partner: (m,) rows of the call that lend their colours to `adapt_rows` (m,).
     """
 
     noise_rows: IntArray
     channel: FloatArray
-    words: IntArray
+    levels: IdArray
     adapt_rows: IntArray
     partner: IntArray
 
@@ -120,11 +120,12 @@ def choose_color(
     noise_rows, adapt_rows = np.concatenate([none, *noise]), np.concatenate([none, *adapt])
     some = Draws(draws.seed, draws.epoch, draws.rows[noise_rows])
     elements = channels * grid[0] * grid[1]
+    words = some.integers("color.element", 1 << 32, (elements + 1) // 2)  # two levels each
     partners = blocks.partners(np.arange(len(draws.rows), dtype=np.int64))
     return ColorChoice(
         noise_rows=noise_rows,
         channel=some.normal("color.channel", channels),
-        words=some.integers("color.element", 1 << 32, (elements + 1) // 2),
+        levels=words.astype("<u4").view("<u2")[:, :elements],
         adapt_rows=adapt_rows,
         partner=partners[adapt_rows],
     )

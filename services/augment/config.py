@@ -53,6 +53,11 @@ class EdaConfig:
     swap_probability: float = 0.0
     swap_scale: float = 0.25
 
+    @property
+    def active(self) -> bool:
+        """Whether it ever changes a row."""
+        return self.synonym_probability + self.swap_probability > 0
+
     def __post_init__(self) -> None:
         _within("synonym_probability", self.synonym_probability, 0, 1)
         _within("synonym_rate", self.synonym_rate, 0, 1)
@@ -198,11 +203,18 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         _choice("output", self.output, ("ids", "embeddings"))
-        if min(self.crop) < 1:
-            raise InvalidInputError(f"crop={self.crop} must be at least 1x1 tokens")
 
     @property
     def needs_labels(self) -> bool:
         """Whether it mixes rows, which gives soft targets: impossible on an unlabelled set."""
         plain = self.plain_mix.active and self.adapt.share < 1
         return plain or (self.adapt.mix.active and self.adapt.share > 0)
+
+
+def check_crop(grid: tuple[int, int], crop: tuple[int, int]) -> None:
+    """Refuse a training grid that does not fit into the stored one."""
+    if min(crop) < 1 or crop[0] > grid[0] or crop[1] > grid[1]:
+        raise InvalidInputError(
+            f"crop={crop} does not fit into the stored grid {grid}: choose a crop of at least 1x1 "
+            "tokens inside of it"
+        )

@@ -1,36 +1,18 @@
-"""Recipes: which operations a batch goes through, and the module that applies them.
+"""Named recipes with the published values, and a readable list of what a recipe does.
 
     config = mtm(spec, crop=(28, 28))
     augment = Augmenter(config, spec, codebook, tokenadapt)
     batch = augment(ids, labels, draws, blocks=4)
 
-Order (published): Token-EDA on ids; look-up; Emb-Noise or ColorAdapt; then the last rows of each
-block go f -> flip and affine -> crop -> mix -> g -> argmax, the others crop -> mix -> nearest code.
-
-Shape letters: N rows, D channels of a code, K codes, H and W stored grid, h and w training grid,
-s cells along a token in TokenAdapt's space.
+Every value can be changed with `dataclasses.replace`, or given to `RecipeConfig` anew; a
+probability, share or alpha of 0 switches its operation off.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from services.augment.choices import (
-    Blocks,
-    MixChoice,
-    choose_boxes,
-    choose_color,
-    choose_eda,
-    choose_mix,
-    choose_warp,
-)
-from services.augment.color import color_adapt, emb_noise, normals_from_words
+from services.augment.augmenter import Augmenter, Batch
 from services.augment.config import (
     AdaptConfig,
     ColorConfig,
@@ -38,15 +20,8 @@ from services.augment.config import (
     EdaConfig,
     MixConfig,
     RecipeConfig,
+    check_crop,
 )
-from services.augment.crop import resize_crop, window
-from services.augment.eda import replace_synonyms, swap_windows
-from services.augment.geometry import affine_matrices, warp
-from services.augment.mix import mixup, paste
-from services.augment.tokenadapt import TokenAdapt, codebook_digest
-from services.errors import InvalidInputError
-from services.plan.draws import Draws
-from services.tokens.codebook import Codebook, Metric
 from services.wire.seit import v1 as wire
 
 __all__ = [
@@ -62,288 +37,153 @@ __all__ = [
     "segment",
 ]
 
+Recipe = Callable[[wire.TokenSpec, tuple[int, int]], RecipeConfig]
 
-@dataclass
-class Batch:
-    """What a model reads, with soft targets in compact form.
-
-    inputs: (N, h, w) int64 ids, or (N, D, h, w) float32 embeddings.
-    label, label_b: (N,) int64. mix: (N,) float32 weight of `label`, 1 where a row is not mixed.
-    """
-
-    inputs: Tensor
-    label: Tensor
-    label_b: Tensor
-    mix: Tensor
+_MTM_AREA = (0.2, 1.0)
+_CUTMIX = MixConfig(cutmix_alpha=1.0)
+_MIXUP_CUTMIX = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)  # DeiT's values
 
 
-@dataclass
-class _Path:
-    """Rows of one path: positions in the batch (n,), their inputs, and how they were mixed."""
-
-    rows: IntArray
-    inputs: Tensor
-    mix: MixChoice
-
-
-class Augmenter(nn.Module):
-    """Applies a recipe to batches; it holds no randomness and keeps no state between calls.
-
-    codebook: (K, D). tokenadapt: needed where the recipe's TokenAdapt share is above 0.
-    Raises `InvalidInputError` where the recipe, the dataset's spec, the codebook and the
-    TokenAdapt weights do not belong together.
-    """
-
-    codebook: Tensor
-    synonyms: Tensor
-
-    def __init__(
-        self,
-        config: RecipeConfig,
-        spec: wire.TokenSpec,
-        codebook: Tensor,
-        tokenadapt: TokenAdapt | None = None,
-        *,
-        metric: Metric = "cosine",
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.grid = (spec.grid_height, spec.grid_width)
-        self.metric: Metric = metric
-        _check_crop(self.grid, config.crop)
-        if codebook.shape != (spec.codes, spec.channels):
-            raise InvalidInputError(
-                f"the codebook is {tuple(codebook.shape)}, the dataset's ids are for "
-                f"({spec.codes}, {spec.channels}): they would mean other tokens; give the "
-                "codebook that is kept with the dataset"
-            )
-        self.register_buffer("codebook", codebook.detach().float(), persistent=False)
-        if config.eda.synonym_probability > 0:
-            synonyms = Codebook(self.codebook, metric).synonyms(config.eda.synonym_count)
-            self.register_buffer("synonyms", synonyms, persistent=False)
-        self.tokenadapt: TokenAdapt | None = None
-        if config.adapt.share > 0:
-            self.tokenadapt = self._checked(tokenadapt)
-
-    def _checked(self, model: TokenAdapt | None) -> TokenAdapt:
-        """The TokenAdapt networks, if they fit the recipe and the codebook."""
-        name, share = self.config.name, self.config.adapt.share
-        if model is None:
-            raise InvalidInputError(
-                f"recipe {name!r} sends {share:g} of its rows through TokenAdapt, but no weights "
-                "were given: give them (trainers/tokenadapt.py makes them), or set adapt.share to 0"
-            )
-        found, codes = model.config, tuple(self.codebook.shape)
-        if (found.codes, found.channels) != codes:
-            raise InvalidInputError(
-                f"these TokenAdapt weights are for a codebook of ({found.codes}, "
-                f"{found.channels}), the dataset's is {codes}: train TokenAdapt on this tokenizer"
-            )
-        if model.codebook and model.codebook != codebook_digest(self.codebook):
-            raise InvalidInputError(
-                f"these TokenAdapt weights were trained with codebook {model.codebook}, the "
-                f"dataset's is {codebook_digest(self.codebook)}: the ids mean other vectors; "
-                "train TokenAdapt on this tokenizer"
-            )
-        if (found.grid, found.out_grid) != (self.grid, self.config.crop):
-            raise InvalidInputError(
-                f"these TokenAdapt weights are laid out for grid {found.grid} and crop "
-                f"{found.out_grid}, needed are {self.grid} and {self.config.crop}: call "
-                "TokenAdapt.resized(grid, crop), which keeps the weights"
-            )
-        return model
-
-    @torch.no_grad()
-    def forward(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
-        """Augment a batch of whole blocks; ids (N, H, W) of any integer type, labels (N,) int64.
-
-        draws: of the N rows, in order. Rows are paired inside their block alone, so a batch of
-        many blocks equals those blocks one by one. Nothing waits for the device.
-
-        With `output` "ids", what Emb-Noise, ColorAdapt, resizing and Mixup did in the embedding
-        space is rounded to the nearest codes at the end, as published for pre-training and
-        fine-tuning; with "embeddings" it reaches the model as it is, and rows of the TokenAdapt
-        path come as the vectors of the ids that g chose.
-        """
-        if ids_NHW.shape[1:] != self.grid:
-            raise InvalidInputError(
-                f"ids are {tuple(ids_NHW.shape)}, this recipe was built for (N, {self.grid[0]}, "
-                f"{self.grid[1]}): build it from the dataset's own spec"
-            )
-        if blocks < 1 or len(ids_NHW) % blocks or len(draws.rows) != len(ids_NHW):
-            raise InvalidInputError(
-                f"{len(ids_NHW)} rows with draws for {len(draws.rows)} do not make {blocks} equal "
-                "blocks: pairs would cross blocks; pass whole blocks and one draw a row"
-            )
-        with torch.autocast(ids_NHW.device.type, enabled=False):
-            return self._augment(ids_NHW.long(), labels_N, draws, blocks)
-
-    def _augment(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
-        layout = Blocks(draws.rows, blocks, self.config.adapt.share)
-        plain, adapted = layout.paths()
-        if self.config.eda.active:
-            ids_NHW = self._edit(ids_NHW, draws)
-        paths = []
-        if self._embeds:
-            map_NDHW = self._lookup(ids_NHW)
-            if self.config.color.active:
-                map_NDHW = self._recolor(map_NDHW, draws, layout)
-            if len(plain):
-                paths.append(self._plain_maps(_rows(map_NDHW, plain), plain, draws, layout))
-            if len(adapted):
-                paths.append(self._adapted_maps(_rows(map_NDHW, adapted), adapted, draws, layout))
-        else:
-            paths.append(self._plain_ids(ids_NHW, plain, draws, layout))
-        return _join(paths, labels_N)
-
-    @property
-    def _embeds(self) -> bool:
-        """Whether anything happens in the embedding space; if not, ids stay ids throughout."""
-        config = self.config
-        return (
-            config.color.active
-            or config.adapt.share > 0
-            or config.plain_crop.kind == "resized"
-            or (config.plain_mix.active and config.plain_mix.mixup_alpha > 0)
-        )
-
-    def _edit(self, ids_NHW: Tensor, draws: Draws) -> Tensor:
-        """Token-EDA."""
-        choice = choose_eda(self.config.eda, draws, self.grid)
-        edited = ids_NHW.clone()
-        if len(choice.synonym_rows):
-            rows = _tensor(choice.synonym_rows, edited)
-            replaced, pick = _tensor(choice.replace, edited), _tensor(choice.pick, edited)
-            shape = (len(rows), *self.grid)
-            edited[rows] = replace_synonyms(
-                edited[rows], self.synonyms, replaced.view(shape), pick.view(shape)
-            )
-        if len(choice.swap_rows):
-            rows = _tensor(choice.swap_rows, edited)
-            edited[rows] = swap_windows(edited[rows], _tensor(choice.windows, edited))
-        return edited
-
-    def _recolor(self, map_NDHW: Tensor, draws: Draws, layout: Blocks) -> Tensor:
-        """Emb-Noise or ColorAdapt, in the given maps."""
-        config, shape = self.config.color, map_NDHW.shape[1:]
-        choice = choose_color(config, draws, layout, shape[0], self.grid)
-        if len(choice.noise_rows):
-            rows = _tensor(choice.noise_rows, map_NDHW)
-            normals = normals_from_words(_tensor(choice.words, map_NDHW))
-            element = normals[:, : shape.numel()].view(-1, *self.grid, shape[0])
-            map_NDHW[rows] = emb_noise(
-                map_NDHW[rows],
-                _tensor(choice.channel, map_NDHW),
-                element.permute(0, 3, 1, 2),
-                config.noise_scale,
-                config.noise_std,
-            )
-        if len(choice.adapt_rows):
-            # Partners are read before any row changes: the mirror image may change as well.
-            rows, partner = (_tensor(index, map_NDHW) for index in (choice.adapt_rows, choice.partner))
-            map_NDHW[rows] = color_adapt(map_NDHW[rows], map_NDHW[partner])
-        return map_NDHW
-
-    def _plain_ids(self, ids_NHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
-        boxes, mix = self._plain_choices(rows, draws, layout)
-        cut = window(ids_NHW, _tensor(boxes, ids_NHW), self.config.crop)
-        if self.config.plain_mix.active:
-            cut = paste(cut, cut[_tensor(mix.partner, cut)], _tensor(mix.boxes, cut))
-        return _Path(rows, cut if self.config.output == "ids" else self._lookup(cut), mix)
-
-    def _plain_maps(self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
-        boxes, mix = self._plain_choices(rows, draws, layout)
-        cut = _cut(self.config.plain_crop, map_NDHW, boxes, self.config.crop)
-        cut = _mixed(self.config.plain_mix, cut, mix)
-        if self.config.output == "ids":
-            cut = Codebook(self.codebook, self.metric).quantise(cut)
-        return _Path(rows, cut, mix)
-
-    def _plain_choices(
-        self, rows: IntArray, draws: Draws, layout: Blocks
-    ) -> tuple[IntArray, MixChoice]:
-        config, own = self.config, Draws(draws.seed, draws.epoch, draws.rows[rows])
-        boxes = choose_boxes(config.plain_crop, own, "plain.crop", self.grid, config.crop)
-        partner = layout.partners(rows)
-        return boxes, choose_mix(config.plain_mix, own, "plain.mix", partner, config.crop)
-
-    def _adapted_maps(self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
-        assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
-        config, model = self.config.adapt, self.tokenadapt
-        own = Draws(draws.seed, draws.epoch, draws.rows[rows])
-        low = torch.autocast(
-            map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-        )
-        with low:
-            spread = model.convert(map_NDHW)
-        spread = spread.float()
-        if config.warps:
-            turn = choose_warp(config, own)
-            aspect = spread.shape[2] / spread.shape[3]
-            parameters = [torch.from_numpy(p) for p in (turn.flip, turn.rotate, turn.shift, turn.shear)]
-            matrices = affine_matrices(*parameters, aspect=aspect)
-            spread = warp(spread, matrices.to(spread.device, non_blocking=True))
-        boxes = choose_boxes(config.crop, own, "adapt.crop", model.map_grid, model.out_map)
-        spread = _cut(config.crop, spread, boxes, model.out_map)
-        mix = choose_mix(config.mix, own, "adapt.mix", layout.partners(rows), model.out_map)
-        spread = _mixed(config.mix, spread, mix)
-        with low:
-            scores = model.revert(spread)
-        ids = scores.argmax(-1).view(-1, *self.config.crop)
-        return _Path(rows, ids if self.config.output == "ids" else self._lookup(ids), mix)
-
-    def _lookup(self, ids: Tensor) -> Tensor:
-        """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
-        return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
-
-
-def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, non_blocking=True)
-
-
-def _rows(values: Tensor, index: IntArray) -> Tensor:
-    """Rows of a path; all of them, uncopied, where there is no other path."""
-    return values if len(index) == len(values) else values[_tensor(index, values)]
-
-
-def _cut(
-    config: CropConfig, map_NDHW: Tensor, boxes: IntArray, size: tuple[int, int]
-) -> Tensor:
-    cut = resize_crop if config.kind == "resized" else window
-    return cut(map_NDHW, _tensor(boxes, map_NDHW), size)
-
-
-def _mixed(config: MixConfig, map_NDhw: Tensor, mix: MixChoice) -> Tensor:
-    """Mixup and CutMix with partners of the same path, all as they were before."""
-    if not config.active:
-        return map_NDhw
-    partner = map_NDhw[_tensor(mix.partner, map_NDhw)]
-    if config.mixup_alpha > 0:
-        map_NDhw = mixup(map_NDhw, partner, _tensor(mix.weight, map_NDhw))
-    if config.cutmix_alpha > 0:
-        map_NDhw = paste(map_NDhw, partner, _tensor(mix.boxes, map_NDhw))
-    return map_NDhw
-
-
-def _join(paths: list[_Path], labels_N: Tensor) -> Batch:
-    """Put the rows of all paths back into the order of the batch."""
-    rows = np.concatenate([path.rows for path in paths])
-    partner = np.concatenate([path.rows[path.mix.partner] for path in paths])
-    share = np.concatenate([path.mix.share for path in paths])
-    inputs = paths[0].inputs
-    back = np.argsort(rows)
-    if len(paths) > 1:
-        inputs = torch.cat([path.inputs for path in paths])[_tensor(back, labels_N)]
-    return Batch(
-        inputs=inputs,
-        label=labels_N,
-        label_b=labels_N[_tensor(partner[back], labels_N)],
-        mix=_tensor(share[back], labels_N),
+def mtm(spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """Masked token modelling (0.C.0.1): geometry alone, half of the rows through TokenAdapt."""
+    area = CropConfig(area=_MTM_AREA)
+    return _fitting(
+        spec,
+        RecipeConfig(
+            name="mtm", crop=crop, plain_crop=area, adapt=AdaptConfig(share=0.5, crop=area)
+        ),
     )
 
 
-def _check_crop(grid: tuple[int, int], crop: tuple[int, int]) -> None:
-    if crop[0] > grid[0] or crop[1] > grid[1]:
-        raise InvalidInputError(
-            f"crop={crop} is larger than the stored grid {grid}: choose a crop inside of it"
+def finetune(spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """Fine-tuning from MTM: ids, colour noise, Mixup and CutMix. Token-EDA is off, as published."""
+    return _fitting(
+        spec,
+        RecipeConfig(
+            name="finetune",
+            crop=crop,
+            color=ColorConfig(noise_probability=0.75, coloradapt_probability=0.25),
+            plain_mix=_CUTMIX,
+            adapt=AdaptConfig(share=0.5, mix=_MIXUP_CUTMIX),
+        ),
+    )
+
+
+def scratch(spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """Classification from scratch (0.C.0.2): embeddings, Token-EDA, colour, Mixup and CutMix."""
+    return _fitting(
+        spec,
+        RecipeConfig(
+            name="scratch",
+            crop=crop,
+            output="embeddings",
+            eda=EdaConfig(synonym_probability=0.25, swap_probability=0.25),
+            color=ColorConfig(noise_probability=0.5, coloradapt_probability=0.25),
+            plain_mix=_CUTMIX,
+            adapt=AdaptConfig(share=0.5, mix=_MIXUP_CUTMIX),
+        ),
+    )
+
+
+def segment(spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """Segmentation (0.C.0.3): geometry through TokenAdapt alone, no mixing, no RRC of tokens."""
+    return _fitting(
+        spec,
+        RecipeConfig(
+            name="segment",
+            crop=crop,
+            plain_crop=CropConfig(kind="random"),
+            adapt=AdaptConfig(share=0.5),
+        ),
+    )
+
+
+def eval(spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """Evaluation: the centre of the grid, and no draw is used."""
+    return _fitting(
+        spec, RecipeConfig(name="eval", crop=crop, plain_crop=CropConfig(kind="centre"))
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "mtm": mtm,
+    "finetune": finetune,
+    "scratch": scratch,
+    "segment": segment,
+    "eval": eval,
+}
+
+
+def describe(config: RecipeConfig) -> list[str]:
+    """What a recipe does, one operation a line, in the order of application."""
+    eda, color, adapt = config.eda, config.color, config.adapt
+    h, w = config.crop
+    lines = [f"recipe {config.name}: {h}x{w} {config.output}"]
+    if eda.synonym_probability > 0:
+        lines.append(
+            f"synonyms, p={eda.synonym_probability:g} a row: {eda.synonym_rate:.0%} of its tokens "
+            f"become one of their {eda.synonym_count} nearest codes"
         )
+    if eda.swap_probability > 0:
+        lines.append(
+            f"swap, p={eda.swap_probability:g} a row: two windows of up to {eda.swap_scale:.0%} "
+            "of the side"
+        )
+    if color.share > 0 and color.noise_probability > 0:
+        lines.append(
+            f"Emb-Noise, p={color.noise_probability:g} a block, on {color.share:.0%} of its rows: "
+            f"{color.noise_scale:g} a channel, {color.noise_std:g} an element"
+        )
+    if color.share > 0 and color.coloradapt_probability > 0:
+        lines.append(
+            f"ColorAdapt, p={color.coloradapt_probability:g} a block, on {color.share:.0%} of its "
+            "rows"
+        )
+    if adapt.share < 1:
+        lines.append(f"plain rows ({1 - adapt.share:.0%} of a block)")
+        lines.append(f"  {_describe_crop(config.plain_crop)}")
+        lines += _describe_mix(config.plain_mix)
+    if adapt.share > 0:
+        lines.append(f"TokenAdapt rows ({adapt.share:.0%} of a block), {adapt.precision}")
+        lines += _describe_turns(adapt)
+        lines.append(f"  {_describe_crop(adapt.crop)}")
+        lines += _describe_mix(adapt.mix)
+    return lines
+
+
+def _describe_turns(adapt: AdaptConfig) -> list[str]:
+    lines = []
+    if adapt.flip_probability > 0:
+        lines.append(f"  horizontal flip, p={adapt.flip_probability:g}")
+    if adapt.affine_probability > 0 and adapt.affine_each > 0:
+        lines.append(
+            f"  affine, p={adapt.affine_probability:g}: rotate {adapt.rotate_degrees:g} degrees, "
+            f"translate {adapt.translate:.0%} and shear {adapt.shear_degrees:g} degrees along each "
+            f"axis, each p={adapt.affine_each:g}"
+        )
+    return lines
+
+
+def _describe_crop(crop: CropConfig) -> str:
+    if crop.kind == "resized":
+        (low, high), (narrow, wide) = crop.area, crop.aspect
+        aspect = f"aspect {narrow:.2f} to {wide:.2f}"
+        return f"resized crop, area {low:.0%} to {high:.0%}, {aspect}, bicubic"
+    return f"{crop.kind} crop"
+
+
+def _describe_mix(mix: MixConfig) -> list[str]:
+    if not mix.active:
+        return []
+    kinds = [
+        f"{name} {alpha:g}"
+        for name, alpha in (("Mixup", mix.mixup_alpha), ("CutMix", mix.cutmix_alpha))
+        if alpha > 0
+    ]
+    switch = f", CutMix p={mix.switch:g}" if len(kinds) > 1 else ""
+    return [f"  {' or '.join(kinds)}, p={mix.probability:g}{switch}"]
+
+
+def _fitting(spec: wire.TokenSpec, config: RecipeConfig) -> RecipeConfig:
+    check_crop((spec.grid_height, spec.grid_width), config.crop)
+    return config

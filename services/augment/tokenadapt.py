@@ -16,7 +16,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -128,7 +127,9 @@ class TokenAdapt(nn.Module):
     def resized(self, grid: tuple[int, int], out_grid: tuple[int, int]) -> TokenAdapt:
         """The same weights for other grids: only the fixed position tables differ."""
         other = TokenAdapt(replace(self.config, grid=grid, out_grid=out_grid), self.codebook)
-        weights = {name: value for name, value in self.state_dict().items() if "pos_emb" not in name}
+        weights = {
+            name: value for name, value in self.state_dict().items() if "pos_emb" not in name
+        }
         other.load_state_dict(weights, strict=False)
         return other.to(next(self.parameters()).device)
 
@@ -140,7 +141,9 @@ class TokenAdapt(nn.Module):
             "config": json.dumps(asdict(self.config)),
             "codebook": self.codebook,
         }
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        state = {
+            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
+        }
         return save(state, metadata)
 
     @classmethod

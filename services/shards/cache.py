@@ -41,7 +41,7 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".rows"
-_LOCKS = 64  # files that serialise fetches of one shard; other shards rarely meet
+_LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
 _IDLE_DATASET_SECONDS = 600.0
 _FETCHES = 2  # the first, and one more after a bad checksum
 
@@ -64,6 +64,19 @@ class CacheCounters:
     bytes_hit: int = 0
     refetches: int = 0
     quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An entry as eviction sees it: file name, size, time of last use (Unix seconds)."""
+
+    name: str
+    bytes: int
+    used: float
+
+    @property
+    def dataset(self) -> str:
+        return self.name.partition("-")[0]
 
 
 class ShardCache:
@@ -112,8 +125,8 @@ class ShardCache:
         IntegrityError, naming both checksums, if the store's bytes are wrong twice; FormatError
         if they are not a shard of this spec; NotFoundError and StoreError of the store.
         """
-        folder = root.child(dataset)
-        name = f"{xxhash.xxh3_64_hexdigest(folder.url.encode())}-{shard.xxh3}{_SUFFIX}"
+        address = f"{root.url}/{dataset}".encode()
+        name = f"{xxhash.xxh3_64_hexdigest(address)}-{shard.xxh3}{_SUFFIX}"
         held = self._held(name)
         if held is not None:
             self._count(hits=1)
@@ -124,7 +137,7 @@ class ShardCache:
                 self._count(hits=1, bytes_hit=shard.bytes)
             else:
                 self._count(misses=1)
-                rows = self._fetch(folder, shard, spec)
+                rows = self._fetch(root.child(dataset), shard, spec)
                 entry = self._lay_down(name, EntryFile(rows, spec), shard, spec)
         self._hold(name, entry)
         return entry
@@ -211,28 +224,29 @@ class ShardCache:
     def _make_room(self, wanted: int) -> None:
         """Remove entries until `wanted` more bytes fit; the caller holds the write lock."""
         entries = []
-        with os.scandir(self._directory) as found:
-            for item in found:
-                if item.name.endswith(".tmp"):
-                    os.unlink(item.path)  # of a writer that died: the living hold the lock
-                elif item.name.endswith(_SUFFIX):
-                    stat = item.stat()
-                    entries.append((item.name, stat.st_size, stat.st_mtime))
-        excess = sum(size for _, size, _ in entries) + wanted - self._limit
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # found damaged, and removed, by a reader
+                if path.suffix == ".tmp":
+                    path.unlink()  # of a writer that died: the living hold the lock
+                elif path.suffix == _SUFFIX:
+                    stat = path.stat()
+                    entries.append(_Use(path.name, stat.st_size, stat.st_mtime))
+        excess = sum(entry.bytes for entry in entries) + wanted - self._limit
         if excess <= 0:
             return
-        for in_use_too in (False, True):
-            for name, size, _ in _eviction_order(entries):
-                if excess <= 0:
-                    return
-                if self._evict(name, in_use_too):
-                    excess -= size
+        idle_first = [(entry, False) for entry in _eviction_order(entries)]
+        in_use = [(entry, True) for entry in sorted(entries, key=lambda entry: entry.used)]
+        for entry, force in idle_first + in_use:
+            if excess <= 0:
+                return
+            if self._evict(entry.name, force):
+                excess -= entry.bytes
 
-    def _evict(self, name: str, in_use_too: bool) -> bool:
+    def _evict(self, name: str, force: bool) -> bool:
         path = self._directory / name
         try:
             with open(path, "rb") as file:
-                if not in_use_too:
+                if not force:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
         except (BlockingIOError, FileNotFoundError):
@@ -248,17 +262,15 @@ class ShardCache:
             yield
 
 
-def _eviction_order(entries: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
-    """Entries (name, bytes, last use) in the order in which they may go; see the module's text."""
+def _eviction_order(entries: list[_Use]) -> list[_Use]:
+    """Entries in the order in which they may go while nobody holds them; see the module's text."""
     last_use: dict[str, float] = {}
-    for name, _, used in entries:
-        dataset = name.partition("-")[0]
-        last_use[dataset] = max(used, last_use.get(dataset, used))
+    for entry in entries:
+        last_use[entry.dataset] = max(entry.used, last_use.get(entry.dataset, entry.used))
     cut = time.time() - _IDLE_DATASET_SECONDS
 
-    def rank(entry: tuple[str, int, float]) -> tuple[bool, float]:
-        name, _, used = entry
-        active = last_use[name.partition("-")[0]] > cut
-        return active, -used if active else used
+    def rank(entry: _Use) -> tuple[bool, float]:
+        active = last_use[entry.dataset] > cut
+        return active, -entry.used if active else entry.used
 
     return sorted(entries, key=rank)

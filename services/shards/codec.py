@@ -218,7 +218,11 @@ def unpack(encoding: Encoding, ranks: IdArray, columns: Columns) -> Encoded:
         _check_ranks(columns.low, used)
         return Encoded(encoding, ranks, columns.low, columns.offsets, np.zeros(0, np.uint32))
     offsets, places = _escapes(columns.low)
-    if not np.array_equal(offsets, columns.offsets):
+    sizes = {
+        len(columns.escape_low),
+        len(columns.escape_high) if long_escapes(used) else len(places),
+    }
+    if not np.array_equal(offsets, columns.offsets) or sizes != {len(places)}:
         raise FormatError(
             f"the tokens hold {len(places)} escape marks but the escape columns "
             f"{len(columns.escape_low)} values, or in other rows: the shard is damaged, "

@@ -9,9 +9,10 @@
     escape_high   binary        the same with more than 511 used codes
 
 Key-value metadata: `seit.format` (checked before anything else), `seit.tokens`, JSON with the
-grid, the number of codes, the encoding and the codes by falling frequency, and `seit.check`, its
-xxh3-64. zstd compresses each column, and every page carries a checksum. Ranks belong to the shard, not to the dataset: data
-appended later keep their own optimum, and no pass over all the data is needed first.
+rows, grid, number of codes, encoding and the codes by falling frequency, and `seit.check`, its
+xxh3-64. zstd compresses each column, and every page carries a checksum. Ranks belong to the
+shard, not to the dataset: data appended later keep their own optimum, and no pass over all the
+data is needed first.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def read_encoded(
         return _to_rows(table, encoding, ranks, spec)
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # Unicode, too
         reason = " ".join(str(error).split())[:300]
         raise FormatError(
             f"{name}: not a whole Parquet file ({reason}): fetch or write it again"
@@ -187,6 +188,7 @@ def _schema(encoding: Encoding, used: int, tokens: int) -> pa.Schema:
 
 def _describe(encoded: Encoded, spec: wire.TokenSpec) -> dict[bytes, bytes]:
     tokens = {
+        "rows": len(encoded),
         "grid": [spec.grid_height, spec.grid_width],
         "codes": spec.codes,
         "encoding": encoded.encoding.value,
@@ -215,7 +217,7 @@ def _check_footer(
         raise FormatError("the description of its tokens is damaged: fetch or write it again")
     try:
         said = json.loads(described)
-        grid, codes = tuple(said["grid"]), said["codes"]
+        grid, codes, count = tuple(said["grid"]), said["codes"], int(said["rows"])
         encoding = Encoding(said["encoding"])
         packed = base64.b64decode(said["ranks"], validate=True)
         ranks = np.frombuffer(packed, "<u2").astype(np.uint16)
@@ -230,28 +232,33 @@ def _check_footer(
         raise FormatError(f"its ranks are not different codes below {codes}")
     if encoding not in codec.candidates(len(ranks)):
         raise FormatError(f"encoding {encoding} with {len(ranks)} used codes")
-    _check_sizes(file, _schema(encoding, len(ranks), spec.grid_height * spec.grid_width), rows)
+    if rows is not None and rows != count:
+        raise FormatError(f"holds {count} rows, the manifest says {rows}: it is another shard")
+    _check_sizes(file, _schema(encoding, len(ranks), spec.grid_height * spec.grid_width), count)
     return encoding, ranks
 
 
-def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int | None) -> None:
+def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> None:
     if not file.schema_arrow.equals(schema, check_metadata=False):
         raise FormatError(
-            f"columns {file.schema_arrow.to_string()} where its description asks for "
-            f"{schema.to_string()}"
+            f"columns {file.schema_arrow.to_string()!r} where its description asks for "
+            f"{schema.to_string()!r}"
         )
-    count, tokens = file.metadata.num_rows, schema.field("tokens").type.byte_width
+    tokens = schema.field("tokens").type.byte_width
     limit = MAX_COLUMN_BYTES // tokens
-    if not 0 < count <= limit or (rows is not None and count != rows):
-        expected = f"1 to {limit}" if rows is None else f"{rows}"
-        raise FormatError(f"holds {count} rows, expected {expected}")
-    if file.metadata.num_row_groups != 1:
-        raise FormatError(f"holds {file.metadata.num_row_groups} row groups, expected 1")
-    group = file.metadata.row_group(0)
+    if not 0 < rows <= limit:
+        raise FormatError(f"holds {rows} rows of {tokens} tokens, valid are 1 to {limit}")
+    metadata = file.metadata
+    if metadata.num_row_groups != 1:
+        raise FormatError(f"holds {metadata.num_row_groups} row groups, expected 1")
+    group = metadata.row_group(0)
     for number, name in enumerate(schema.names):
+        column = group.column(number)
+        if not metadata.num_rows == group.num_rows == column.num_values == rows:
+            raise FormatError(f"column {name} has {column.num_values} values for {rows} rows")
         width = MAX_KEY_BYTES if name == "key" else tokens + 16
-        limit = int(count * width * _PAGE_SLACK) + _PAGE_BYTES
-        size = group.column(number).total_uncompressed_size
+        limit = int(rows * width * _PAGE_SLACK) + _PAGE_BYTES
+        size = column.total_uncompressed_size
         if not 0 <= size <= limit:
             raise FormatError(f"column {name} unpacks to {size} bytes, at most {limit} make sense")
 
@@ -259,7 +266,7 @@ def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int | None) -> N
 def _to_rows(
     table: pa.Table, encoding: Encoding, ranks: IdArray, spec: wire.TokenSpec
 ) -> EncodedRows:
-    count, tokens = table.num_rows, spec.grid_height * spec.grid_width
+    tokens = spec.grid_height * spec.grid_width
     arrays = {name: _whole(table[name]) for name in table.column_names}
     none = np.zeros(0, np.uint8)
     offsets, escape_low, escape_high = np.zeros(0, np.int64), none, none
@@ -273,7 +280,7 @@ def _to_rows(
     high = _grid_of(arrays["tokens_high"], tokens) if "tokens_high" in arrays else low[:0]
     columns = Columns(low, high, offsets, escape_low, escape_high)
     labels = arrays["label"].to_numpy().astype(np.int64)
-    if count and labels.min() < UNLABELLED:
+    if labels.min() < UNLABELLED:
         raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
     key_offsets, key_bytes = _bytes_of(arrays["key"])
     return EncodedRows(

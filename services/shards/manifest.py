@@ -52,6 +52,13 @@ class LoadedManifest:
     manifest: wire.Manifest
     digest: str
 
+    @property
+    def spec(self) -> wire.TokenSpec:
+        """The form of its tokens."""
+        if self.manifest.spec is None:
+            raise FormatError(f"manifest of {self.manifest.dataset!r}: no spec")
+        return self.manifest.spec
+
 
 def dump_manifest(manifest: wire.Manifest) -> bytes:
     """The manifest as JSON, the bytes that stand on storage."""

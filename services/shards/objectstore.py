@@ -25,8 +25,8 @@ _MEMORY_LOCK = threading.Lock()  # fsspec's memory files look first and write af
 class ObjectStore(Store):
     """A prefix of a bucket, or of fsspec's files in memory.
 
-    One request is one try: the libraries' own silent retries are switched off, so that
-    `Store.retries` counts all there are. Listings are never cached: others write too.
+    The libraries' own retries are switched off, so that `Store.retries` counts all there are (but
+    those of aiohttp on a kept-alive connection). Listings are never cached: others write too.
     """
 
     def __init__(
@@ -35,15 +35,20 @@ class ObjectStore(Store):
         options: dict[str, Any],
         retry: RetryPolicy,
         counter: RetryCounter | None = None,
+        files: Any = None,
     ) -> None:
-        super().__init__(url, options, retry, counter)
-        self._scheme, _, rest = self.url.partition("://")
+        self._scheme, _, rest = url.partition("://")
         self._base = rest.strip("/")
-        if self._scheme != "memory" and not self._base:
+        super().__init__(f"{self._scheme}://{self._base}", options, retry, counter)
+        if self._scheme != "memory" and (not self._base or rest.startswith("/")):
             raise InvalidInputError(f"{url!r} names no bucket: write {self._scheme}://BUCKET/PATH")
         if self._base:
             check_path(self._base)
-        self._files = _filesystem(self._scheme, options)
+        self._files = files or _filesystem(self._scheme, options)
+
+    def child(self, name: str) -> ObjectStore:
+        url = f"{self.url.rstrip('/')}/{check_path(name)}"
+        return ObjectStore(url, self._options, self._retry, self._counter, self._files)
 
     def _full(self, path: str) -> str:
         return "/".join(part for part in (self._base, check_path(path)) if part)
@@ -121,11 +126,11 @@ class ObjectStore(Store):
         self._run("write", path, lambda: self._files.pipe_file(self._full(path), data))
 
     def create(self, path: str, data: bytes) -> bool:
-        before = self.retries
         if self._run("create", path, lambda: self._put_new(path, data)):
             return True
-        # If the answer to an earlier try was lost, the object that stands may be our own.
-        return self.retries > before and self.read(path) == data
+        # The answer to a first try may have been lost, and aiohttp sends a PUT again by itself
+        # when a kept-alive connection breaks: then the object that stands is our own.
+        return self.read(path) == data
 
     def _put_new(self, path: str, data: bytes) -> bool:
         try:

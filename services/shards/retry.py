@@ -25,7 +25,15 @@ T = TypeVar("T")
 
 _TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 509}
 # 409 is S3's ConditionalRequestConflict: two conditional puts met, and one has to come again.
-_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable"}
+_TRANSIENT_CODES = {
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "IncompleteBody",  # these three: what arrived at the server is not what was sent
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH}
 EXISTS_STATUS = 412
 """Precondition failed: the object that a conditional put wanted to create stands already."""
@@ -35,15 +43,20 @@ EXISTS_STATUS = 412
 def _transient_types() -> tuple[type[BaseException], ...]:
     # Imported late: a user of plain paths never pays for loading the S3 libraries.
     import aiohttp
-    import botocore.exceptions  # type: ignore[import-untyped]
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        ConnectionError as EndpointError,
+    )
+    from botocore.exceptions import HTTPClientError
+    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
     return (
         ConnectionError,
         TimeoutError,
         http.client.IncompleteRead,
         aiohttp.ClientError,
-        botocore.exceptions.HTTPClientError,
-        botocore.exceptions.ResponseParserError,
+        EndpointError,
+        HTTPClientError,
+        ResponseParserError,
     )
 
 
@@ -63,10 +76,12 @@ def http_status(error: BaseException) -> int | None:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if isinstance(status, int):
                 return status
-        for name in ("status", "code"):  # aiohttp and gcsfs
-            status = getattr(one, name, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return status
+        # aiohttp has `status`; its broken-body errors also carry a made-up `code` of 400, which
+        # no server sent. gcsfs has `code`.
+        name = "status" if type(one).__module__.startswith("aiohttp") else "code"
+        status = getattr(one, name, None)
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
     return None
 
 

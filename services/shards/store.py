@@ -67,7 +67,7 @@ class Store(ABC):
         retry: RetryPolicy,
         counter: RetryCounter | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = url
         self._options = options
         self._retry = retry
         self._counter = counter or RetryCounter()
@@ -79,7 +79,7 @@ class Store(ABC):
 
     def child(self, name: str) -> Store:
         """The store of a folder below this one; counts its retries together with it."""
-        url = f"{self.url}/{check_path(name)}"
+        url = f"{self.url.rstrip('/')}/{check_path(name)}"
         return type(self)(url, self._options, self._retry, self._counter)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,7 +125,11 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Put the file unless the name is taken: True for the one writer that made it."""
+        """Put the file unless the name is taken: True for the one writer that made it.
+
+        On an object store an answer can get lost, so there a file of the very same bytes counts
+        as one's own: writers that must not be confused put something of their own into it.
+        """
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -144,7 +148,7 @@ class LocalStore(Store):
     """A folder of this machine's file system."""
 
     def _full(self, path: str) -> str:
-        return os.path.join(self.url or "/", check_path(path))
+        return os.path.join(self.url, check_path(path))
 
     def read(self, path: str) -> bytes:
         return self._run("read", path, Path(self._full(path)).read_bytes)
@@ -175,7 +179,7 @@ class LocalStore(Store):
                         stat = os.stat(full)
                     except FileNotFoundError:
                         continue  # removed, or renamed by its writer, since the listing
-                    path = os.path.relpath(full, self.url or "/")
+                    path = os.path.relpath(full, self.url)
                     found.append(Entry(path, stat.st_size, stat.st_mtime))
             return sorted(found, key=lambda entry: entry.path)
 
@@ -184,7 +188,7 @@ class LocalStore(Store):
     def folders(self) -> Names:
         def walk() -> Names:
             try:
-                with os.scandir(self.url or "/") as entries:
+                with os.scandir(self.url) as entries:
                     return sorted(entry.name for entry in entries if entry.is_dir())
             except FileNotFoundError:
                 return []
@@ -289,3 +293,11 @@ def open_store(url: str, *, retry: RetryPolicy | None = None, **storage_options:
             + ", ".join(f"{name}://" for name in SCHEMES)
         )
     return ObjectStore(url, storage_options, policy)
+
+
+def read_url(url: str, **storage_options: Any) -> bytes:
+    """The whole file behind a path or URL. NotFoundError if there is none."""
+    folder, separator, name = url.rpartition("/")
+    if not name:
+        raise InvalidInputError(f"{url!r} names a folder, where a file is needed")
+    return open_store((folder or "/") if separator else ".", **storage_options).read(name)

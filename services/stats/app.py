@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import xxhash
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.responses import HTMLResponse
 
 from services.errors import InvalidInputError
 from services.settings import Settings, load_settings
@@ -21,6 +23,7 @@ API_VERSION = "1.0.0"
 
 _GZIP_FROM_BYTES = 1024
 _MAX_PAGE = 1000
+_DOCS_PAGE = Path(__file__).parent / "pages" / "api.html"
 
 router = APIRouter(prefix="/v1", tags=["what stands"])
 
@@ -35,6 +38,8 @@ def create_app(root: Store, settings: Settings | None = None) -> FastAPI:
         title="SeiT++ data service",
         version=API_VERSION,
         description="Datasets of token shards: what stands on storage, and how much it takes.",
+        docs_url=None,  # FastAPI's own pages load their scripts from the internet
+        redoc_url=None,
     )
     app.state.catalog = Catalog(
         root, fresh_seconds=settings.stats_fresh_seconds, shard_limit=settings.stats_shards
@@ -42,6 +47,7 @@ def create_app(root: Store, settings: Settings | None = None) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=_GZIP_FROM_BYTES)
     app.include_router(router, responses=_PROBLEMS)
     app.add_api_route("/healthz", healthz, tags=["operation"])
+    app.add_api_route("/docs", docs, include_in_schema=False, response_class=HTMLResponse)
     problems.install(app)
     describe = app.openapi
 
@@ -144,6 +150,11 @@ def get_storage(
 def healthz() -> dict[str, str]:
     """Whether the process answers. Says nothing of the storage."""
     return {"status": "ok"}
+
+
+def docs() -> HTMLResponse:
+    """The API for people: reads the OpenAPI document, needs nothing from outside."""
+    return HTMLResponse(_DOCS_PAGE.read_text("utf-8"))
 
 
 def _unless_known(request: Request, response: Response, identity: bytes) -> Response | None:

@@ -25,6 +25,10 @@ _STATUS: tuple[tuple[type[SeitError], HTTPStatus], ...] = (
     # what stands under the name asked for is damaged, or newer than this program
     (SeitError, HTTPStatus.CONFLICT),
 )
+_HINTS = {
+    HTTPStatus.NOT_FOUND: "nothing answers at this path; /docs lists what there is",
+    HTTPStatus.METHOD_NOT_ALLOWED: "this service is read-only: use GET",
+}
 
 
 def install(app: FastAPI) -> None:
@@ -69,8 +73,9 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
     headers = dict(error.headers) if error.headers else None
-    return problem(request, HTTPStatus(error.status_code), str(error.detail), headers)
+    return problem(request, status, _HINTS.get(status, str(error.detail)), headers)
 
 
 def _on_defect(request: Request, error: Exception) -> Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import torch
 
+from services.stream.augmentation import augment_share, augmenter_for
 from services.stream.request import StreamRequest
-from services.stream.share import augment_share, augmenter_for
 
 
 class AugmentActor:

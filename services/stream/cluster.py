@@ -10,17 +10,22 @@ logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS (or a job) names, else the one running here, else start one.
+    """Join the cluster that RAY_ADDRESS or a job names, else the one running here, or start one.
 
     Does nothing when this process has joined already.
     """
     if ray.is_initialized():
         return
     ray.init(log_to_driver=True, logging_level=logging.WARNING)
-    resources = ray.cluster_resources()
     logger.info(
         "joined Ray at %s: %g CPUs, %g GPUs",
         ray.get_runtime_context().gcs_address,
-        resources.get("CPU", 0),
-        resources.get("GPU", 0),
+        capacity("CPU"),
+        capacity("GPU"),
     )
+
+
+def capacity(kind: str) -> float:
+    """How much of a resource ("CPU", "GPU") the whole cluster has, whoever holds it."""
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return total.get(kind, 0.0)

@@ -31,10 +31,10 @@ from services.shards.manifest import (
     load_manifest,
     put_asset,
 )
-from services.shards.store import open_store
+from services.shards.store import open_store, read_url
 from services.shards.validate import check_name
 from services.shards.writer import ShardResult, build_split, write_shard
-from services.stream.cluster import connect
+from services.stream.cluster import capacity, connect
 from services.tokens.pictures import Picture, list_pictures, read_picture, source_bytes, split
 from services.tokens.tokenizer import load_tokenizer
 from services.types import TokenRows
@@ -114,7 +114,12 @@ class IngestReport:
 class TokenizeActor:
     """Tokenizes and writes one shard a call; the tokenizer and the list of pictures stay."""
 
-    def __init__(self, config: IngestConfig, pictures: ray.ObjectRef, weights: bytes) -> None:
+    def __init__(
+        self,
+        config: IngestConfig,
+        pictures: ray.ObjectRef[dict[str, list[Picture]]],
+        weights: bytes,
+    ) -> None:
         self._config = config
         self._threads = max(1, round(config.cpus))
         torch.set_num_threads(self._threads)
@@ -188,7 +193,7 @@ def ingest(
     began = time.monotonic()
     root = open_store(config.root)
     standing = _standing(config)
-    weights = _read(config.tokenizer)
+    weights = read_url(config.tokenizer)
     tokenizer = load_tokenizer(weights)
     listing = list_pictures(config.images)
     splits = _splits(listing.splits, config)
@@ -215,7 +220,9 @@ def ingest(
         _remove(config, results, standing)
         raise
     built = [
-        build_split(name, [result for _, result in sorted(found, key=lambda item: item[0])])
+        build_split(
+            name, [r for _, r in sorted(found, key=lambda item: item[0])], tokenizer.spec.codes
+        )
         for name, found in results.items()
         if found
     ]
@@ -249,11 +256,6 @@ def _standing(config: IngestConfig) -> LoadedManifest | None:
     return load_manifest(root, config.dataset) if versions else None
 
 
-def _read(url: str) -> bytes:
-    folder, _, name = url.rpartition("/")
-    return open_store(folder or ".").read(name)
-
-
 def _splits(found: dict[str, list[Picture]], config: IngestConfig) -> dict[str, list[Picture]]:
     """Splits with their pictures in the order in which they are laid down.
 
@@ -266,7 +268,8 @@ def _splits(found: dict[str, list[Picture]], config: IngestConfig) -> dict[str, 
         splits = {"train": train, "validation": validation}
     return {
         name: sorted(
-            pictures, key=lambda p: (xxhash.xxh3_64_intdigest(f"{config.seed}/{p.key}"), p.key)
+            pictures,
+            key=lambda p: (xxhash.xxh3_64_intdigest(f"{config.seed}/{p.key}".encode()), p.key),
         )
         for name, pictures in splits.items()
         if pictures
@@ -306,10 +309,10 @@ def _run(
     weights: bytes,
     jobs: list[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    room = int(ray.cluster_resources().get("CPU", 1.0) // config.cpus) - 1
+    room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
-    dataset = ray.data.from_arrow(pa.Table.from_pylist(jobs))
-    dataset = dataset.repartition(len(jobs)).map_batches(
+    listed = ray.data.from_arrow(pa.Table.from_pylist(jobs)).repartition(len(jobs))
+    dataset = listed.map_batches(
         TokenizeActor,
         batch_size=1,
         batch_format="numpy",

@@ -1,23 +1,24 @@
 """A rank's stream of batches, with a position that can be saved and taken up again.
 
 The same batches come out with Ray (fetch tasks and actors on the cluster) and without it (threads
-of this process): both call `services.stream.share` for each step.
+of this process): both call `fetch_share` and `augment_share` for each step.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from services.errors import InvalidInputError
 from services.plan import cursor
+from services.stream.augmentation import augment_share, augmenter_for
 from services.stream.batch import StreamBatch, unpack
+from services.stream.fetch import fetch_share, opened
 from services.stream.meter import Meter
-from services.stream.request import StreamRequest
-from services.stream.share import augment_share, augmenter_for, fetch_share, plan_for, warm
+from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
 
 if TYPE_CHECKING:
@@ -44,28 +45,27 @@ class Stream:
         trainer_cpus: float = 0.0,
         prefetch: int = 4,
     ) -> None:
-        warm(request)
-        self._plan = plan_for(request)
-        self.steps_per_epoch = self._plan.steps_per_epoch
+        _, plan = opened(request.rows)
+        self.steps_per_epoch = plan.steps_per_epoch
         stop = self.steps_per_epoch if stop is None else stop
         if not 0 <= start <= stop:
             raise InvalidInputError(
                 f"a stream starts at a step between 0 and its last step {stop}, got {start};"
                 " a finished run has nothing left to read"
             )
-        self._plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
+        plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
         self.request, self.rank, self.world = request, rank, world
         self.start, self.stop, self._prefetch = start, stop, max(1, prefetch)
         self._pool, self._trainer_cpus = pool, trainer_cpus
-        self.meter = Meter(f"{request.dataset}/{request.split}", rank, world, stop)
+        self.meter = Meter(f"{request.rows.dataset}/{request.rows.split}", rank, world, stop)
 
     def source(self) -> wire.Source:
         """Identity of the data, as it stands in a cursor."""
-        return source_of(self.request)
+        return source_of(self.request.rows)
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps: at most 4 KB, valid for any number of workers."""
-        return cursor.dump(cursor.make_cursor(self.source(), self.request.order, step))
+        return cursor.dump(cursor.make_cursor(self.source(), self.request.rows.order, step))
 
     def __iter__(self) -> Iterator[StreamBatch]:
         shares = self._with_ray() if self._pool is not None else self._in_threads()
@@ -86,7 +86,7 @@ class Stream:
             shares.close()
             self.meter.ended(state)
 
-    def _with_ray(self) -> Iterator[StreamBatch]:
+    def _with_ray(self) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import build, reserve
 
         assert self._pool is not None
@@ -100,11 +100,11 @@ class Stream:
         for table in tables:
             yield unpack(table)
 
-    def _in_threads(self) -> Iterator[StreamBatch]:
+    def _in_threads(self) -> Generator[StreamBatch, None, None]:
         augmenter_for(self.request)  # built here, once, not by all threads at the same time
 
         def prepare(step: int) -> StreamBatch:
-            table = fetch_share(self.request, step, self.rank, self.world)
+            table = fetch_share(self.request.rows, step, self.rank, self.world)
             return unpack(augment_share(self.request, table))
 
         yield from _ordered(prepare, self.start, self.stop, self._prefetch)
@@ -112,7 +112,7 @@ class Stream:
 
 def _ordered(
     prepare: Callable[[int], StreamBatch], start: int, stop: int, ahead: int
-) -> Iterator[StreamBatch]:
+) -> Generator[StreamBatch, None, None]:
     """`prepare(step)` for each step, up to `ahead` of them at work, given out in order."""
     waiting: deque[Future[StreamBatch]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(ahead, 4), thread_name_prefix="seit-stream")
@@ -132,7 +132,7 @@ def _ordered(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def source_of(request: StreamRequest) -> wire.Source:
+def source_of(request: RowsRequest) -> wire.Source:
     """The request's data as a position names it."""
     return wire.Source(
         root=request.root,
@@ -143,7 +143,7 @@ def source_of(request: StreamRequest) -> wire.Source:
     )
 
 
-def resume_step(request: StreamRequest, saved: bytes) -> int:
+def resume_step(request: RowsRequest, saved: bytes) -> int:
     """The step at which a saved position stands.
 
     Raises: CursorMismatchError if it belongs to other data or to another order; FormatError.

@@ -21,11 +21,15 @@ from ray.data.context import DataContext
 
 from services.errors import CapacityError, InvalidInputError
 from services.stream.actors import AugmentActor
-from services.stream.request import StreamRequest
-from services.stream.share import augment_share, fetch_share, plan_for, reader_for
+from services.stream.cluster import capacity
+from services.stream.fetch import fetch_share, opened
+from services.stream.request import RowsRequest, StreamRequest
 
 FETCH_CPUS = 0.25
 """Logical CPUs of a fetch task: it mostly waits for storage, and one must always find room."""
+
+FETCH_TASKS = 2
+"""Fetch tasks of one stream at a time. Each is a process; more of them than cores only compete."""
 
 TASK_ROWS = 2048
 """Rows that a fetch task aims at: a task costs a few milliseconds whatever it carries."""
@@ -56,15 +60,14 @@ class Pool:
             )
 
 
-class StepsDatasource(Datasource):  # type: ignore[misc]  # Ray ships no types for it
+class StepsDatasource(Datasource):
     """Steps [start, stop) of one rank's share, a few consecutive ones a read task."""
 
-    def __init__(
-        self, request: StreamRequest, rank: int, world: int, start: int, stop: int, *, finish: bool
-    ) -> None:
-        super().__init__()
-        plan, spec = plan_for(request), reader_for(request).spec
-        self._request, self._rank, self._world, self._finish = request, rank, world, finish
+    def __init__(self, request: RowsRequest, rank: int, world: int, start: int, stop: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        reader, plan = opened(request)
+        spec = reader.spec
+        self._request, self._rank, self._world = request, rank, world
         self._share_rows = len(plan.rank_slots(rank, world)) * request.order.block_rows
         self._row_bytes = 2 * spec.grid_height * spec.grid_width + 16
         steps = max(1, TASK_ROWS // self._share_rows)
@@ -95,9 +98,7 @@ class StepsDatasource(Datasource):  # type: ignore[misc]  # Ray ships no types f
         tasks = []
         for start, stop in self._tasks:
             rows = (stop - start) * self._share_rows
-            read = partial(
-                _fetch, self._request, self._rank, self._world, start, stop, self._finish
-            )
+            read = partial(_fetch, self._request, self._rank, self._world, start, stop)
             meta = BlockMetadata(
                 num_rows=rows,
                 size_bytes=rows * self._row_bytes,
@@ -109,40 +110,34 @@ class StepsDatasource(Datasource):  # type: ignore[misc]  # Ray ships no types f
 
 
 def _fetch(
-    request: StreamRequest, rank: int, world: int, start: int, stop: int, finish: bool
+    request: RowsRequest, rank: int, world: int, start: int, stop: int
 ) -> Iterator[pa.Table]:
-    """Shares of consecutive steps; `finish`: the recipe needs no networks, so do it right here."""
+    """Shares of consecutive steps."""
     for step in range(start, stop):
-        table = fetch_share(request, step, rank, world)
-        yield augment_share(request, table) if finish else table
+        yield fetch_share(request, step, rank, world)
 
 
 def build(
-    request: StreamRequest, rank: int, world: int, start: int, stop: int, pool: Pool | None
+    request: StreamRequest, rank: int, world: int, start: int, stop: int, pool: Pool
 ) -> tuple[ray.data.Dataset, int]:
-    """(dataset of augmented shares in step order, rows of one share).
-
-    pool: None where the recipe is light (evaluation): it then runs inside the fetch tasks.
-    """
-    source = StepsDatasource(request, rank, world, start, stop, finish=pool is None)
-    dataset = ray.data.read_datasource(
+    """(dataset of augmented shares in step order, rows of one share)."""
+    source = StepsDatasource(request.rows, rank, world, start, stop)
+    fetched = ray.data.read_datasource(
         source,
         override_num_blocks=max(1, source.tasks),
-        ray_remote_args={"num_cpus": FETCH_CPUS},
+        concurrency=FETCH_TASKS,
+        num_cpus=FETCH_CPUS,
     )
-    if pool is not None:
-        dataset = dataset.map_batches(
-            AugmentActor,
-            batch_size=source.share_rows,
-            batch_format="pyarrow",
-            fn_constructor_args=(request, max(1, math.floor(pool.cpus))),
-            compute=ActorPoolStrategy(
-                min_size=pool.actors, max_size=max(pool.actors, pool.max_actors)
-            ),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-            udf_modifying_row_count=False,
-        )
+    dataset = fetched.map_batches(
+        AugmentActor,
+        batch_size=source.share_rows,
+        batch_format="pyarrow",
+        fn_constructor_args=(request, max(1, math.floor(pool.cpus))),
+        compute=ActorPoolStrategy(min_size=pool.actors, max_size=max(pool.actors, pool.max_actors)),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        udf_modifying_row_count=False,
+    )
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset, source.share_rows
@@ -156,7 +151,7 @@ def reserve(dataset: ray.data.Dataset, pool: Pool, world: int, trainer_cpus: flo
 
     Raises: CapacityError.
     """
-    total = ray.cluster_resources().get("CPU", 0.0)
+    total = capacity("CPU")
     free = total - trainer_cpus
     need = world * (pool.actors * pool.cpus + FETCH_CPUS)
     if need > free:

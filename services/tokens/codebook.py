@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
 from services.errors import FormatError, InvalidInputError
-from services.tokens.weights import read_safetensors, read_torch
+from services.tokens.weights import read_safetensors, read_torch, to_safetensors
 from services.types import MAX_CODES, IntArray
 from services.wire.seit import v1 as wire
 
@@ -130,7 +129,7 @@ class Codebook:
     def to_bytes(self) -> bytes:
         """A safetensors file of this codebook."""
         metadata = {"seit": "codebook", "format": str(CODEBOOK_FORMAT), "metric": self.metric}
-        return save({"weight": self.weight.detach().cpu().contiguous()}, metadata)
+        return to_safetensors({"weight": self.weight}, metadata)
 
     @classmethod
     def from_bytes(cls, source: bytes | str | Path) -> Codebook:

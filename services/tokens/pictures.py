@@ -6,6 +6,7 @@ A folder of pictures is `class/picture.jpg`, or `train/class/picture.jpg` beside
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -17,9 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from services.errors import InvalidInputError, NotFoundError
 
@@ -180,9 +179,9 @@ def split(
     return training, [picture for picture in pictures if picture.key in chosen]
 
 
-def _order(seed: int, key: str) -> int:
+def _order(seed: int, key: str) -> bytes:
     # File names need not be valid UTF-8: os.fsencode gives back their bytes.
-    return xxhash.xxh3_128_intdigest(f"{seed}/".encode() + os.fsencode(key))
+    return hashlib.blake2b(f"{seed}/".encode() + os.fsencode(key), digest_size=16).digest()
 
 
 def source_bytes(path: str | Path) -> int:
@@ -243,6 +242,8 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
     """
     if size < 1:
         raise InvalidInputError(f"size={size} pixels: must be at least 1")
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+
     root = Path(folder)
     digits = load_digits()
     for index, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):

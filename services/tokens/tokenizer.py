@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save
 from torch import Tensor
 
 from services.errors import FormatError, InvalidInputError
@@ -19,7 +18,7 @@ from services.tokens.codebook import Codebook, check_format
 from services.tokens.dct import DCT, DCTConfig
 from services.tokens.vitvqgan import ViTSize, ViTVQGAN, ViTVQGANConfig, patch_grid, resize_positions
 from services.tokens.vqgan import VQGAN, VQGANConfig
-from services.tokens.weights import read_safetensors, read_torch, state_dict_of
+from services.tokens.weights import read_safetensors, read_torch, state_dict_of, to_safetensors
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -111,8 +110,7 @@ def save_tokenizer(model: TokenizerModel) -> bytes:
         "kind": model.kind,
         "config": json.dumps(asdict(model.config), sort_keys=True),
     }
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    return save(state, metadata)
+    return to_safetensors(model.state_dict(), metadata)
 
 
 def load_tokenizer(source: bytes | str | Path) -> TokenizerModel:

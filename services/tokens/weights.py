@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from services.errors import FormatError, NotFoundError
@@ -43,6 +43,22 @@ def read_safetensors(source: bytes | str | Path) -> tuple[dict[str, Tensor], dic
     (length,) = struct.unpack("<Q", data[:_HEADER_BYTES])
     header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + length])
     return tensors, header.get("__metadata__", {})
+
+
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file; the same tensors and metadata always give the same bytes.
+
+    Files are named by their hash, so a repeated save must not make another file. The library
+    itself writes metadata in an order that changes from call to call.
+    """
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    data = save(whole, dict(metadata))
+    (length,) = struct.unpack("<Q", data[:_HEADER_BYTES])
+    header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_BYTES)  # tensors start aligned
+    return struct.pack("<Q", len(text)) + text + data[_HEADER_BYTES + length :]
 
 
 def read_torch(path: str | Path) -> object:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def test_a_wider_window_mixes_more_shards() -> None:
     for window in (1, 4, 16):
         plan = Plan(SHARD_ROWS, order(window))
         measured.append(shuffle_quality(plan, range(plan.steps_per_epoch)))
-    for narrow, wide in zip(measured, measured[1:], strict=False):
+    for narrow, wide in pairwise(measured):
         assert narrow.shards_per_block < wide.shards_per_block
         assert narrow.shards_per_batch < wide.shards_per_batch
     assert all(0.8 < quality.travel < 1.2 for quality in measured)

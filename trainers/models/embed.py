@@ -1,12 +1,12 @@
 """From tokens to a sequence of patches, and the blocks that read it: parts of both models.
 
-Letters: N rows, H x W grid (tokens), K codes, D channels of a code, P patches, C width of the model.
+Letters: N rows, H x W grid (tokens), D channels of a code, P patches, C width of the model.
 """
 
 from __future__ import annotations
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ def sincos_positions(patches: Grid, dim: int) -> Tensor:
 
     The first half of the channels encodes the column, the second the row; each half is sines,
     then cosines, at dim / 4 frequencies falling geometrically from 1 towards 1e-4.
-    Computed in float64, so that it equals the published table on every machine.
+    Computed in float64: the same on every machine, within 1e-6 of the published float32 tables.
     """
     height, width = patches
     quarter = dim // 4
@@ -113,9 +113,9 @@ def make_blocks(size: ViTSize, dropout: float = 0.0, drop_path: float = 0.0) -> 
 
 
 def check_rate(name: str, value: float) -> None:
-    """Raises InvalidInputError for a dropout rate outside of [0, 1)."""
+    """Raises InvalidInputError for a share outside of [0, 1)."""
     if not 0.0 <= value < 1.0:
         raise InvalidInputError(
-            f"{name} {value} is outside of [0, 1): nothing, or no number, would pass; "
-            "give a rate such as 0.1"
+            f"{name} {value} is outside of [0, 1): nothing would be left to learn from; "
+            "give a share such as 0.1"
         )

@@ -51,12 +51,20 @@ class MaskRatio:
 
     def quantile(self, uniform: float) -> float:
         """The ratio below which a share `uniform`, in [0, 1], of all steps falls."""
-        normal = NormalDist(self.mean, self.std)
-        below, above = normal.cdf(self.low), normal.cdf(self.high)
+        start, end = (self.low - self.mean) / self.std, (self.high - self.mean) / self.std
+        # Above the mean the distribution function is 1 minus something small: take its mirror
+        # image there, where the small number itself is kept.
+        mirror = start > 0.0
+        if mirror:
+            start, end, uniform = -end, -start, 1.0 - uniform
+        below, above = _normal_cdf(start), _normal_cdf(end)
         share = below + uniform * (above - below)
-        if not 0.0 < share < 1.0:  # an end of the range so far out that no number is left there
-            return self.low if share <= 0.0 else self.high
-        return min(max(normal.inv_cdf(share), self.low), self.high)
+        if 0.0 < share < 1.0:
+            z = min(max(NormalDist().inv_cdf(share), start), end)
+        else:  # too small for a float: all of the range lies far out, or the draw is its end
+            z = end if share >= above else start
+        ratio = self.mean + (-z if mirror else z) * self.std
+        return min(max(ratio, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class MTMConfig:
     grid: height and width (tokens) of what the model reads, after the crop. codes: K.
     channels: D, width of `token_emb`. patch: side of a patch (tokens).
     token_dropout: of embedded tokens. decoder_dropout: in the decoder's blocks.
+    smoothing: share of the target spread evenly over all codes; the published recipe has none,
+    as equation 1, although its model class has 0.1 by default.
     """
 
     grid: Grid
@@ -76,11 +86,13 @@ class MTMConfig:
     patch: int = 2
     token_dropout: float = 0.1
     decoder_dropout: float = 0.1
+    smoothing: float = 0.0
     ratio: MaskRatio = MaskRatio()
 
     def __post_init__(self) -> None:
         check_rate("token_dropout", self.token_dropout)
         check_rate("decoder_dropout", self.decoder_dropout)
+        check_rate("smoothing", self.smoothing)
         if self.dropped >= self.patch_count:
             raise InvalidInputError(
                 f"a mask ratio of at least {self.ratio.low} drops all {self.patch_count} patches "
@@ -120,6 +132,11 @@ class MTMOutput(NamedTuple):
     loss: Tensor
     logits: Tensor
     latent: Tensor
+
+
+def _normal_cdf(z: float) -> float:
+    # erfc keeps the small numbers of the lower tail, which NormalDist.cdf loses.
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))
 
 
 def _share(ratio: float, count: int) -> int:
@@ -246,7 +263,10 @@ class MTM(nn.Module):
     def _loss(self, logits_NTK: Tensor, ids_NHW: Tensor, mask_NP: Tensor) -> Tensor:
         patch, (rows, columns) = self.config.patch, self.config.patches
         loss = F.cross_entropy(
-            logits_NTK.flatten(0, 1).float(), ids_NHW.flatten(), reduction="none"
+            logits_NTK.flatten(0, 1).float(),
+            ids_NHW.flatten(),
+            reduction="none",
+            label_smoothing=self.config.smoothing,
         )
         loss = loss.view(-1, rows, patch, columns, patch).mean(dim=(2, 4)).flatten(1)  # (N, P)
         return (loss * mask_NP).sum(dim=1) / mask_NP.sum(dim=1).clamp(min=1)
@@ -263,6 +283,6 @@ class MTM(nn.Module):
             )
         if drop_NP.device.type == "cpu" and bool((drop_NP.sum(dim=1) != config.dropped).any()):
             raise InvalidInputError(
-                f"rows with {drop_NP.sum(dim=1).unique().tolist()} dropped patches: the encoder "
-                f"takes rows with exactly {config.dropped}; make the masks with sample_masks"
+                f"rows with {sorted(set(drop_NP.sum(dim=1).tolist()))} dropped patches: the "
+                f"encoder takes rows with exactly {config.dropped}; use sample_masks"
             )

@@ -11,7 +11,7 @@ from services.errors import InvalidInputError
 class ViTSize:
     """A stack of transformer blocks.
 
-    dim: width. depth: blocks. heads: attention heads. mlp_ratio: hidden width of a block's MLP / dim.
+    dim: width. depth: blocks. heads: attention heads. mlp_ratio: width inside a block's MLP / dim.
     Raises InvalidInputError for sizes that no stack can have.
     """
 

@@ -56,8 +56,8 @@ class Asset(betterproto2.Message):
     relative to the dataset's folder
     """
 
-    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT64)
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
     )
 
     xxh3: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -77,20 +77,16 @@ class Cursor(betterproto2.Message):
     A position in a stream: enough to continue on any number of workers.
     """
 
-    format: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(1, betterproto2.TYPE_UINT32)
+    format: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT32
     )
 
-    source: "Source | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    source: "Source | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
-    order: "Order | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    order: "Order | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
-    step: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT64)
+    step: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
     )
     """
     steps already consumed since the run began
@@ -123,8 +119,8 @@ class DatasetSummary(betterproto2.Message):
         1, betterproto2.TYPE_STRING
     )
 
-    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64)
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
     )
     """
     newest
@@ -134,23 +130,23 @@ class DatasetSummary(betterproto2.Message):
         3, betterproto2.TYPE_STRING
     )
 
-    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT64)
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
     )
 
-    shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(5, betterproto2.TYPE_UINT64)
+    shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
     )
 
-    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(6, betterproto2.TYPE_UINT64)
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
     )
     """
     of shards
     """
 
-    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(7, betterproto2.TYPE_UINT64)
+    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
     )
 
     bytes_per_image: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
@@ -160,9 +156,7 @@ class DatasetSummary(betterproto2.Message):
     bytes / source_bytes, 0 where the sources' sizes are not known
     """
 
-    spec: "TokenSpec | None" = betterproto2.field(
-        10, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    spec: "TokenSpec | None" = betterproto2.field(10, betterproto2.TYPE_MESSAGE, optional=True)
 
     tokenizer_kind: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         11, betterproto2.TYPE_STRING
@@ -172,8 +166,8 @@ class DatasetSummary(betterproto2.Message):
         12, betterproto2.TYPE_STRING, repeated=True
     )
 
-    classes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(13, betterproto2.TYPE_UINT64)
+    classes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        13, betterproto2.TYPE_UINT64
     )
 
 
@@ -197,12 +191,12 @@ class Flow(betterproto2.Message):
         2, betterproto2.TYPE_STRING
     )
 
-    rank: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT32)
+    rank: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT32
     )
 
-    workers: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT32)
+    workers: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT32
     )
 
     updated: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -212,29 +206,29 @@ class Flow(betterproto2.Message):
     RFC 3339, UTC
     """
 
-    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(6, betterproto2.TYPE_UINT64)
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
     )
 
-    steps: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(7, betterproto2.TYPE_UINT64)
+    steps: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
     )
 
-    step_target: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(8, betterproto2.TYPE_UINT64)
+    step_target: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT64
     )
 
     seconds: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
 
-    bytes_fetched: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(10, betterproto2.TYPE_UINT64)
+    bytes_fetched: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        10, betterproto2.TYPE_UINT64
     )
     """
     from the store
     """
 
-    bytes_cached: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(11, betterproto2.TYPE_UINT64)
+    bytes_cached: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        11, betterproto2.TYPE_UINT64
     )
     """
     answered by the node's cache
@@ -246,8 +240,8 @@ class Flow(betterproto2.Message):
 
     stall_consumer_seconds: "float" = betterproto2.field(14, betterproto2.TYPE_DOUBLE)
 
-    retries: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(15, betterproto2.TYPE_UINT64)
+    retries: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        15, betterproto2.TYPE_UINT64
     )
 
     quarantined_shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
@@ -261,9 +255,7 @@ class Flow(betterproto2.Message):
     "running", "finished", "failed"
     """
 
-    source: "Source | None" = betterproto2.field(
-        18, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    source: "Source | None" = betterproto2.field(18, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("seit.v1", "Flow", Flow)
@@ -279,8 +271,8 @@ class LabelCounts(betterproto2.Message):
         betterproto2.field(1, betterproto2.TYPE_INT32, repeated=True)
     )
 
-    rows: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64, repeated=True)
+    rows: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64, repeated=True
     )
 
 
@@ -289,8 +281,8 @@ default_message_pool.register_message("seit.v1", "LabelCounts", LabelCounts)
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Manifest(betterproto2.Message):
-    format: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(1, betterproto2.TYPE_UINT32)
+    format: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT32
     )
     """
     version of this layout; readers refuse what they do not know
@@ -303,8 +295,8 @@ class Manifest(betterproto2.Message):
     name
     """
 
-    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT64)
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
     )
     """
     dense, from 1
@@ -331,9 +323,7 @@ class Manifest(betterproto2.Message):
     digest of the version before, empty for version 1
     """
 
-    spec: "TokenSpec | None" = betterproto2.field(
-        7, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    spec: "TokenSpec | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
 
     tokenizer_kind: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         8, betterproto2.TYPE_STRING
@@ -342,9 +332,7 @@ class Manifest(betterproto2.Message):
     "vitvqgan", "vqgan", "dct", "release"
     """
 
-    assets: "list[Asset]" = betterproto2.field(
-        9, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    assets: "list[Asset]" = betterproto2.field(9, betterproto2.TYPE_MESSAGE, repeated=True)
 
     classes: "list[typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]]" = betterproto2.field(
         10, betterproto2.TYPE_STRING, repeated=True
@@ -353,13 +341,9 @@ class Manifest(betterproto2.Message):
     name of label i
     """
 
-    splits: "list[Split]" = betterproto2.field(
-        11, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    splits: "list[Split]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    skipped: "list[Skipped]" = betterproto2.field(
-        12, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    skipped: "list[Skipped]" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, repeated=True)
 
     message: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         13, betterproto2.TYPE_STRING
@@ -378,8 +362,8 @@ class Order(betterproto2.Message):
     Everything that decides the order of the rows. The number of workers is not in it.
     """
 
-    seed: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(1, betterproto2.TYPE_UINT64)
+    seed: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT64
     )
 
     global_batch_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
@@ -389,22 +373,22 @@ class Order(betterproto2.Message):
     rows of one step over all workers
     """
 
-    block_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT32)
+    block_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT32
     )
     """
     rows that are never split between workers
     """
 
-    lanes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT32)
+    lanes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT32
     )
     """
     fixed partitions of the split's rows
     """
 
-    window_shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(5, betterproto2.TYPE_UINT32)
+    window_shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT32
     )
     """
     shards of a lane that one shuffle mixes
@@ -428,8 +412,8 @@ class Problem(betterproto2.Message):
         2, betterproto2.TYPE_STRING
     )
 
-    status: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT32)
+    status: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT32
     )
 
     detail: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -453,12 +437,12 @@ class Shard(betterproto2.Message):
     relative to the dataset's folder
     """
 
-    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64)
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
     )
 
-    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT64)
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
     )
     """
     size of the Parquet file
@@ -471,16 +455,14 @@ class Shard(betterproto2.Message):
     xxh3-128 of the Parquet file, 32 hexadecimal digits
     """
 
-    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(5, betterproto2.TYPE_UINT64)
+    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
     )
     """
     sum of the original image files' sizes
     """
 
-    labels: "LabelCounts | None" = betterproto2.field(
-        6, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    labels: "LabelCounts | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("seit.v1", "Shard", Shard)
@@ -492,9 +474,7 @@ class ShardInfo(betterproto2.Message):
         1, betterproto2.TYPE_STRING
     )
 
-    shard: "Shard | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    shard: "Shard | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("seit.v1", "ShardInfo", ShardInfo)
@@ -506,13 +486,11 @@ class ShardList(betterproto2.Message):
         1, betterproto2.TYPE_STRING
     )
 
-    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64)
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
     )
 
-    shards: "list[ShardInfo]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    shards: "list[ShardInfo]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
     next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         4, betterproto2.TYPE_STRING
@@ -557,8 +535,8 @@ class Source(betterproto2.Message):
         2, betterproto2.TYPE_STRING
     )
 
-    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT64)
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
     )
 
     split: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -585,9 +563,7 @@ class Split(betterproto2.Message):
     "train", "validation", ...
     """
 
-    shards: "list[Shard]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    shards: "list[Shard]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     their order fixes the row numbers of the split
     """
@@ -609,20 +585,20 @@ class SplitStorage(betterproto2.Message):
         1, betterproto2.TYPE_STRING
     )
 
-    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64)
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
     )
 
-    shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT64)
+    shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
     )
 
-    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT64)
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
     )
 
-    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(5, betterproto2.TYPE_UINT64)
+    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
     )
 
     bytes_per_image: "float" = betterproto2.field(6, betterproto2.TYPE_DOUBLE)
@@ -639,8 +615,8 @@ class SplitStorage(betterproto2.Message):
     the same for a whole grid
     """
 
-    pixel_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(10, betterproto2.TYPE_UINT64)
+    pixel_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        10, betterproto2.TYPE_UINT64
     )
     """
     rows x height x width x 3
@@ -651,8 +627,8 @@ class SplitStorage(betterproto2.Message):
     bytes / pixel_bytes
     """
 
-    used_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(12, betterproto2.TYPE_UINT64)
+    used_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        12, betterproto2.TYPE_UINT64
     )
 
 
@@ -665,17 +641,13 @@ class StorageReport(betterproto2.Message):
         1, betterproto2.TYPE_STRING
     )
 
-    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT64)
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
     )
 
-    splits: "list[SplitStorage]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    splits: "list[SplitStorage]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    total: "SplitStorage | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    total: "SplitStorage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("seit.v1", "StorageReport", StorageReport)
@@ -687,43 +659,43 @@ class TokenSpec(betterproto2.Message):
     The form of one image as tokens. All sizes come from here, never from a literal in code.
     """
 
-    grid_height: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(1, betterproto2.TYPE_UINT32)
+    grid_height: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT32
     )
     """
     tokens
     """
 
-    grid_width: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(2, betterproto2.TYPE_UINT32)
+    grid_width: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT32
     )
     """
     tokens
     """
 
-    codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(3, betterproto2.TYPE_UINT32)
+    codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT32
     )
     """
     K: ids are 0..codes-1, at most 65536
     """
 
-    channels: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(4, betterproto2.TYPE_UINT32)
+    channels: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT32
     )
     """
     d: width of a code's embedding
     """
 
-    image_height: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(5, betterproto2.TYPE_UINT32)
+    image_height: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT32
     )
     """
     pixels that the tokenizer read
     """
 
-    image_width: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = (
-        betterproto2.field(6, betterproto2.TYPE_UINT32)
+    image_width: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT32
     )
     """
     pixels

@@ -1,0 +1,330 @@
+"""The module that applies a recipe to batches.
+
+Order (published): Token-EDA on ids; look-up; Emb-Noise or ColorAdapt; then the last rows of each
+block go f -> flip and affine -> crop -> mix -> g -> argmax, the others crop -> mix -> nearest code.
+
+Shape letters: N rows, D channels of a code, K codes, H and W stored grid, h and w training grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.augment.choices import (
+    Blocks,
+    MixChoice,
+    choose_boxes,
+    choose_color,
+    choose_eda,
+    choose_mix,
+    choose_warp,
+)
+from services.augment.color import color_adapt, emb_noise, normals_from_levels
+from services.augment.config import CropConfig, MixConfig, RecipeConfig, check_crop
+from services.augment.crop import resize_crop, window
+from services.augment.eda import replace_synonyms, swap_windows
+from services.augment.geometry import affine_matrices, warp
+from services.augment.mix import mixup, paste
+from services.augment.tokenadapt import TokenAdapt, codebook_digest
+from services.errors import InvalidInputError
+from services.plan.draws import Draws
+from services.tokens.codebook import Codebook, Metric
+from services.types import IntArray
+from services.wire.seit import v1 as wire
+
+
+@dataclass
+class Batch:
+    """What a model reads, with soft targets in compact form.
+
+    inputs: (N, h, w) int64 ids, or (N, D, h, w) float32 embeddings.
+    label, label_b: (N,) int64. mix: (N,) float32 weight of `label`, 1 where a row is not mixed.
+    """
+
+    inputs: Tensor
+    label: Tensor
+    label_b: Tensor
+    mix: Tensor
+
+
+@dataclass
+class _Path:
+    """Rows of one path: positions in the batch (n,), their inputs, and how they were mixed."""
+
+    rows: IntArray
+    inputs: Tensor
+    mix: MixChoice
+
+
+class Augmenter(nn.Module):
+    """Applies a recipe to batches; it holds no randomness and keeps no state between calls.
+
+    codebook: (K, D). tokenadapt: needed where the recipe's TokenAdapt share is above 0.
+    Raises `InvalidInputError` where the recipe, the dataset's spec, the codebook and the
+    TokenAdapt weights do not belong together.
+    """
+
+    codebook: Tensor
+    synonyms: Tensor
+
+    def __init__(
+        self,
+        config: RecipeConfig,
+        spec: wire.TokenSpec,
+        codebook: Tensor,
+        tokenadapt: TokenAdapt | None = None,
+        *,
+        metric: Metric = "cosine",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = (spec.grid_height, spec.grid_width)
+        self.metric: Metric = metric
+        check_crop(self.grid, config.crop)
+        if codebook.shape != (spec.codes, spec.channels):
+            raise InvalidInputError(
+                f"the codebook is {tuple(codebook.shape)}, the dataset's ids are for "
+                f"({spec.codes}, {spec.channels}): they would mean other tokens; give the "
+                "codebook that is kept with the dataset"
+            )
+        self.register_buffer("codebook", codebook.detach().float(), persistent=False)
+        if config.eda.synonym_probability > 0:
+            synonyms = Codebook(self.codebook, metric).synonyms(config.eda.synonym_count)
+            self.register_buffer("synonyms", synonyms, persistent=False)
+        self.tokenadapt: TokenAdapt | None = None
+        if config.adapt.share > 0:
+            self.tokenadapt = self._checked(tokenadapt)
+
+    def _checked(self, model: TokenAdapt | None) -> TokenAdapt:
+        """The TokenAdapt networks, if they fit the recipe and the codebook."""
+        name, share = self.config.name, self.config.adapt.share
+        if model is None:
+            raise InvalidInputError(
+                f"recipe {name!r} sends {share:g} of its rows through TokenAdapt, but no weights "
+                "were given: give them (trainers/tokenadapt.py makes them), or set adapt.share to 0"
+            )
+        found, codes = model.config, tuple(self.codebook.shape)
+        if (found.codes, found.channels) != codes:
+            raise InvalidInputError(
+                f"these TokenAdapt weights are for a codebook of ({found.codes}, "
+                f"{found.channels}), the dataset's is {codes}: train TokenAdapt on this tokenizer"
+            )
+        if model.codebook and model.codebook != codebook_digest(self.codebook):
+            raise InvalidInputError(
+                f"these TokenAdapt weights were trained with codebook {model.codebook}, the "
+                f"dataset's is {codebook_digest(self.codebook)}: the ids mean other vectors; "
+                "train TokenAdapt on this tokenizer"
+            )
+        if (found.grid, found.out_grid) != (self.grid, self.config.crop):
+            raise InvalidInputError(
+                f"these TokenAdapt weights are laid out for grid {found.grid} and crop "
+                f"{found.out_grid}, needed are {self.grid} and {self.config.crop}: call "
+                "TokenAdapt.resized(grid, crop), which keeps the weights"
+            )
+        return model
+
+    @torch.no_grad()
+    def forward(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
+        """Augment a batch of whole blocks; ids (N, H, W) of any integer type, labels (N,) int64.
+
+        draws: of the N rows, in order. Rows are paired inside their block alone, so a batch of
+        many blocks equals those blocks one by one. Nothing waits for the device.
+
+        With `output` "ids", what Emb-Noise, ColorAdapt, resizing and Mixup did in the embedding
+        space is rounded to the nearest codes at the end, as published for pre-training and
+        fine-tuning; with "embeddings" it reaches the model as it is, and rows of the TokenAdapt
+        path come as the vectors of the ids that g chose.
+        """
+        if ids_NHW.shape[1:] != self.grid:
+            raise InvalidInputError(
+                f"ids are {tuple(ids_NHW.shape)}, this recipe was built for (N, {self.grid[0]}, "
+                f"{self.grid[1]}): build it from the dataset's own spec"
+            )
+        if blocks < 1 or len(ids_NHW) % blocks or len(draws.rows) != len(ids_NHW):
+            raise InvalidInputError(
+                f"{len(ids_NHW)} rows with draws for {len(draws.rows)} do not make {blocks} equal "
+                "blocks: pairs would cross blocks; pass whole blocks and one draw a row"
+            )
+        with torch.autocast(ids_NHW.device.type, enabled=False):
+            return self._augment(ids_NHW.long(), labels_N, draws, blocks)
+
+    def _augment(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
+        layout = Blocks(draws.rows, blocks, self.config.adapt.share)
+        plain, adapted = layout.paths()
+        if self.config.eda.active:
+            ids_NHW = self._edit(ids_NHW, draws)
+        paths = []
+        if self._embeds:
+            map_NDHW = self._lookup(ids_NHW)
+            if self.config.color.active:
+                map_NDHW = self._recolor(map_NDHW, draws, layout)
+            if len(plain):
+                paths.append(self._plain_maps(_rows(map_NDHW, plain), plain, draws, layout))
+            if len(adapted):
+                paths.append(self._adapted_maps(_rows(map_NDHW, adapted), adapted, draws, layout))
+        else:
+            paths.append(self._plain_ids(ids_NHW, plain, draws, layout))
+        return _join(paths, labels_N)
+
+    @property
+    def _embeds(self) -> bool:
+        """Whether anything happens in the embedding space; if not, ids stay ids throughout."""
+        config = self.config
+        return (
+            config.color.active
+            or config.adapt.share > 0
+            or config.plain_crop.kind == "resized"
+            or (config.plain_mix.active and config.plain_mix.mixup_alpha > 0)
+        )
+
+    def _edit(self, ids_NHW: Tensor, draws: Draws) -> Tensor:
+        """Token-EDA."""
+        choice = choose_eda(self.config.eda, draws, self.grid)
+        edited = ids_NHW.clone()
+        if len(choice.synonym_rows):
+            rows = _tensor(choice.synonym_rows, edited)
+            replaced, pick = _tensor(choice.replace, edited), _tensor(choice.pick, edited)
+            shape = (len(rows), *self.grid)
+            edited[rows] = replace_synonyms(
+                edited[rows], self.synonyms, replaced.view(shape), pick.view(shape)
+            )
+        if len(choice.swap_rows):
+            rows = _tensor(choice.swap_rows, edited)
+            edited[rows] = swap_windows(edited[rows], _tensor(choice.windows, edited))
+        return edited
+
+    def _recolor(self, map_NDHW: Tensor, draws: Draws, layout: Blocks) -> Tensor:
+        """Emb-Noise or ColorAdapt, in the given maps."""
+        config, shape = self.config.color, map_NDHW.shape[1:]
+        choice = choose_color(config, draws, layout, shape[0], self.grid)
+        if len(choice.noise_rows):
+            rows = _tensor(choice.noise_rows, map_NDHW)
+            element = normals_from_levels(_tensor(choice.levels, map_NDHW))
+            noisy = emb_noise(
+                _select(map_NDHW, rows),
+                _tensor(choice.channel, map_NDHW),
+                element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
+                config.noise_scale,
+                config.noise_std,
+            )
+            map_NDHW.index_copy_(0, rows, noisy)
+        if len(choice.adapt_rows):
+            # Partners are read before any row changes: the mirror image may change as well.
+            rows, partner = _tensor(choice.adapt_rows, map_NDHW), _tensor(choice.partner, map_NDHW)
+            adapted = color_adapt(_select(map_NDHW, rows), _select(map_NDHW, partner))
+            map_NDHW.index_copy_(0, rows, adapted)
+        return map_NDHW
+
+    def _plain_ids(self, ids_NHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
+        boxes, mix = self._plain_choices(rows, draws, layout)
+        cut = window(ids_NHW, _tensor(boxes, ids_NHW), self.config.crop)
+        if self.config.plain_mix.active:
+            cut = paste(cut, cut[_tensor(mix.partner, cut)], _tensor(mix.boxes, cut))
+        return _Path(rows, cut if self.config.output == "ids" else self._lookup(cut), mix)
+
+    def _plain_maps(self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
+        boxes, mix = self._plain_choices(rows, draws, layout)
+        cut = _cut(self.config.plain_crop, map_NDHW, boxes, self.config.crop)
+        cut = _mixed(self.config.plain_mix, cut, mix)
+        if self.config.output == "ids":
+            cut = Codebook(self.codebook, self.metric).quantise(cut)
+        return _Path(rows, cut, mix)
+
+    def _plain_choices(
+        self, rows: IntArray, draws: Draws, layout: Blocks
+    ) -> tuple[IntArray, MixChoice]:
+        config, own = self.config, Draws(draws.seed, draws.epoch, draws.rows[rows])
+        boxes = choose_boxes(config.plain_crop, own, "plain.crop", self.grid, config.crop)
+        partner = layout.partners(rows)
+        return boxes, choose_mix(config.plain_mix, own, "plain.mix", partner, config.crop)
+
+    def _adapted_maps(
+        self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks
+    ) -> _Path:
+        assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
+        config, model = self.config.adapt, self.tokenadapt
+        own = Draws(draws.seed, draws.epoch, draws.rows[rows])
+        low = torch.autocast(
+            map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
+        with low:
+            spread = model.convert(map_NDHW)
+        spread = spread.float()
+        if config.warps:
+            turn = choose_warp(config, own)
+            matrices = affine_matrices(
+                torch.from_numpy(turn.flip),
+                torch.from_numpy(turn.rotate),
+                torch.from_numpy(turn.shift),
+                torch.from_numpy(turn.shear),
+                aspect=spread.shape[2] / spread.shape[3],
+            )
+            spread = warp(spread, matrices.to(spread.device, non_blocking=True))
+        boxes = choose_boxes(config.crop, own, "adapt.crop", model.map_grid, model.out_map)
+        spread = _cut(config.crop, spread, boxes, model.out_map)
+        mix = choose_mix(config.mix, own, "adapt.mix", layout.partners(rows), model.out_map)
+        spread = _mixed(config.mix, spread, mix)
+        with low:
+            scores = model.revert(spread)
+        ids = scores.argmax(-1).view(-1, *self.config.crop)
+        return _Path(rows, ids if self.config.output == "ids" else self._lookup(ids), mix)
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
+        return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
+
+
+def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device, non_blocking=True)
+
+
+def _rows(values: Tensor, index: IntArray) -> Tensor:
+    """Rows of a path; all of them, uncopied, where there is no other path."""
+    return values if len(index) == len(values) else _select(values, _tensor(index, values))
+
+
+def _select(values: Tensor, index: Tensor) -> Tensor:
+    """Rows in the memory order that they have: PyTorch itself would turn channels-last around."""
+    if values.ndim == 4 and not values.is_contiguous():
+        return values.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return values.index_select(0, index)
+
+
+def _cut(config: CropConfig, map_NDHW: Tensor, boxes: IntArray, size: tuple[int, int]) -> Tensor:
+    cut = resize_crop if config.kind == "resized" else window
+    return cut(map_NDHW, _tensor(boxes, map_NDHW), size)
+
+
+def _mixed(config: MixConfig, map_NDhw: Tensor, mix: MixChoice) -> Tensor:
+    """Mixup and CutMix with partners of the same path, all as they were before."""
+    if not config.active:
+        return map_NDhw
+    partner = _select(map_NDhw, _tensor(mix.partner, map_NDhw))
+    if config.mixup_alpha > 0:
+        map_NDhw = mixup(map_NDhw, partner, _tensor(mix.weight, map_NDhw))
+    if config.cutmix_alpha > 0:
+        map_NDhw = paste(map_NDhw, partner, _tensor(mix.boxes, map_NDhw))
+    return map_NDhw
+
+
+def _join(paths: list[_Path], labels_N: Tensor) -> Batch:
+    """Put the rows of all paths back into the order of the batch."""
+    rows = np.concatenate([path.rows for path in paths])
+    partner = np.concatenate([path.rows[path.mix.partner] for path in paths])
+    share = np.concatenate([path.mix.share for path in paths])
+    inputs = paths[0].inputs
+    back = np.argsort(rows)
+    if len(paths) > 1:
+        inputs = _select(torch.cat([path.inputs for path in paths]), _tensor(back, labels_N))
+    return Batch(
+        inputs=inputs,
+        label=labels_N,
+        label_b=labels_N[_tensor(partner[back], labels_N)],
+        mix=_tensor(share[back], labels_N),
+    )

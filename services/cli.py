@@ -1,0 +1,260 @@
+"""`seit`: the data service from the command line.
+
+Exit code 0: done; 1: a verification failed; 2: the input, or the storage, was at fault (the message
+on stderr says what and how to go on); 130: interrupted. Each command imports what it needs when it
+runs: `seit inspect` loads neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import tyro
+from rich.console import Console
+from rich.filesize import decimal
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from tyro.conf import Positional, subcommand
+
+from services import cli_tables as tables
+from services.errors import NotFoundError, SeitError
+from services.shards.manifest import load_manifest
+from services.shards.store import LocalStore, Store, open_store
+
+Root: TypeAlias = Annotated[
+    Positional[str],
+    tyro.conf.arg(metavar="ROOT", help="folder or URL (s3://, gs://) that holds datasets"),
+]
+Dataset: TypeAlias = Annotated[
+    Positional[str], tyro.conf.arg(metavar="DATASET", help="name of the dataset")
+]
+Version: TypeAlias = Annotated[int | None, tyro.conf.arg(help="version; None for the newest")]
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show a dataset's manifest in words and a table."""
+
+    root: Root
+    dataset: Dataset
+    version: Version = None
+
+    def run(self, out: Console) -> int:
+        loaded = load_manifest(_standing(self.root), self.dataset, self.version)
+        out.print(tables.manifest_view(loaded))
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every file of a dataset version against its checksum; exit 1 on the first bad one."""
+
+    root: Root
+    dataset: Dataset
+    version: Version = None
+
+    def run(self, out: Console) -> int:
+        from services.shards.verify import verify_dataset
+
+        root = _standing(self.root)
+        manifest = load_manifest(root, self.dataset, self.version).manifest
+        size = sum(shard.bytes for split in manifest.splits for shard in split.shards)
+        size += sum(asset.bytes for asset in manifest.assets)
+        with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+            task = progress.add_task("verify", total=size)
+            for check in verify_dataset(root, self.dataset, manifest.version):
+                if check.failure is not None:
+                    progress.stop()
+                    _complain(f"{check.name} is bad: {check.failure}")
+                    return 1
+                progress.advance(task, check.bytes)
+        out.print(
+            f"{self.dataset} version {manifest.version}: {decimal(size)}, all as they were written",
+            markup=False,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Ask a running stats service what stands: all datasets, or one with its versions."""
+
+    url: Annotated[Positional[str], tyro.conf.arg(metavar="URL", help="http://HOST:PORT")]
+    dataset: Annotated[
+        Positional[str | None],
+        tyro.conf.arg(metavar="DATASET", help="one dataset; None for the list of all"),
+    ] = None
+
+    def run(self, out: Console) -> int:
+        from services.stats.client import StatsClient
+
+        client = StatsClient(self.url)
+        if self.dataset is None:
+            out.print(tables.summary_table(client.datasets()))
+        else:
+            out.print(tables.storage_table(client.storage(self.dataset)))
+            out.print(tables.summary_table(client.versions(self.dataset)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer what stands below ROOT over HTTP; the description of the API is at /docs."""
+
+    root: Root
+    host: Annotated[str, tyro.conf.arg(help="address to listen at; 0.0.0.0 for all")] = "127.0.0.1"
+    port: Annotated[int, tyro.conf.arg(help="TCP port")] = 8000
+
+    def run(self, out: Console) -> int:
+        import uvicorn
+
+        from services.stats.app import create_app
+
+        app = create_app(_standing(self.root))
+        out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/docs", markup=False)
+        uvicorn.run(app, host=self.host, port=self.port, log_level="warning")
+        return 0
+
+
+@dataclass(frozen=True)
+class Gc:
+    """Find files that no version names, left by killed writers; remove them with --delete."""
+
+    root: Root
+    dataset: Dataset
+    delete: Annotated[bool, tyro.conf.arg(help="remove them; without it they are listed")] = False
+    min_age_hours: Annotated[
+        float, tyro.conf.arg(help="spare younger files, which a running ingest may yet name, hours")
+    ] = 24.0
+
+    def run(self, out: Console) -> int:
+        from services.shards.orphans import find_orphans
+
+        root = _standing(self.root)
+        orphans = find_orphans(root, self.dataset, min_age_seconds=self.min_age_hours * 3600)
+        if orphans:
+            out.print(tables.orphan_table(orphans))
+        if self.delete:
+            folder = root.child(self.dataset)
+            for entry in orphans:
+                folder.delete(entry.path)
+        size = decimal(sum(entry.bytes for entry in orphans))
+        done = "removed" if self.delete else "found; nothing was removed (--delete removes them)"
+        out.print(f"{len(orphans):,} files, {size}, {done}" if orphans else "nothing to collect")
+        return 0
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Turn a folder of pictures into a dataset version; `seit ingest --help` shows the options."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train on real pictures, end to end; `seit demo --help` shows the options."""
+
+
+Command: TypeAlias = (
+    Annotated[Inspect, subcommand("inspect")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Stats, subcommand("stats")]
+    | Annotated[Serve, subcommand("serve")]
+    | Annotated[Gc, subcommand("gc")]
+    | Annotated[Ingest, subcommand("ingest")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+
+_ABOUT = """Token datasets for vision training: make, look at, check and serve them.
+
+Exit code 0: done; 1: a verification failed; 2: bad input or storage; 130: interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `seit`; ends the process with the exit code of the command."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    try:
+        sys.exit(_run(args))
+    except SeitError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(args: list[str]) -> int:
+    handler = _PASSED_ON.get(args[0]) if args else None
+    if handler is not None:
+        return handler(args[1:])
+    command: Any = tyro.cli(Command, args=args, prog="seit", description=_ABOUT)
+    code: int = command.run(Console())
+    return code
+
+
+def _ingest(args: list[str]) -> int:
+    """The options are the job's own dataclass, whose module brings Ray and torch."""
+    from services.stream.ingest import IngestConfig, ingest
+
+    config = tyro.cli(IngestConfig, args=args, prog="seit ingest")
+    with _progress(MofNCompleteColumn()) as progress:
+        task = progress.add_task("pictures", total=None)
+        report = ingest(
+            config, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    out = Console()
+    out.print(tables.manifest_view(report.committed))
+    out.print(
+        f"{report.rows:,} pictures in {report.seconds:.1f} s; {len(report.skipped):,} skipped"
+    )
+    return 0
+
+
+def _demo(args: list[str]) -> int:
+    """A program of its own: `services` never imports `trainers`."""
+    return subprocess.run([sys.executable, "-m", "trainers.demo", *args], check=False).returncode
+
+
+_PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {"ingest": _ingest, "demo": _demo}
+"""Commands whose options are read by what they start."""
+
+
+def _standing(url: str) -> Store:
+    """The root at `url`. A folder that is not there is a typing error rather than an empty root."""
+    root = open_store(url)
+    if isinstance(root, LocalStore) and not Path(root.url or "/").is_dir():
+        raise NotFoundError(f"there is no folder {root.url}: give the one that holds the datasets")
+    return root
+
+
+def _progress(*amounts: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *amounts,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _complain(message: str) -> None:
+    print(f"seit: {message}", file=sys.stderr)

@@ -1,0 +1,137 @@
+"""A dataset from the published release's folder, and such a folder from a dataset.
+
+A folder holds three files for each split (`release_files.py`), `codebook.ckpt`, one (K, d) tensor,
+and perhaps `synonyms.json`, {"id": [ids, nearest first]}. Memory stays constant both ways: rows
+pass through one shard at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from services.errors import FormatError, InvalidInputError
+from services.shards.cache import ShardCache
+from services.shards.manifest import LoadedManifest, commit, load_manifest, put_asset, read_asset
+from services.shards.reader import DatasetReader
+from services.shards.release_files import ReleaseSplit, find_splits, read_split, write_split
+from services.shards.store import Store
+from services.shards.writer import DEFAULT_SHARD_ROWS, ShardWriter, build_split
+from services.tokens.codebook import Codebook, token_spec
+from services.types import IntArray
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+_CODEBOOK, _SYNONYMS = "codebook.ckpt", "synonyms.json"
+_SPLIT_NAMES = {"val": "validation"}  # the release's name of a split: ours
+
+
+def import_release(
+    folder: Path,
+    root: Store,
+    dataset: str,
+    *,
+    grid: tuple[int, int],
+    image_size: tuple[int, int] = (0, 0),
+    classes: Sequence[str] = (),
+    shard_rows: int = DEFAULT_SHARD_ROWS,
+) -> LoadedManifest:
+    """Write all splits of a release folder as shards and commit them as the next version.
+
+    grid: tokens (height, width). image_size: pixels that the tokenizer read, 0 where not known.
+    classes: name of label i; may be empty. A file `NAME-val-token…` becomes split "validation".
+    Errors as `release_files.read_split`; after one, no version is committed.
+    """
+    codebook = Codebook.from_published(folder / _CODEBOOK)
+    spec = token_spec(grid, codebook.codes, codebook.channels, image_size)
+    splits: dict[str, wire.Split] = {}
+    for files in find_splits(folder):
+        last = files.stem.rpartition("-")[2]
+        name = _SPLIT_NAMES.get(last, last)
+        if name in splits:
+            raise InvalidInputError(
+                f"{folder} has two sets of files for split {name!r}, the second is {files.stem}: "
+                "keep each release in a folder of its own"
+            )
+        with ShardWriter(root, dataset, name, spec, shard_rows) as writer:
+            for rows in read_split(files, spec):
+                _check_classes(rows.labels, len(classes), files)
+                writer.add(rows)
+        splits[name] = build_split(name, writer.results, spec.codes)
+        logger.info("%s: %d shards of split %s", files.stem, len(writer.results), name)
+    assets = [put_asset(root, dataset, "codebook", codebook.to_bytes())]
+    if (folder / _SYNONYMS).exists():
+        synonyms = read_synonyms(folder / _SYNONYMS, codebook.codes)
+        packed = safetensors.numpy.save({"synonyms": synonyms}, {"seit": "synonyms", "format": "1"})
+        assets.append(put_asset(root, dataset, "synonyms", packed))
+    manifest = wire.Manifest(
+        dataset=dataset,
+        spec=spec,
+        tokenizer_kind="release",
+        assets=assets,
+        classes=list(classes),
+        splits=list(splits.values()),
+        message=f"imported from the release in {folder.name}",
+    )
+    return commit(root, manifest)
+
+
+def export_release(
+    root: Store, dataset: str, folder: Path, cache: ShardCache, version: int | None = None
+) -> list[ReleaseSplit]:
+    """Write a dataset's splits, codebook and synonyms in the release format.
+
+    Keys, source sizes and class names have no place in it. Raises InvalidInputError for more
+    codes than the format can hold (511) and the errors of DatasetReader.
+    """
+    manifest = load_manifest(root, dataset, version).manifest
+    release_names = {ours: theirs for theirs, ours in _SPLIT_NAMES.items()}
+    written = []
+    for split in manifest.splits:
+        reader = DatasetReader(
+            root, dataset, split=split.name, cache=cache, version=manifest.version
+        )
+        files = ReleaseSplit(folder, f"{dataset}-{release_names.get(split.name, split.name)}")
+        write_split(files, reader.iter_rows(), len(reader), reader.spec.codes)
+        written.append(files)
+    for asset in manifest.assets:
+        if asset.kind == "codebook":
+            codebook = Codebook.from_bytes(read_asset(root, dataset, asset))
+            torch.save(codebook.weight, folder / _CODEBOOK)
+        if asset.kind == "synonyms":
+            synonyms = safetensors.numpy.load(read_asset(root, dataset, asset))["synonyms"]
+            named = {str(code): row for code, row in enumerate(synonyms.tolist())}
+            (folder / _SYNONYMS).write_text(json.dumps(named))
+    return written
+
+
+def read_synonyms(path: Path, codes: int) -> IntArray:
+    """The release's `synonyms.json` as (K, count) int64, nearest first.
+
+    Raises FormatError unless it gives each of the K codes the same number of codes.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+        table = np.array([raw[str(code)] for code in range(codes)])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: not lists of ids for codes 0..{codes - 1}: {error}") from error
+    if table.ndim != 2 or table.dtype.kind != "i" or len(raw) != codes or table.size == 0:
+        raise FormatError(f"{path}: {len(raw)} codes with {table.shape} synonyms for {codes} codes")
+    if table.min() < 0 or table.max() >= codes:
+        raise FormatError(f"{path}: ids {table.min()}..{table.max()} are outside 0..{codes - 1}")
+    return table.astype(np.int64)
+
+
+def _check_classes(labels: IntArray, classes: int, files: ReleaseSplit) -> None:
+    if classes and len(labels) and int(labels.max()) >= classes:
+        raise FormatError(
+            f"{files.labels}: label {labels.max()} has no name among the {classes} classes given: "
+            "give the name of every class, or none"
+        )

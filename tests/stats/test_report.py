@@ -1,0 +1,93 @@
+"""Answers of one manifest, against the rows that were written."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_datasets import SPEC, write_dataset
+
+from services.errors import InvalidInputError, NotFoundError
+from services.shards.store import Store
+from services.stats.report import (
+    entropy_bits,
+    parse_shard_cursor,
+    shard_page,
+    storage_report,
+    summarize,
+)
+
+
+def test_summary_counts_what_was_written(root: Store) -> None:
+    summary = summarize(write_dataset(root, shards=3, rows=5).manifest)
+    stored = sum(entry.bytes for entry in root.scan("digits/shards"))
+    assert (summary.rows, summary.shards, summary.bytes) == (17, 4, stored)
+    assert summary.source_bytes == 17 * 700
+    assert summary.bytes_per_image == stored / 17
+    assert summary.share_of_source == stored / (17 * 700)
+    assert (summary.splits, summary.classes, summary.spec) == (["train", "validation"], 3, SPEC)
+
+
+def test_storage_adds_up(root: Store) -> None:
+    report = storage_report(write_dataset(root).manifest)
+    assert report.total is not None
+    for field in ("rows", "shards", "bytes", "source_bytes", "pixel_bytes"):
+        assert getattr(report.total, field) == sum(getattr(one, field) for one in report.splits)
+    assert report.total.pixel_bytes == 17 * 32 * 48 * 3
+    assert 0 < report.total.entropy_bits <= math.log2(SPEC.codes)
+    assert report.total.entropy_bytes_per_image == report.total.entropy_bits * 4 * 6 / 8
+
+
+def test_a_file_of_two_splits_is_stored_once(root: Store) -> None:
+    manifest = write_dataset(root).manifest
+    once = storage_report(manifest).total
+    manifest.splits[1].shards.append(manifest.splits[0].shards[0])
+    twice = storage_report(manifest).total
+    assert once is not None
+    assert twice is not None
+    assert twice.rows == once.rows + 5
+    assert (twice.bytes, twice.source_bytes) == (once.bytes, once.source_bytes)
+
+
+@given(st.integers(1, 300), st.integers(1, 1000))
+def test_entropy_of_equal_codes_is_their_logarithm(codes: int, each: int) -> None:
+    counts = np.zeros(512)
+    counts[:codes] = each
+    assert entropy_bits(counts) == pytest.approx(math.log2(codes))
+
+
+def test_entropy_of_nothing_is_nothing() -> None:
+    assert entropy_bits(np.zeros(8)) == 0
+
+
+@pytest.mark.parametrize("split", [None, "train", "validation"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_pages_are_a_partition(root: Store, split: str | None, limit: int) -> None:
+    manifest = write_dataset(root).manifest
+    seen, start = [], 0
+    while True:
+        page = shard_page(manifest, split, start, limit)
+        assert 0 < len(page.shards) <= limit
+        seen += [(info.split, info.shard) for info in page.shards]
+        if not page.next:
+            break
+        version, start = parse_shard_cursor(page.next)
+        assert version == manifest.version
+    wanted = [(one.name, shard) for one in manifest.splits for shard in one.shards]
+    assert seen == [pair for pair in wanted if split in (None, pair[0])]
+
+
+def test_an_unknown_split_is_named_with_those_that_stand(root: Store) -> None:
+    manifest = write_dataset(root).manifest
+    with pytest.raises(NotFoundError, match=r"no split 'test'.*train, validation"):
+        shard_page(manifest, "test", 0, 10)
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=30).filter(lambda text: not text.replace(".", "").isdigit()))
+def test_a_foreign_cursor_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="start again without a cursor"):
+        parse_shard_cursor(text)

@@ -1,0 +1,95 @@
+"""The stream's promises, without Ray: same batches for any world, any start, any repetition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.errors import CursorMismatchError, InvalidInputError
+from services.stream.batch import StreamBatch
+from services.stream.loader import Stream, resume_step
+
+EPOCH_STEPS = 7  # 157 rows in steps of 24
+
+
+def same(a: StreamBatch, b: StreamBatch) -> bool:
+    pairs = [(getattr(a, n), getattr(b, n)) for n in ("inputs", "label", "label_b", "mix")]
+    return bool((a.rows == b.rows).all()) and all(torch.equal(x, y) for x, y in pairs)
+
+
+def joined(parts: list[StreamBatch]) -> StreamBatch:
+    tensors = {
+        name: torch.cat([getattr(p, name) for p in parts])
+        for name in ("inputs", "label", "label_b", "mix", "weight")
+    }
+    rows = np.concatenate([p.rows for p in parts])
+    return StreamBatch(step=parts[0].step, epoch=parts[0].epoch, rows=rows, **tensors)
+
+
+def test_each_epoch_holds_every_row_once_and_says_which(world: Any) -> None:
+    batches = list(Stream(world.request("eval"), stop=2 * EPOCH_STEPS))
+    assert [b.step for b in batches] == list(range(2 * EPOCH_STEPS))
+    for epoch in (0, 1):
+        rows = np.concatenate([b.rows for b in batches if b.epoch == epoch])
+        assert Counter(rows[rows >= 0].tolist()) == Counter(range(len(world.ids)))
+        tail = batches[(epoch + 1) * EPOCH_STEPS - 1]
+        assert tail.weight.tolist() == (tail.rows >= 0).astype(float).tolist()
+    for batch in batches:
+        there = batch.rows >= 0
+        cut = world.ids[batch.rows[there]][:, 1:7, 1:7].astype(np.int64)
+        assert (batch.inputs.numpy()[there] == cut).all()
+        assert (batch.label.numpy()[there] == world.labels[batch.rows[there]]).all()
+
+
+@pytest.mark.parametrize("recipe", ["mtm", "finetune", "scratch"])
+@pytest.mark.parametrize("workers", [2, 3, 6])
+def test_ranks_share_out_the_same_steps(world: Any, recipe: str, workers: int) -> None:
+    request = world.request(recipe)
+    whole = list(Stream(request, stop=3))
+    ranks = [list(Stream(request, rank=r, world=workers, stop=3)) for r in range(workers)]
+    for step, batch in enumerate(whole):
+        assert same(joined([rank[step] for rank in ranks]), batch)
+
+
+@pytest.mark.parametrize("recipe", ["mtm", "finetune", "scratch"])
+def test_a_stream_taken_up_anywhere_goes_on_as_if_never_left(world: Any, recipe: str) -> None:
+    request = world.request(recipe)
+    stream = Stream(request, stop=EPOCH_STEPS + 3)
+    whole = list(stream)
+    for step in range(0, EPOCH_STEPS + 3, 3):
+        saved = stream.cursor(step)
+        assert len(saved) <= 4096
+        rest = list(Stream(request, start=resume_step(request.rows, saved), stop=EPOCH_STEPS + 3))
+        assert [b.step for b in rest] == list(range(step, EPOCH_STEPS + 3))
+        assert all(same(a, b) for a, b in zip(rest, whole[step:], strict=True))
+
+
+def test_another_seed_is_another_order_and_is_refused_by_a_saved_position(world: Any) -> None:
+    request = world.request("eval")
+    other = replace(
+        request, rows=replace(request.rows, order=replace(request.rows.order, seed=6))
+    )
+    first, second = next(iter(Stream(request))), next(iter(Stream(other)))
+    assert (first.rows != second.rows).any()
+    with pytest.raises(CursorMismatchError, match="seed"):
+        resume_step(other.rows, Stream(request).cursor(2))
+
+
+def test_workers_that_do_not_divide_the_blocks_are_refused_with_those_that_would(
+    world: Any,
+) -> None:
+    with pytest.raises(InvalidInputError, match="1, 2, 3 and 6|1, 2, 3, 6"):
+        Stream(world.request("eval"), world=4)
+
+
+def test_the_meter_counts_what_was_delivered(world: Any) -> None:
+    stream = Stream(world.request("eval"))
+    delivered = sum(int(b.weight.sum()) for b in stream)
+    flow = stream.meter.snapshot()
+    assert flow.rows == delivered == len(world.ids)
+    assert (flow.steps, flow.state) == (EPOCH_STEPS, "finished")

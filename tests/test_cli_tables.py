@@ -1,0 +1,64 @@
+"""What stands in the tables, and what foreign text cannot do in them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+from small_datasets import write_dataset
+
+from services import cli_tables as tables
+from services.shards.store import Entry, open_store
+from services.stats.report import storage_report, summarize
+
+
+def shown(renderable: RenderableType, width: int = 120) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=False).print(renderable)
+    return file.getvalue()
+
+
+@given(st.text(max_size=80))
+def test_foreign_text_cannot_steer_the_terminal(text: str) -> None:
+    plain = tables.plain(text)
+    assert len(plain.plain) == len(text)
+    assert plain.plain.isprintable()
+    assert plain.spans == []
+
+
+def test_a_table_of_splits_fits_80_columns(tmp_path: Path) -> None:
+    manifest = write_dataset(open_store(str(tmp_path))).manifest
+    text = shown(tables.storage_table(storage_report(manifest)), width=80)
+    assert "…" not in text
+    for words in ("train", "validation", "total", "15", "17"):
+        assert words in text
+
+
+def test_a_table_of_datasets_fits_80_columns(tmp_path: Path) -> None:
+    summary = summarize(write_dataset(open_store(str(tmp_path)), "long-name-0123456789").manifest)
+    text = shown(tables.summary_table([summary, summary]), width=80)
+    assert "…" not in text
+    assert text.count("long-name-0123456789") == 2
+
+
+def test_what_is_not_known_is_said(tmp_path: Path) -> None:
+    summary = summarize(write_dataset(open_store(str(tmp_path))).manifest)
+    summary.share_of_source = 0.0
+    assert "unknown" in shown(tables.summary_table([summary]))
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    loaded = write_dataset(open_store(str(tmp_path)))
+    loaded.manifest.classes = [f"class{number}" for number in range(1000)]
+    text = " ".join(shown(tables.manifest_view(loaded)).split())
+    assert "1,000 classes: class0," in text
+    assert "class9 and 990 more." in text
+
+
+def test_orphans_are_listed_with_sizes() -> None:
+    text = shown(tables.orphan_table([Entry("shards/a[b].parquet", 2_500, 0.0)]))
+    assert "shards/a[b].parquet" in text
+    assert "2.5 kB" in text

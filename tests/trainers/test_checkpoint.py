@@ -1,0 +1,128 @@
+"""Checkpoint files: whole, counted, read without running code, and whose folder it is."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.shards.store import open_store
+from trainers.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    claim,
+    export,
+    load_checkpoint,
+    load_export,
+)
+
+CPU = torch.device("cpu")
+
+
+def state(step: int) -> Checkpoint:
+    weight = torch.nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.AdamW([weight], betas=(0.9, 0.95), fused=True)
+    weight.sum().backward()
+    optimizer.step()
+    return Checkpoint(
+        step=step,
+        model={"weight": weight.detach()},
+        ema=None,
+        optimizer=optimizer.state_dict(),
+        rng=torch.arange(6, dtype=torch.uint8).view(2, 3),
+        cursor=b'{"step": 3}\xff',
+        config="{}",
+        metrics={"loss": 0.1 + 0.2},
+    )
+
+
+@pytest.mark.parametrize("root", ["{tmp}", "memory://{tmp}"])
+def test_what_is_saved_is_loaded(tmp_path: Path, root: str) -> None:
+    checkpoints = Checkpoints(root.format(tmp=tmp_path), keep=2)
+    saved = state(5)
+    checkpoints.save(saved)
+    kept = saved.model["weight"].clone()
+    saved.model["weight"].zero_()  # training goes on while the file is written
+    checkpoints.close()
+    found = checkpoints.load(5, CPU)
+    assert torch.equal(found.model["weight"], kept)
+    assert torch.equal(found.rng, saved.rng)
+    assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert torch.equal(
+        found.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"]
+    )
+    same = ("step", "ema", "cursor", "config", "metrics")
+    assert all(getattr(found, name) == getattr(saved, name) for name in same)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    assert checkpoints.steps() == []
+    for step in (1, 2, 30, 4):
+        checkpoints.save(state(step), best=step == 2)
+    checkpoints.close()
+    assert checkpoints.steps() == [4, 30]
+    store = open_store(str(tmp_path)).child("checkpoints")
+    assert load_checkpoint(store, "best.pt", CPU).step == 2
+
+
+def test_a_failed_write_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save(state(1))
+    with pytest.raises(Exception, match="checkpoints"):
+        checkpoints.close()
+
+
+def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=9)
+    checkpoints.save(state(1))
+    checkpoints.close()
+    folder = tmp_path / "checkpoints"
+    whole = (folder / "step-00000001.pt").read_bytes()
+    newer, code = io.BytesIO(), io.BytesIO()
+    torch.save({"format": 2}, newer)
+    torch.save({"format": 1, "model": torch.nn.Linear(1, 1)}, code)
+    spoilt = {2: whole[: len(whole) // 2], 3: b"", 4: newer.getvalue(), 5: code.getvalue()}
+    for step, data in spoilt.items():
+        (folder / f"step-{step:08d}.pt").write_bytes(data)
+        with pytest.raises(FormatError, match=f"step-0000000{step}.pt"):
+            checkpoints.load(step, CPU)
+    with pytest.raises(NotFoundError, match="step-00000009"):
+        checkpoints.load(9, CPU)
+
+
+def test_export_and_load(tmp_path: Path) -> None:
+    model = {"a": torch.randn(2, 3).T, "b": torch.zeros(1)}
+    export(str(tmp_path), model, {"config": "{}"})
+    for url in (str(tmp_path), f"{tmp_path}/model.safetensors", f"file://{tmp_path}/"):
+        tensors, about = load_export(url)
+        assert about == {"config": "{}"}
+        assert torch.equal(tensors["a"], model["a"])
+    data = (tmp_path / "model.safetensors").read_bytes()
+    for spoilt in (b"", b"x" * 200, data[:-3]):
+        (tmp_path / "bad.safetensors").write_bytes(spoilt)
+        with pytest.raises(FormatError, match=r"bad\.safetensors"):
+            load_export(f"{tmp_path}/bad.safetensors")
+    with pytest.raises(NotFoundError, match="there is no exported model"):
+        load_export(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    claim(out, {"kind": "MtmRun", "loop": {"seed": 0}})
+    claim(out, {"kind": "MtmRun", "loop": {"seed": 1}})  # nothing was trained for the first one
+    checkpoints = Checkpoints(out, keep=1)
+    checkpoints.save(replace(state(1)))
+    checkpoints.close()
+    claim(out, {"kind": "MtmRun", "loop": {"seed": 1}})
+    with pytest.raises(InvalidInputError, match=r"'MtmRun' there, 'ClassifyRun' here") as refused:
+        claim(out, {"kind": "ClassifyRun", "loop": {"seed": 1, "ema": 0.5}})
+    assert "loop.ema is 'not set' there, 0.5 here" in str(refused.value)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InvalidInputError, match="unknown run"):
+        claim(out, {"kind": "MtmRun"})

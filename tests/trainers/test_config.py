@@ -1,0 +1,117 @@
+"""The command line: recipes, changes to them, and values that make no run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import classify_run, mtm_run
+
+from services.errors import InvalidInputError
+from trainers.config import ClassifyRun, MtmRun, Run, parse
+from trainers.optim import peak_rate
+from trainers.recipes import classify, mtm
+
+ALL: dict[str, Run] = {
+    name: make() for recipes in (mtm.RECIPES, classify.RECIPES) for name, make in recipes.items()
+}
+
+
+def test_a_recipe_is_changed_by_options() -> None:
+    argv = ["--loop.epochs", "50", "--recipe", "mtm-tiny", "--optim.warmup-epochs=2"]
+    run = parse(MtmRun, mtm.RECIPES, [*argv, "--augment.overrides", "adapt.share", "0.25"])
+    base = mtm.mtm_tiny()
+    assert run == replace(
+        base,
+        loop=replace(base.loop, epochs=50),
+        optim=replace(base.optim, warmup_epochs=2.0),
+        augment=replace(base.augment, overrides={"adapt.share": 0.25}),
+    )
+    assert parse(MtmRun, mtm.RECIPES, []) == mtm.mtm_base()
+    assert parse(ClassifyRun, classify.RECIPES, ["--recipe=scratch-tiny"]) == ALL["scratch-tiny"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--recipe", "mtm-huge"], "mtm-tiny"),
+        (["--recipe"], "mtm-base"),
+        (["--order.block", "100"], "choose one of 1, 2, 4"),
+        (["--loop.epochs", "20"], "less than loop.epochs, 20"),
+        (["--augment.crop", "27"], "a multiple of model.patch, 2"),
+        (["--optim.beta1", "1.5"], "between 0 and 1"),
+        (["--model.size", "huge"], "large"),
+        (["--loop.epoch", "3"], "--loop.epochs"),
+        (["--cluster.no-ray", "--cluster.workers", "2"], "1 with --cluster.no-ray"),
+    ],
+)
+def test_wrong_options_end_with_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(MtmRun, mtm.RECIPES, argv)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert said in " ".join((captured.err + captured.out).replace("│", "").split())
+
+
+def test_help_shows_each_option_and_the_recipes_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(MtmRun, mtm.RECIPES, ["--recipe", "mtm-tiny", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", "").split())
+    run = mtm.mtm_tiny()
+    for part in fields(run):
+        value = getattr(run, part.name)
+        if is_dataclass(value):
+            for option in fields(value):
+                assert f"--{part.name}.{option.name}".replace("_", "-") in shown
+    assert "Rows of one optimizer step, over all workers. (default: 128)" in shown
+    assert "mtm-base: ViT-B on ImageNet-1k" in shown
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_recipes_say_what_they_are_for(name: str) -> None:
+    recipes: dict[str, Any] = {**mtm.RECIPES, **classify.RECIPES}
+    about = recipes[name].__doc__
+    assert f"--recipe {name}" in about
+    assert "Should reach:" in about
+    assert "Source:" in about
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("mtm-base", 2.4e-3), ("finetune-base", 4e-3), ("scratch-base", 1.5e-3)]
+)
+def test_published_learning_rates(name: str, peak: float) -> None:
+    run = ALL[name]
+    optim = run.optim
+    rate = peak_rate(optim.base_lr, run.order.global_batch, optim.base_batch, optim.base_power)
+    assert rate == pytest.approx(peak)
+
+
+def test_identity_leaves_out_the_machine_and_the_upkeep(tmp_path: Path) -> None:
+    run = mtm_run(tmp_path)
+    same = replace(
+        run,
+        out="elsewhere",
+        cluster=replace(run.cluster, no_ray=False, workers=4),
+        loop=replace(run.loop, checkpoint_every=7, keep=9, grad_accum=2),
+    )
+    assert same.identity() == run.identity()
+    for changed in (
+        replace(run, loop=replace(run.loop, epochs=3)),
+        replace(run, optim=replace(run.optim, base_lr=0.5)),
+        classify_run(tmp_path),
+    ):
+        assert changed.identity() != run.identity()
+    assert json.loads(run.to_json())["order"]["global_batch"] == run.order.global_batch
+
+
+def test_errors_name_value_range_and_consequence() -> None:
+    with pytest.raises(InvalidInputError, match=r"loop\.keep is 0, it must be at least 1"):
+        replace(mtm.mtm_base().loop, keep=0)

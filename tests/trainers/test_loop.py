@@ -1,0 +1,216 @@
+"""The loop on lists of batches: resuming, ranks, weights, clipping, divergence, validation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from runs import PER_EPOCH, ROWS, ToyTask, classify_run, context, make_batch, recorded
+from torch import nn
+
+from services.errors import CursorMismatchError, InvalidInputError
+from services.stream.batch import StreamBatch
+from trainers.checkpoint import Checkpoints, load_export
+from trainers.config import Run
+from trainers.loop import DivergedError, train
+
+TOTAL = 2 * PER_EPOCH
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_export(str(out))[0]
+
+
+def stops_after(steps: int) -> Any:
+    """A `should_stop` that says yes when it was asked `steps` times."""
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= steps
+
+
+def with_optim(run: Run, **changes: Any) -> Run:
+    return replace(run, optim=replace(run.optim, **changes))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    options = {"ema": 0.5, "grad_accum": 2, "log_every": 2}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    figures = train(classify_run(whole, **options), context(), ToyTask())
+    run = classify_run(parted, **options)
+    first = train(run, context(should_stop=stops_after(stop)), ToyTask())
+    assert (first["step"], first["finished"]) == (stop, 0.0)
+    assert not (parted / "model.safetensors").exists()
+    torch.manual_seed(99)  # whatever another process's generator holds
+    last = train(run, context(), ToyTask())
+    assert last["validation_loss"] == figures["validation_loss"]
+    assert losses(parted) == losses(whole)
+    assert {k: v.tolist() for k, v in weights(parted).items()} == {
+        k: v.tolist() for k, v in weights(whole).items()
+    }
+
+
+def losses(out: Path) -> list[tuple[float, ...]]:
+    keys = ("step", "epoch", "loss", "lr", "grad_norm")
+    return [tuple(entry[key] for key in keys) for entry in recorded(out)]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    def die(batch: StreamBatch) -> StreamBatch:
+        return replace(batch, step=-5) if batch.step == 3 else batch
+
+    whole, killed = classify_run(tmp_path / "whole"), classify_run(tmp_path / "killed", log_every=1)
+    train(whole, context(), ToyTask())
+    with pytest.raises(CursorMismatchError, match="gave step -5 where step 3 of 6"):
+        train(killed, context(change=die), ToyTask())
+    assert len(losses(tmp_path / "killed")) == 3  # one step more than the checkpoint holds
+    train(killed, context(), ToyTask())
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run = classify_run(tmp_path)
+    figures = train(run, context(), ToyTask())
+    again = train(run, context(), ToyTask())
+    assert again == figures
+    assert len(recorded(tmp_path)) == TOTAL
+
+
+def _rank(rank: int, world: int, out: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{out}.rendezvous", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    run = classify_run(Path(out), grad_accum=2, ema=0.5)
+    train(run, context(rank=rank, world=world), ToyTask(dropout=0.0))
+    dist.destroy_process_group()
+
+
+def _other_rank(index: int, world: int, out: str) -> None:
+    _rank(index + 1, world, out)
+
+
+def test_two_ranks_train_like_one(tmp_path: Path) -> None:
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    train(classify_run(alone, ema=0.5), context(), ToyTask(dropout=0.0))
+    threads = torch.get_num_threads()
+    other = mp.spawn(_other_rank, args=(2, str(pair)), join=False)
+    _rank(0, 2, str(pair))
+    assert other.join(60)
+    torch.set_num_threads(threads)
+    for ours, theirs in zip(losses(pair), losses(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    one, two = weights(alone), weights(pair)
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    saved = Checkpoints(str(pair), 2).load(TOTAL, torch.device("cpu"))
+    assert len(saved.rng) == 2
+
+
+def test_rows_that_do_not_exist_count_nothing(tmp_path: Path) -> None:
+    task = ToyTask(dropout=0.0)
+    train(with_optim(classify_run(tmp_path), base_lr=1e-12), context(), task)
+    torch.manual_seed(0)
+    saved = weights(tmp_path)  # the rate is so small that these are the first weights
+    model = task.build_model(fresh=True)
+    model.load_state_dict(saved)
+    batch = make_batch(PER_EPOCH - 1)
+    there = batch.rows >= 0
+    expected = task._rows(model, batch)[torch.from_numpy(there)].mean().item()
+    assert there.sum() == ROWS % 8
+    assert recorded(tmp_path)[PER_EPOCH - 1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
+    for parts in (1, 3):
+        run = classify_run(tmp_path / str(parts), grad_accum=parts)
+        train(run, context(), ToyTask(dropout=0.0))
+    for one, three in zip(losses(tmp_path / "1"), losses(tmp_path / "3"), strict=True):
+        assert one == pytest.approx(three, rel=1e-5)
+
+
+def test_more_parts_than_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="only 8 rows"):
+        train(classify_run(tmp_path, grad_accum=9), context(), ToyTask())
+
+
+def test_clipping_is_applied(tmp_path: Path) -> None:
+    moved = {}
+    for clip in (0.0, 1e-12):
+        run = with_optim(classify_run(tmp_path / str(clip)), clip=clip, weight_decay=0.0)
+        train(run, context(), ToyTask(dropout=0.0))
+        entries = recorded(tmp_path / str(clip))
+        assert all(entry["grad_norm"] > 1e-3 for entry in entries)  # recorded as it was
+        moved[clip] = abs(entries[-1]["loss"] - entries[PER_EPOCH - 1]["loss"])
+    # Below AdamW's epsilon a gradient hardly moves a weight.
+    assert moved[1e-12] < 1e-4 < moved[0.0]
+
+
+def test_a_number_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
+    class Spoilt(ToyTask):
+        def loss(self, model: nn.Module, batch: StreamBatch) -> torch.Tensor:
+            return super().loss(model, batch) * (math.nan if batch.step == 3 else 1.0)
+
+    run = classify_run(tmp_path, log_every=2)
+    with pytest.raises(DivergedError, match=r"step 3 .* no update was made"):
+        train(run, context(), Spoilt())
+    assert Checkpoints(str(tmp_path), 2).steps() == [2, 3]
+    train(run, context(), ToyTask())
+    train(classify_run(tmp_path / "whole"), context(), ToyTask())
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_validation_counts_each_row_once(tmp_path: Path) -> None:
+    figures = train(classify_run(tmp_path, ema=0.5), context(), ToyTask())
+    assert figures["validation_rows"] == 1.0
+    model = ToyTask().build_model(fresh=False)
+    model.load_state_dict(weights(tmp_path))
+    model.eval()
+    rows = torch.cat(
+        [
+            ToyTask()._rows(model, batch)[torch.from_numpy(batch.rows >= 0)]
+            for batch in map(make_batch, range(PER_EPOCH))
+        ]
+    )
+    assert len(rows) == ROWS
+    assert figures["validation_loss"] == pytest.approx(rows.mean().item(), rel=1e-5)
+
+
+def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
+    empty = replace(context(), open_validation=lambda: [])
+    with pytest.raises(InvalidInputError, match="has no rows"):
+        train(classify_run(tmp_path), empty, ToyTask())
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine(tmp_path: Path) -> None:
+    train(classify_run(tmp_path, epochs=4), context(epochs=4), ToyTask())
+    rates = [entry["lr"] for entry in recorded(tmp_path)]
+    top = rates.index(max(rates))
+    assert top in (PER_EPOCH - 1, PER_EPOCH)
+    assert max(rates) == pytest.approx(0.01)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(classify_run(tmp_path), context(), ToyTask())
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(InvalidInputError, match=r"loop\.seed is 0 there, 1 here"):
+        train(classify_run(tmp_path, seed=1), context(), ToyTask())
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    train(classify_run(tmp_path, keep=2, precision="bf16"), context(), ToyTask())
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000004.pt", "step-00000006.pt"]
+    assert list((tmp_path / "tensorboard").iterdir())
+    about = load_export(str(tmp_path))[1]
+    assert json.loads(about["config"])["kind"] == "ClassifyRun"
+    assert json.loads(about["spec"])["codes"] == 11

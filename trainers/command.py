@@ -1,0 +1,40 @@
+"""From a command line to an exit code: what all training programs do the same way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from services.errors import SeitError
+from trainers.checkpoint import claim
+from trainers.config import R, parse
+from trainers.context import Place
+from trainers.launch import launch
+from trainers.progress import closing_table
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""Exit code of a run that a signal ended early, as shells use it; the same command resumes it."""
+
+
+def run(
+    kind: type[R],
+    recipes: Mapping[str, Callable[[], R]],
+    worker: Callable[[R, Place], dict[str, float]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, launch, and log the closing table: 0 when finished, 2 after an error of ours."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = parse(kind, recipes, argv)
+    try:
+        claim(config.out, config.identity())  # before a cluster is started for nothing
+        figures = launch(config, config.cluster, worker)
+    except SeitError as error:
+        logger.error("%s", error)
+        return 2
+    logger.info("%s", closing_table(config.out, figures))
+    if not figures.get("finished"):
+        logger.warning("stopped early; the same command goes on from here")
+        return INTERRUPTED
+    return 0

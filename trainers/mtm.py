@@ -1,0 +1,11 @@
+"""Pre-train by masked token modelling: `python trainers/mtm.py --help`, or as a Ray job."""
+
+from __future__ import annotations
+
+from trainers.command import run
+from trainers.config import MtmRun
+from trainers.recipes.mtm import RECIPES
+from trainers.step import mtm_worker
+
+if __name__ == "__main__":
+    raise SystemExit(run(MtmRun, RECIPES, mtm_worker))

@@ -1,0 +1,87 @@
+"""What the loop is given: a place with ways to its data, and what to compute on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from services.stream.batch import StreamBatch
+from services.wire.seit import v1 as wire
+
+
+class Stream(Protocol):
+    """This rank's share of each step, in order, from the position it was opened at."""
+
+    steps_per_epoch: int
+
+    def __iter__(self) -> Iterator[StreamBatch]: ...
+
+    def cursor(self, step: int) -> bytes:
+        """The position after `step` steps."""
+        ...
+
+
+@dataclass
+class WorkerContext:
+    """What a worker is given: its place among the others, and ways to its data.
+
+    world > 1: torch.distributed is initialised. spec, classes: of the dataset.
+    open_train: the training stream, from a saved position or from the start.
+    open_validation: this rank's share of the whole split, finite.
+    report: tells figures to whoever started the run; all ranks call it equally often.
+    should_stop: a signal asked for an end: checkpoint and return.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    spec: wire.TokenSpec
+    classes: Sequence[str]
+    open_train: Callable[[bytes | None], Stream]
+    open_validation: Callable[[], Iterable[StreamBatch]]
+    report: Callable[[Mapping[str, float]], None]
+    should_stop: Callable[[], bool]
+
+
+class Task(Protocol):
+    """What is trained. Sums are over rows, each times the row's weight.
+
+    name: for the progress line. figures: names of what `evaluate` sums, the loss first.
+    best: figure of a validation that picks the best checkpoint; higher: whether more is better.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def figures(self) -> tuple[str, ...]: ...
+
+    @property
+    def best(self) -> str: ...
+
+    @property
+    def higher(self) -> bool: ...
+
+    def build_model(self, *, fresh: bool) -> nn.Module:
+        """A model on the CPU, drawn from torch's generator.
+
+        fresh: it begins a run, so it starts from the weights that the run names, if any; else a
+        checkpoint is about to be loaded into it.
+        """
+        ...
+
+    def check(self, batch: StreamBatch) -> None:
+        """Raise InvalidInputError for a batch, in host memory, that cannot be trained on."""
+        ...
+
+    def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
+        """() float32: weighted sum of the rows' losses."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
+        """(len(figures),) float32: weighted sums of the figures."""
+        ...

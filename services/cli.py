@@ -165,6 +165,11 @@ class Ingest:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Measure how fast a dataset streams through a recipe; see `seit stream --help`."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Train on real pictures, end to end; `seit demo --help` shows the options."""
 
@@ -176,6 +181,7 @@ Command: TypeAlias = (
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[Ingest, subcommand("ingest")]
+    | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]
 )
 
@@ -229,12 +235,30 @@ def _ingest(args: list[str]) -> int:
     return 0
 
 
+def _stream(args: list[str]) -> int:
+    from services.stream.probe import ProbeConfig, probe
+
+    config = tyro.cli(ProbeConfig, args=args, prog="seit stream")
+    with _progress(TextColumn("{task.fields[rate]:,.0f} rows/s")) as progress:
+        task = progress.add_task("rows", total=None, rate=0.0)
+        report = probe(config, lambda rows, rate: progress.update(task, completed=rows, rate=rate))
+    Console().print(
+        f"{report.rows:,} rows at {report.rows_per_second:,.0f} rows/s;"
+        f" the first batch came after {report.first_batch_seconds:.1f} s"
+    )
+    return 0
+
+
 def _demo(args: list[str]) -> int:
     """A program of its own: `services` never imports `trainers`."""
     return subprocess.run([sys.executable, "-m", "trainers.demo", *args], check=False).returncode
 
 
-_PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {"ingest": _ingest, "demo": _demo}
+_PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {
+    "ingest": _ingest,
+    "stream": _stream,
+    "demo": _demo,
+}
 """Commands whose options are read by what they start."""
 
 

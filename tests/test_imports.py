@@ -22,10 +22,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.wire": set(),
     "services.tokens": LEAVES,
     "services.plan": LEAVES,
+    "services.pictures": LEAVES,
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES
-    | {"services.tokens", "services.plan", "services.shards", "services.augment"},
+    | {
+        "services.pictures",
+        "services.tokens",
+        "services.plan",
+        "services.shards",
+        "services.augment",
+    },
     "services.stats": LEAVES | {"services.shards", "services.stream.meter"},
     "services.cli": {"services"},
     "services.cli_tables": {"services"},

@@ -38,7 +38,7 @@ def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("text", ["x", "-1", "0", "nan", "inf", "1Q", "G", "B", "1e30", "1 2"])
 def test_a_wrong_size_is_named(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="SEIT_CACHE_BYTES is .*such as '20G'"):
+    with pytest.raises(InvalidInputError, match=r"SEIT_CACHE_BYTES is .*such as '20G'"):
         load_settings({"SEIT_CACHE_BYTES": text})
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -33,6 +33,25 @@ def _require(holds: bool, name: str, value: object, valid: str) -> None:
 
 def _share(name: str, value: float | None) -> None:
     _require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
+
+
+def _pairs(words: list[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no value: give NAME VALUE pairs")
+    return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+# Left alone, tyro would fix the names to those of the recipe: none could be added or taken away.
+Overrides = Annotated[
+    dict[str, float],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -89,8 +108,8 @@ class AugmentConfig:
     """Side of the grid that the model reads, tokens."""
     tokenadapt: str = ""
     """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
-    overrides: dict[str, float] = field(default_factory=dict)
-    """Numbers of the recipe to change, as NAME VALUE pairs (adapt.flip_probability 0)."""
+    overrides: Overrides = field(default_factory=dict)
+    """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
 
     def __post_init__(self) -> None:
         _require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")

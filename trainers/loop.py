@@ -92,7 +92,7 @@ class _Trainer:
             self._forward = DistributedDataParallel(
                 self._model,
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
             )
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.augment.choices import (
-    Blocks,
     MixChoice,
     choose_boxes,
     choose_color,
@@ -38,6 +37,8 @@ from services.tokens.codebook import Codebook, Metric
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
+_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
+
 
 @dataclass
 class Batch:
@@ -55,9 +56,8 @@ class Batch:
 
 @dataclass
 class _Path:
-    """Rows of one path: positions in the batch (n,), their inputs, and how they were mixed."""
+    """Inputs of the rows of one path (n, ...), and how they were mixed."""
 
-    rows: IntArray
     inputs: Tensor
     mix: MixChoice
 
@@ -133,44 +133,63 @@ class Augmenter(nn.Module):
     def forward(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
         """Augment a batch of whole blocks; ids (N, H, W) of any integer type, labels (N,) int64.
 
-        draws: of the N rows, in order. Rows are paired inside their block alone, so a batch of
-        many blocks equals those blocks one by one. Nothing waits for the device.
+        draws: of the N rows, in order. Blocks are worked on one by one: rows are paired inside
+        their block alone, and a block comes out the same to the bit, whatever came with it.
+        Nothing waits for the device.
 
         With `output` "ids", what Emb-Noise, ColorAdapt, resizing and Mixup did in the embedding
         space is rounded to the nearest codes at the end, as published for pre-training and
         fine-tuning; with "embeddings" it reaches the model as it is, and rows of the TokenAdapt
         path come as the vectors of the ids that g chose.
         """
+        rows = len(ids_NHW)
         if ids_NHW.shape[1:] != self.grid:
             raise InvalidInputError(
                 f"ids are {tuple(ids_NHW.shape)}, this recipe was built for (N, {self.grid[0]}, "
                 f"{self.grid[1]}): build it from the dataset's own spec"
             )
-        if blocks < 1 or len(ids_NHW) % blocks or len(draws.rows) != len(ids_NHW):
+        if blocks < 1 or rows < blocks or rows % blocks or len(draws.rows) != rows:
             raise InvalidInputError(
-                f"{len(ids_NHW)} rows with draws for {len(draws.rows)} do not make {blocks} equal "
-                "blocks: pairs would cross blocks; pass whole blocks and one draw a row"
+                f"{rows} rows with draws for {len(draws.rows)} do not make {blocks} equal blocks: "
+                "pairs would cross blocks; pass whole blocks and one draw a row"
             )
+        ids_NHW, size = ids_NHW.long(), rows // blocks
+        done = []
         with torch.autocast(ids_NHW.device.type, enabled=False):
-            return self._augment(ids_NHW.long(), labels_N, draws, blocks)
+            for start in range(0, rows, size):
+                block = slice(start, start + size)
+                own = Draws(draws.seed, draws.epoch, draws.rows[block])
+                done.append(self._block(ids_NHW[block], labels_N[block], own))
+        columns = zip(*((b.inputs, b.label, b.label_b, b.mix) for b in done), strict=True)
+        return Batch(*(torch.cat(column) for column in columns))
 
-    def _augment(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
-        layout = Blocks(draws.rows, blocks, self.config.adapt.share)
-        plain, adapted = layout.paths()
-        if self.config.eda.active:
+    def _block(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws) -> Batch:
+        config, rows = self.config, draws.rows
+        # The plan has shuffled the rows, so the last ones are as good a choice as any.
+        plain = len(rows) - round(config.adapt.share * len(rows))
+        first = Draws(draws.seed, draws.epoch, rows[:plain])
+        last = Draws(draws.seed, draws.epoch, rows[plain:])
+        if config.eda.active:
             ids_NHW = self._edit(ids_NHW, draws)
         paths = []
-        if self._embeds:
-            map_NDHW = self._lookup(ids_NHW)
-            if self.config.color.active:
-                map_NDHW = self._recolor(map_NDHW, draws, layout)
-            if len(plain):
-                paths.append(self._plain_maps(_rows(map_NDHW, plain), plain, draws, layout))
-            if len(adapted):
-                paths.append(self._adapted_maps(_rows(map_NDHW, adapted), adapted, draws, layout))
+        if not self._embeds:
+            paths.append(self._plain_ids(ids_NHW, first))
         else:
-            paths.append(self._plain_ids(ids_NHW, plain, draws, layout))
-        return _join(paths, labels_N)
+            map_NDHW = self._lookup(ids_NHW)
+            if config.color.active:
+                map_NDHW = self._recolor(map_NDHW, draws)
+            if plain > 0:
+                paths.append(self._plain_maps(map_NDHW[:plain], first))
+            if plain < len(rows):
+                paths.append(self._adapted_maps(map_NDHW[plain:], last))
+        starts = (0, plain) if len(paths) > 1 else (0,)
+        partner = [path.mix.partner + start for path, start in zip(paths, starts, strict=True)]
+        return Batch(
+            inputs=torch.cat([path.inputs for path in paths]),
+            label=labels_N,
+            label_b=labels_N[_tensor(np.concatenate(partner), labels_N)],
+            mix=_tensor(np.concatenate([path.mix.share for path in paths]), labels_N),
+        )
 
     @property
     def _embeds(self) -> bool:
@@ -199,10 +218,10 @@ class Augmenter(nn.Module):
             edited[rows] = swap_windows(edited[rows], _tensor(choice.windows, edited))
         return edited
 
-    def _recolor(self, map_NDHW: Tensor, draws: Draws, layout: Blocks) -> Tensor:
+    def _recolor(self, map_NDHW: Tensor, draws: Draws) -> Tensor:
         """Emb-Noise or ColorAdapt, in the given maps."""
         config, shape = self.config.color, map_NDHW.shape[1:]
-        choice = choose_color(config, draws, layout, shape[0], self.grid)
+        choice = choose_color(config, draws, shape[0], self.grid)
         if len(choice.noise_rows):
             rows = _tensor(choice.noise_rows, map_NDHW)
             element = normals_from_levels(_tensor(choice.levels, map_NDHW))
@@ -221,43 +240,40 @@ class Augmenter(nn.Module):
             map_NDHW.index_copy_(0, rows, adapted)
         return map_NDHW
 
-    def _plain_ids(self, ids_NHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
-        boxes, mix = self._plain_choices(rows, draws, layout)
+    def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> _Path:
+        boxes, mix = self._plain_choices(draws)
         cut = window(ids_NHW, _tensor(boxes, ids_NHW), self.config.crop)
         if self.config.plain_mix.active:
             cut = paste(cut, cut[_tensor(mix.partner, cut)], _tensor(mix.boxes, cut))
-        return _Path(rows, cut if self.config.output == "ids" else self._lookup(cut), mix)
+        return _Path(cut if self.config.output == "ids" else self._lookup(cut), mix)
 
-    def _plain_maps(self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks) -> _Path:
-        boxes, mix = self._plain_choices(rows, draws, layout)
+    def _plain_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
+        boxes, mix = self._plain_choices(draws)
         cut = _cut(self.config.plain_crop, map_NDHW, boxes, self.config.crop)
         cut = _mixed(self.config.plain_mix, cut, mix)
         if self.config.output == "ids":
             cut = Codebook(self.codebook, self.metric).quantise(cut)
-        return _Path(rows, cut, mix)
+        return _Path(cut, mix)
 
-    def _plain_choices(
-        self, rows: IntArray, draws: Draws, layout: Blocks
-    ) -> tuple[IntArray, MixChoice]:
-        config, own = self.config, Draws(draws.seed, draws.epoch, draws.rows[rows])
-        boxes = choose_boxes(config.plain_crop, own, "plain.crop", self.grid, config.crop)
-        partner = layout.partners(rows)
-        return boxes, choose_mix(config.plain_mix, own, "plain.mix", partner, config.crop)
+    def _plain_choices(self, draws: Draws) -> tuple[IntArray, MixChoice]:
+        config = self.config
+        boxes = choose_boxes(config.plain_crop, draws, "plain.crop", self.grid, config.crop)
+        return boxes, choose_mix(config.plain_mix, draws, "plain.mix", config.crop)
 
-    def _adapted_maps(
-        self, map_NDHW: Tensor, rows: IntArray, draws: Draws, layout: Blocks
-    ) -> _Path:
+    def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
         assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
         config, model = self.config.adapt, self.tokenadapt
-        own = Draws(draws.seed, draws.epoch, draws.rows[rows])
+        # On a CPU the networks are bound by memory: pieces that stay in its cache are faster.
+        piece = _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
         low = torch.autocast(
             map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
         with low:
-            spread = model.convert(map_NDHW)
-        spread = spread.float()
+            spread = torch.cat(
+                [model.convert(part) for part in torch.split(map_NDHW, piece)]
+            ).float()
         if config.warps:
-            turn = choose_warp(config, own)
+            turn = choose_warp(config, draws)
             matrices = affine_matrices(
                 torch.from_numpy(turn.flip),
                 torch.from_numpy(turn.rotate),
@@ -266,14 +282,14 @@ class Augmenter(nn.Module):
                 aspect=spread.shape[2] / spread.shape[3],
             )
             spread = warp(spread, matrices.to(spread.device, non_blocking=True))
-        boxes = choose_boxes(config.crop, own, "adapt.crop", model.map_grid, model.out_map)
+        boxes = choose_boxes(config.crop, draws, "adapt.crop", model.map_grid, model.out_map)
         spread = _cut(config.crop, spread, boxes, model.out_map)
-        mix = choose_mix(config.mix, own, "adapt.mix", layout.partners(rows), model.out_map)
+        mix = choose_mix(config.mix, draws, "adapt.mix", model.out_map)
         spread = _mixed(config.mix, spread, mix)
         with low:
-            scores = model.revert(spread)
-        ids = scores.argmax(-1).view(-1, *self.config.crop)
-        return _Path(rows, ids if self.config.output == "ids" else self._lookup(ids), mix)
+            ids = torch.cat([model.revert(part).argmax(-1) for part in torch.split(spread, piece)])
+        ids = ids.view(-1, *self.config.crop)
+        return _Path(ids if self.config.output == "ids" else self._lookup(ids), mix)
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
@@ -282,11 +298,6 @@ class Augmenter(nn.Module):
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=True)
-
-
-def _rows(values: Tensor, index: IntArray) -> Tensor:
-    """Rows of a path; all of them, uncopied, where there is no other path."""
-    return values if len(index) == len(values) else _select(values, _tensor(index, values))
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:
@@ -311,20 +322,3 @@ def _mixed(config: MixConfig, map_NDhw: Tensor, mix: MixChoice) -> Tensor:
     if config.cutmix_alpha > 0:
         map_NDhw = paste(map_NDhw, partner, _tensor(mix.boxes, map_NDhw))
     return map_NDhw
-
-
-def _join(paths: list[_Path], labels_N: Tensor) -> Batch:
-    """Put the rows of all paths back into the order of the batch."""
-    rows = np.concatenate([path.rows for path in paths])
-    partner = np.concatenate([path.rows[path.mix.partner] for path in paths])
-    share = np.concatenate([path.mix.share for path in paths])
-    inputs = paths[0].inputs
-    back = np.argsort(rows)
-    if len(paths) > 1:
-        inputs = _select(torch.cat([path.inputs for path in paths]), _tensor(back, labels_N))
-    return Batch(
-        inputs=inputs,
-        label=labels_N,
-        label_b=labels_N[_tensor(partner[back], labels_N)],
-        mix=_tensor(share[back], labels_N),
-    )

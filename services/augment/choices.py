@@ -1,6 +1,6 @@
 """From draws to the parameters of the operations: numpy only, the same on every device.
 
-Shape letters: N rows of a call, B rows of a block, n some of the rows, T tokens of a row.
+Shape letters: n rows of a block or of a part of it, D channels of a code, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -26,33 +26,14 @@ from services.types import FloatArray, IdArray, IntArray
 BoolArray = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """How the rows of one call fall into blocks, and each block into its two paths.
+def partners(rows: IntArray) -> IntArray:
+    """For each row of a block, or of one path of it, its mirror image: positions (n,) int64.
 
-    rows: (N,) int64 row numbers, -1 where a row does not exist. count: blocks. share: of each
-    block that takes the TokenAdapt path; its last rows do, since the plan has shuffled them.
+    rows: (n,) row numbers, -1 where a row does not exist. A row whose mirror image does not exist
+    gets itself, so rows that are not there change nothing.
     """
-
-    rows: IntArray
-    count: int
-    share: float
-
-    def paths(self) -> tuple[IntArray, IntArray]:
-        """Positions of the plain rows and of the TokenAdapt rows, (n,) each."""
-        index = np.arange(len(self.rows), dtype=np.int64).reshape(self.count, -1)  # (count, B)
-        plain = index.shape[1] - round(self.share * index.shape[1])
-        return index[:, :plain].reshape(-1), index[:, plain:].reshape(-1)
-
-    def partners(self, within: IntArray) -> IntArray:
-        """For each of the given rows its mirror image among those of its block: (n,) int64.
-
-        Positions count in `within`. A row whose mirror image does not exist gets itself, so rows
-        that are not there change nothing.
-        """
-        index = np.arange(len(within), dtype=np.int64)
-        mirror = index.reshape(self.count, -1)[:, ::-1].reshape(-1)
-        return np.where(self.rows[within[mirror]] >= 0, mirror, index)
+    index = np.arange(len(rows), dtype=np.int64)
+    return np.where(rows[::-1] >= 0, index[::-1], index)
 
 
 @dataclass(frozen=True)
@@ -87,10 +68,10 @@ def choose_eda(config: EdaConfig, draws: Draws, grid: tuple[int, int]) -> EdaCho
 
 @dataclass(frozen=True)
 class ColorChoice:
-    """Rows for Emb-Noise, with its normals still as integers, and rows for ColorAdapt.
+    """Rows for Emb-Noise, with its normals still as integers, or rows for ColorAdapt.
 
     channel: (n, D) standard normals. levels: (n, H * W * D) uint16 for `normals_from_levels`.
-    partner: (m,) rows of the call that lend their colours to `adapt_rows` (m,).
+    partner: (m,) rows of the block that lend their colours to `adapt_rows` (m,).
     """
 
     noise_rows: IntArray
@@ -101,33 +82,24 @@ class ColorChoice:
 
 
 def choose_color(
-    config: ColorConfig, draws: Draws, blocks: Blocks, channels: int, grid: tuple[int, int]
+    config: ColorConfig, draws: Draws, channels: int, grid: tuple[int, int]
 ) -> ColorChoice:
-    """One choice a block; the rows are those of the smallest numbers in it."""
-    order = draws.uniform("color.rows").reshape(blocks.count, -1)  # (count, B)
-    block_rows = order.shape[1]
-    chosen = np.argsort(order, axis=1, kind="stable")[:, : round(config.share * block_rows)]
-    noise, adapt = [], []
-    for block in range(blocks.count):
-        start = block * block_rows
-        own = Draws(draws.seed, draws.epoch, draws.rows[start : start + block_rows])
-        choice = float(own.block_uniform("color")[0])
-        if choice < config.noise_probability:
-            noise.append(np.sort(chosen[block]) + start)
-        elif choice < config.noise_probability + config.coloradapt_probability:
-            adapt.append(np.sort(chosen[block]) + start)
-    none = np.zeros(0, dtype=np.int64)
-    noise_rows, adapt_rows = np.concatenate([none, *noise]), np.concatenate([none, *adapt])
+    """One choice for the block; its rows are those of the smallest numbers."""
+    order = np.argsort(draws.uniform("color.rows")[:, 0], kind="stable")
+    chosen = np.sort(order[: round(config.share * len(order))])
+    choice = float(draws.block_uniform("color")[0])
+    noise = choice < config.noise_probability
+    adapt = not noise and choice < config.noise_probability + config.coloradapt_probability
+    noise_rows, adapt_rows = chosen[: noise * len(chosen)], chosen[: adapt * len(chosen)]
     some = Draws(draws.seed, draws.epoch, draws.rows[noise_rows])
     elements = channels * grid[0] * grid[1]
     words = some.integers("color.element", 1 << 32, (elements + 1) // 2)  # two levels each
-    partners = blocks.partners(np.arange(len(draws.rows), dtype=np.int64))
     return ColorChoice(
         noise_rows=noise_rows,
         channel=some.normal("color.channel", channels),
         levels=words.astype("<u4").view("<u2")[:, :elements],
         adapt_rows=adapt_rows,
-        partner=partners[adapt_rows],
+        partner=partners(draws.rows)[adapt_rows],
     )
 
 
@@ -180,22 +152,24 @@ class MixChoice:
     share: FloatArray
 
 
-def choose_mix(
-    config: MixConfig, draws: Draws, op: str, partner: IntArray, size: tuple[int, int]
-) -> MixChoice:
-    """Mixup, CutMix or nothing for each row."""
+def choose_mix(config: MixConfig, draws: Draws, op: str, size: tuple[int, int]) -> MixChoice:
+    """Mixup, CutMix or nothing for each row of a path, with its mirror image."""
+    rows = len(draws.rows)
+    own = np.arange(rows, dtype=np.int64)
+    weight, boxes = np.ones(rows, dtype=np.float32), np.zeros((rows, 4), dtype=np.int64)
+    if not config.active:
+        return MixChoice(own, weight, boxes, weight)
+    partner = partners(draws.rows)
     coins = draws.uniform(op, 5)  # mixed at all, which of the two, weight, centre of the box
-    mixed = (coins[:, 0] < config.probability) & (partner != np.arange(len(partner)))
+    mixed = (coins[:, 0] < config.probability) & (partner != own)
     switch = config.switch if config.mixup_alpha > 0 else 1.0
     switch = switch if config.cutmix_alpha > 0 else 0.0
     cut = mixed & (coins[:, 1] < switch)
     blended = mixed & ~cut
-    weight = np.ones(len(partner), dtype=np.float32)
-    boxes = np.zeros((len(partner), 4), dtype=np.int64)
     if config.mixup_alpha > 0:
         weight[blended] = symmetric_beta(coins[blended, 2], config.mixup_alpha)
     if config.cutmix_alpha > 0:
         kept = symmetric_beta(coins[cut, 2], config.cutmix_alpha)
         boxes[cut] = cutmix_boxes(kept, coins[cut, 3:], size)
     share = np.where(cut, kept_share(boxes, size), weight).astype(np.float32)
-    return MixChoice(np.where(mixed, partner, np.arange(len(partner))), weight, boxes, share)
+    return MixChoice(np.where(mixed, partner, own), weight, boxes, share)

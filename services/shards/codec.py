@@ -34,7 +34,7 @@ ESCAPE_BYTE = 255
 _BYTE_CODES = 256
 _SHORT_ESCAPE_CODES = ESCAPE_BYTE + _BYTE_CODES
 _CHUNK_TOKENS = 65_536  # working set of one gather step stays within a core's L2 cache
-_SAMPLE_TOKENS = 1 << 22
+_SAMPLE_TOKENS = 1 << 20
 
 
 class Encoding(StrEnum):
@@ -122,14 +122,14 @@ def encode(ids_NT: IdArray, codes: int, encoding: Encoding | None = None) -> Enc
         return Encoded(form, ranks, rank_NT.astype(np.uint8), offsets, patches)
     main = np.minimum(rank_NT, ESCAPE_BYTE).astype(np.uint8)
     offsets, columns = _escapes(main)
-    escaped = rank_NT[main == ESCAPE_BYTE]
+    escaped = rank_NT[np.repeat(np.arange(len(main)), np.diff(offsets)), columns]
     return Encoded(form, ranks, main, offsets, _place(columns, ranks[escaped]))
 
 
 def choose(ids_NT: IdArray, codes: int, measure: Callable[[ByteArray], int]) -> Encoding:
     """The form of the smallest size, `measure` giving the compressed bytes of a column.
 
-    Looks at rows spread over the whole shard, at most four million tokens.
+    Looks at rows spread over the whole shard, at most a million tokens.
     """
     used = int(np.count_nonzero(count_codes(ids_NT, codes)))
     forms = candidates(used)
@@ -274,10 +274,11 @@ def _patch(encoded: Encoded, rows: IntArray, flat: IdArray) -> None:
 
 def _escapes(main: ByteArray) -> tuple[IntArray, PatchArray]:
     """Row offsets (N + 1,) and columns (E,) of the escape marks in (N, T) bytes."""
-    marks = main == ESCAPE_BYTE
-    offsets = np.zeros(len(main) + 1, np.int64)
-    np.cumsum(np.count_nonzero(marks, axis=1), out=offsets[1:])
-    return offsets, (np.flatnonzero(marks) % main.shape[1]).astype(np.uint32)
+    marks = np.flatnonzero(main == ESCAPE_BYTE)
+    row_starts = np.arange(len(main) + 1) * main.shape[1]
+    offsets = np.searchsorted(marks, row_starts).astype(np.int64)
+    columns = marks - np.repeat(row_starts[:-1], np.diff(offsets))
+    return offsets, columns.astype(np.uint32)
 
 
 def _place(columns: PatchArray, ids: IdArray) -> PatchArray:

@@ -66,25 +66,32 @@ def dump_manifest(manifest: wire.Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> wire.Manifest:
-    """The checked manifest of these bytes; FormatError for anything else."""
+    """The checked manifest of these bytes; FormatError for anything else, first by its format."""
+    try:
+        manifest = _ADAPTER.validate_json(data, strict=True)
+    except ValueError as error:
+        _check_format(_stated_format(data))
+        raise FormatError(f"manifest: {' '.join(str(error).split())[:500]}") from error
+    _check_format(manifest.format)
+    check_manifest(manifest)
+    return manifest
+
+
+def _stated_format(data: bytes) -> object:
     try:
         raw = pydantic_core.from_json(data)
     except ValueError as error:
         raise FormatError(f"manifest: this is not whole JSON: {error}") from error
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if type(found) is not int:
-        raise FormatError(f"manifest: found format {found!r}, this program reads {MANIFEST_FORMAT}")
-    if found != MANIFEST_FORMAT:
-        remedy = "upgrade seitpp" if found > MANIFEST_FORMAT else "the file is damaged"
+    return raw.get("format") if isinstance(raw, dict) else None
+
+
+def _check_format(found: object) -> None:
+    if type(found) is not int or found != MANIFEST_FORMAT:
+        newer = isinstance(found, int) and found > MANIFEST_FORMAT
         raise FormatError(
-            f"manifest: found format {found}, this program reads {MANIFEST_FORMAT}: {remedy}"
+            f"manifest: found format {found!r}, this program reads {MANIFEST_FORMAT}: "
+            f"{'upgrade seitpp' if newer else 'the file is damaged or not a manifest'}"
         )
-    try:
-        manifest = _ADAPTER.validate_json(data, strict=True)
-    except ValueError as error:
-        raise FormatError(f"manifest: {' '.join(str(error).split())[:500]}") from error
-    check_manifest(manifest)
-    return manifest
 
 
 def list_datasets(root: Store) -> list[str]:
@@ -168,8 +175,8 @@ def commit(
     _check_files(folder, manifest, newest)
     for _ in range(_MAX_CONFLICTS):
         final = _next(manifest, newest, rebase)
+        check_manifest(final)  # never publish what a reader would refuse
         data = dump_manifest(final)
-        parse_manifest(data)  # never publish what a reader would refuse
         if _publish(folder, _path(final.version), data, sole_writer):
             logger.info("committed %s version %d", final.dataset, final.version)
             return LoadedManifest(final, xxhash.xxh3_128_hexdigest(data))

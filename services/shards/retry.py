@@ -46,7 +46,7 @@ def _transient_types() -> tuple[type[BaseException], ...]:
     from botocore.exceptions import (  # type: ignore[import-untyped]
         ConnectionError as EndpointError,
     )
-    from botocore.exceptions import HTTPClientError
+    from botocore.exceptions import FlexibleChecksumError, HTTPClientError
     from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
     return (
@@ -55,6 +55,7 @@ def _transient_types() -> tuple[type[BaseException], ...]:
         http.client.IncompleteRead,
         aiohttp.ClientError,
         EndpointError,
+        FlexibleChecksumError,  # the body that arrived is not the one that was sent
         HTTPClientError,
         ResponseParserError,
     )
@@ -138,7 +139,7 @@ class RetryPolicy:
 
     def pause_seconds(self, retry: int) -> float:
         """Length of the pause before the given retry (counted from 1)."""
-        bound = min(self.cap_seconds, self.base_seconds * 2.0 ** (retry - 1))
+        bound = min(self.cap_seconds, self.base_seconds * 2.0 ** min(retry - 1, 60))
         return random.uniform(0.0, bound)
 
     def call(self, what: str, action: Callable[[], T], counter: RetryCounter) -> T:

@@ -74,7 +74,8 @@ def check_manifest(manifest: wire.Manifest) -> None:
         _named(split.name, "split")
         for shard in split.shards:
             _shard(shard, len(manifest.classes))
-            if seen.setdefault(shard.path, shard) != shard:
+            first = seen.setdefault(shard.path, shard)
+            if first is not shard and first != shard:
                 raise FormatError(f"manifest: shard {shard.path} stands twice, with other contents")
         _code_counts(split, manifest.spec)
 
@@ -125,8 +126,9 @@ def _shard(shard: wire.Shard, classes: int) -> None:
             f"manifest: {what}: {len(labels)} labels ({len(set(labels))} different) with "
             f"{len(rows)} counts; each label has one count"
         )
-    for label in labels:
-        _within(f"{what}: label", label, UNLABELLED, (classes or 1 << 31) - 1)
+    if labels:
+        _within(f"{what}: label", min(labels), UNLABELLED, (classes or 1 << 31) - 1)
+        _within(f"{what}: label", max(labels), UNLABELLED, (classes or 1 << 31) - 1)
     if sum(rows) != shard.rows:
         raise FormatError(
             f"manifest: {what}: label counts add up to {sum(rows)}, rows are {shard.rows}"

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from ray.data import ActorPoolStrategy
 
 from services.errors import InvalidInputError
+from services.pictures import Picture, list_pictures, read_picture, source_bytes, split
 from services.shards.manifest import (
     LoadedManifest,
     commit,
@@ -35,7 +36,6 @@ from services.shards.store import open_store, read_url
 from services.shards.validate import check_name
 from services.shards.writer import ShardResult, build_split, write_shard
 from services.stream.cluster import capacity, connect
-from services.tokens.pictures import Picture, list_pictures, read_picture, source_bytes, split
 from services.tokens.tokenizer import load_tokenizer
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
@@ -50,36 +50,34 @@ _SHARD = TypeAdapter(wire.Shard)
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """What `seit ingest` does: a folder of pictures becomes a version of a dataset.
-
-    images: folder of class/picture files, or of train/ and val/ with such folders.
-    root: URL of the folder that holds datasets (path, file://, s3://, gs://).
-    dataset: name of the dataset.
-    tokenizer: URL of the tokenizer's .safetensors file.
-    mode: create refuses a dataset that stands; append adds to it; replace makes a new version of
-        the new pictures alone (older versions stay readable).
-    validation_fraction: share of the pictures, 0 to 1, that become the validation split, by hash
-        of their path, where the folder has no split of its own.
-    rows_per_shard: rows of a full shard.
-    batch: pictures that go through the tokenizer at once.
-    actors: tokenizer actors; 0 for as many as the cluster has room for.
-    cpus: CPU cores of an actor, also its threads that decode pictures.
-    gpus: GPUs, or a fraction of one, of an actor.
-    seed: of the split and of the order in which pictures are laid down.
-    """
+    """A folder of pictures becomes a version of a dataset: tokens in shards, manifest last."""
 
     images: str
+    """Folder of class/picture files, or of train/ and val/ (or test/) with such folders."""
     root: str
+    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
     dataset: str
+    """Name of the dataset."""
     tokenizer: str
+    """The tokenizer's .safetensors file: a path or URL."""
     mode: Literal["create", "append", "replace"] = "create"
+    """create: refuse a dataset that stands; append: add to it; replace: a new version of the new
+    pictures alone (older versions stay readable)."""
     validation_fraction: float = 0.2
+    """Share of the pictures, by hash of their path, that become the validation split, where the
+    folder has none of its own (0 up to, not including, 1)."""
     rows_per_shard: int = 8192
+    """Rows of a full shard (count)."""
     batch: int = 64
+    """Pictures that go through the tokenizer at once (count)."""
     actors: int = 0
+    """Tokenizer actors (count); 0 for as many as the cluster has room for."""
     cpus: float = 1.0
+    """CPU cores of an actor; it decodes pictures in as many threads."""
     gpus: float = 0.0
+    """GPUs of an actor; fractions share one."""
     seed: int = 0
+    """Seed of the split and of the order in which pictures are laid down."""
 
     def __post_init__(self) -> None:
         check_name(self.dataset)

@@ -103,7 +103,8 @@ class FaultyS3:
     """A proxy before an S3 server that spoils answers on a schedule.
 
     faults: what happens to the next requests, first to last: an HTTP status, "reset" (the server
-    acts, the answer is lost), "truncate" or "flip" (of the body); None lets one pass.
+    acts, the answer is lost), "truncate", "flip" (of the body) or "forge" (the same, without
+    the checksum that would give it away); None lets one pass.
     lenient: drop `If-None-Match`, as a server does that knows no conditional writes.
     """
 
@@ -135,9 +136,12 @@ class FaultyS3:
                 if fault == "reset":
                     self.close_connection = True
                     return
-                if fault == "flip" and data:
+                answers = found.getheaders()
+                if fault in ("flip", "forge"):
                     data = bytes([data[0] ^ 1]) + data[1:]
-                self.reply(found.status, found.getheaders(), data, cut=fault == "truncate")
+                if fault == "forge":
+                    answers = [pair for pair in answers if "checksum" not in pair[0].lower()]
+                self.reply(found.status, answers, data, cut=fault == "truncate")
                 back.close()
 
             def reply(

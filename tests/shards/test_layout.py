@@ -99,7 +99,7 @@ def test_files_may_be_paths(make_rows: MakeRows, spec: wire.TokenSpec, tmp_path:
     rows, path = make_rows(3, 3), tmp_path / "a.parquet"
     path.write_bytes(layout.to_parquet(rows, spec))
     assert_same(layout.from_parquet(path, spec), rows)
-    with pytest.raises(NotFoundError, match="none.parquet"):
+    with pytest.raises(NotFoundError, match=r"none\.parquet"):
         layout.from_parquet(tmp_path / "none.parquet", spec)
 
 

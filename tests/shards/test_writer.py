@@ -106,8 +106,8 @@ def test_bad_arguments_are_refused_before_anything_is_written(
         write_shard(root, "ds", "../train", rows, spec)
     with pytest.raises(InvalidInputError, match="dataset name"):
         write_shard(root, "../ds", "train", rows, spec)
+    bad = dataclasses.replace(rows, source_bytes=np.array([0, -1, 5]))
     with pytest.raises(InvalidInputError, match="source_bytes -1"):
-        bad = dataclasses.replace(rows, source_bytes=np.array([0, -1, 5]))
         write_shard(root, "ds", "train", bad, spec)
     with pytest.raises(FormatError, match="grid_height is 0"):
         write_shard(root, "ds", "train", rows, dataclasses.replace(spec, grid_height=0))

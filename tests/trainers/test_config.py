@@ -35,6 +35,23 @@ def test_a_recipe_is_changed_by_options() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (None, {"adapt.flip_probability": 0.0}),
+        ([], {}),
+        (["adapt.share", "0.25"], {"adapt.share": 0.25}),
+        (["adapt.share", "1", "color.share", "0"], {"adapt.share": 1.0, "color.share": 0.0}),
+    ],
+)
+def test_overrides_of_a_recipe_can_be_replaced_and_emptied(
+    words: list[str] | None, expected: dict[str, float]
+) -> None:
+    argv = [] if words is None else ["--augment.overrides", *words, "--loop.seed", "4"]
+    run = parse(ClassifyRun, classify.RECIPES, ["--recipe", "finetune-tiny", *argv])
+    assert run.augment.overrides == expected
+
+
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["--recipe", "mtm-huge"], "mtm-tiny"),
@@ -45,6 +62,8 @@ def test_a_recipe_is_changed_by_options() -> None:
         (["--optim.beta1", "1.5"], "between 0 and 1"),
         (["--model.size", "huge"], "large"),
         (["--loop.epoch", "3"], "--loop.epochs"),
+        (["--augment.overrides", "adapt.share"], "'adapt.share' has no value"),
+        (["--augment.overrides", "adapt.share", "much"], "much"),
         (["--cluster.no-ray", "--cluster.workers", "2"], "1 with --cluster.no-ray"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy.stats import truncnorm
 from torch import Tensor
+from torch.fx import GraphModule
 
 from services.errors import InvalidInputError
 from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
@@ -172,6 +174,23 @@ def test_only_masked_patches_are_scored() -> None:
     )
     expected = torch.stack([row[mask].mean() for row, mask in zip(each, masks.mask, strict=True)])
     torch.testing.assert_close(loss, expected)
+
+
+def test_compiles_to_one_graph_for_all_ratios() -> None:
+    torch.manual_seed(0)
+    config = tiny()
+    model = MTM(config).eval()
+    graphs = []
+
+    def keep(graph: GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=keep, fullgraph=True)
+    for draw in (0.1, 0.5, 0.9):
+        ids, masks = inputs(config, rows=2, ratio_draw=draw)
+        torch.testing.assert_close(compiled(ids, *masks).loss, model(ids, *masks).loss)
+    assert len(graphs) == 1
 
 
 def test_learns_a_constant_picture() -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from services import pictures as module
 from services.errors import InvalidInputError, NotFoundError
-from services.tokens import pictures as module
-from services.tokens.pictures import (
+from services.pictures import (
     Picture,
     decode_picture,
     list_pictures,

@@ -1,0 +1,107 @@
+"""How fast a stream is by itself: a consumer that does nothing but receive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from services.augment.recipe import RECIPES
+from services.errors import InvalidInputError
+from services.plan.epoch import OrderSpec
+from services.settings import load_settings
+from services.shards.manifest import load_manifest
+from services.shards.store import open_store
+from services.stream.cluster import connect
+from services.stream.loader import Stream
+from services.stream.pipeline import Pool
+from services.stream.request import RowsRequest, StreamRequest
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Stream rows through a recipe for a while, without training, and say how fast they came."""
+
+    root: str
+    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
+    dataset: str
+    """Name of the dataset."""
+    split: str = "train"
+    """Split to stream."""
+    recipe: str = "mtm"
+    """Recipe: mtm, finetune, scratch, segment or eval."""
+    crop: int = 28
+    """Side of the grid after the crop, tokens."""
+    tokenadapt: str = ""
+    """TokenAdapt's weights (.safetensors, path or URL); empty does without its path."""
+    batch: int = 1024
+    """Rows of a step."""
+    block: int = 128
+    """Rows of a block."""
+    seconds: float = 10.0
+    """How long to stream, seconds after the first batch."""
+    actors: int = 1
+    """Augmentation actors (count)."""
+    cpus: float = 1.0
+    """CPU cores of an actor."""
+    gpus: float = 0.0
+    """GPUs of an actor; fractions share one."""
+    no_ray: bool = False
+    """Threads of this process instead of a cluster's tasks and actors."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise InvalidInputError(
+                f"recipe is {self.recipe!r}, expected one of {', '.join(sorted(RECIPES))}"
+            )
+        if self.seconds <= 0:
+            raise InvalidInputError(f"seconds is {self.seconds}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """rows: delivered, rows that do not exist not counted. Rates count from the first batch on."""
+
+    rows: int
+    rows_per_second: float
+    first_batch_seconds: float
+
+
+def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = None) -> ProbeReport:
+    """Stream, and measure. progress: called with (rows so far, rows a second) after each batch.
+
+    Raises: NotFoundError, InvalidInputError, CapacityError for what cannot be streamed.
+    """
+    root, settings = open_store(config.root), load_settings()
+    loaded = load_manifest(root, config.dataset)
+    rows = RowsRequest(
+        root=root.url,
+        dataset=config.dataset,
+        version=loaded.manifest.version,
+        digest=loaded.digest,
+        split=config.split,
+        order=OrderSpec(0, config.batch, config.block, lanes=1, window_shards=16),
+        cache_dir=str(settings.cache_dir),
+        cache_bytes=settings.cache_bytes,
+    )
+    recipe = RECIPES[config.recipe](loaded.spec, (config.crop, config.crop))
+    if not config.tokenadapt:
+        recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
+    pool = None
+    if not config.no_ray:
+        connect()
+        pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
+    request = StreamRequest(rows, recipe, config.tokenadapt)
+    # More steps than any machine gets through in the time, so that an epoch's end is in it too.
+    stream = Stream(request, stop=max(10_000, int(1e7 * config.seconds) // config.batch), pool=pool)
+    end = float("inf")
+    for batch in stream:
+        now = time.monotonic()
+        if batch.step == 0:
+            end = now + config.seconds
+        if progress is not None:
+            progress(stream.meter.snapshot().rows, stream.meter.rows_per_second)
+        if now >= end:
+            break
+    flow = stream.meter.snapshot()
+    return ProbeReport(flow.rows, stream.meter.rows_per_second, stream.meter.first_batch_seconds)

@@ -1,0 +1,127 @@
+"""A release folder becomes a dataset, and a dataset a release folder, without loss."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.shards.cache import ShardCache
+from services.shards.manifest import list_versions, load_manifest, read_asset
+from services.shards.reader import DatasetReader
+from services.shards.release import export_release, import_release, read_synonyms
+from services.shards.release_files import ReleaseSplit, write_split
+from services.shards.store import Store
+from services.tokens.codebook import Codebook
+from services.types import TokenRows
+
+
+@pytest.fixture
+def release(tmp_path: Path, make_rows: Callable[[int, int], TokenRows]) -> Path:
+    """A small release of our own with two splits of 4 x 6 grids, 391 codes."""
+    folder = tmp_path / "release"
+    for stem, count in ("toy-train", 30), ("toy-val", 10):
+        write_split(ReleaseSplit(folder, stem), [make_rows(count, count)], count, 391)
+    generator = torch.Generator().manual_seed(0)
+    torch.save(torch.randn(391, 8, generator=generator), folder / "codebook.ckpt")
+    return folder
+
+
+def test_published_release_becomes_a_dataset_and_returns(
+    golden: Path, root: Store, tmp_path: Path
+) -> None:
+    source = golden / "release"
+    expected = np.load(source / "expected.npz")
+    loaded = import_release(source, root, "tiny", grid=(32, 32), shard_rows=10)
+    assert [shard.rows for shard in loaded.manifest.splits[0].shards] == [10, 10, 4]
+
+    cache = ShardCache(tmp_path / "cache", 1 << 24)
+    reader = DatasetReader(root, "tiny", split="train", cache=cache)
+    batches = list(reader.iter_rows(7))
+    ids = np.concatenate([rows.ids for rows in batches])
+    np.testing.assert_array_equal(ids, expected["tokens"])
+    labels = np.concatenate([rows.labels for rows in batches])
+    np.testing.assert_array_equal(labels, expected["labels"])
+    np.testing.assert_array_equal(reader.code_counts, np.bincount(ids.ravel(), minlength=391))
+
+    target = tmp_path / "back"
+    (files,) = export_release(root, "tiny", target, cache)
+    assert files.data.name == "tiny-train-token.data.bin.gz"
+    for path in files.data, files.index:
+        mine = gzip.decompress(path.read_bytes())
+        assert mine == gzip.decompress((source / path.name).read_bytes())
+    assert files.labels.read_text().split() == (source / files.labels.name).read_text().split()
+    codebook = [torch.load(at / "codebook.ckpt", weights_only=True) for at in (source, target)]
+    torch.testing.assert_close(*codebook, rtol=0, atol=0)
+    synonyms = [json.loads((at / "synonyms.json").read_text()) for at in (source, target)]
+    assert synonyms[0] == synonyms[1]
+
+
+def test_published_synonyms_are_the_codebooks(golden: Path) -> None:
+    published = read_synonyms(golden / "release/synonyms.json", 391)
+    codebook = Codebook.from_published(golden / "release/codebook.ckpt")
+    computed = codebook.synonyms(published.shape[1]).numpy()
+    assert (computed == published).mean() > 0.999  # ties may change places
+
+
+def test_all_splits_are_imported_under_our_names(
+    release: Path, root: Store, tmp_path: Path
+) -> None:
+    names = [f"class {label}" for label in range(30)]
+    loaded = import_release(
+        release, root, "toy", grid=(4, 6), image_size=(32, 48), classes=names, shard_rows=16
+    )
+    manifest = loaded.manifest
+    assert [split.name for split in manifest.splits] == ["train", "validation"]
+    assert manifest.classes == names
+    assert manifest.spec is not None
+    assert (manifest.spec.codes, manifest.spec.channels, manifest.spec.image_width) == (391, 8, 48)
+    (asset,) = manifest.assets
+    weight = Codebook.from_bytes(read_asset(root, "toy", asset)).weight
+    published = torch.load(release / "codebook.ckpt", weights_only=True)
+    torch.testing.assert_close(weight, published, rtol=0, atol=0)
+    stems = [
+        files.stem
+        for files in export_release(root, "toy", tmp_path / "out", ShardCache(tmp_path / "c", 1))
+    ]
+    assert stems == ["toy-train", "toy-val"]
+    import_release(release, root, "toy", grid=(4, 6))
+    assert load_manifest(root, "toy").manifest.version == 2
+
+
+def test_nothing_is_committed_after_an_error(release: Path, root: Store) -> None:
+    with pytest.raises(FormatError, match="give the release's grid"):
+        import_release(release, root, "toy", grid=(4, 4))
+    with pytest.raises(FormatError, match="no name among the 2 classes"):
+        import_release(release, root, "toy", grid=(4, 6), classes=["a", "b"])
+    (release / "synonyms.json").write_text("{}")
+    with pytest.raises(FormatError, match="synonyms"):
+        import_release(release, root, "toy", grid=(4, 6))
+    (release / "synonyms.json").unlink()
+    for path in release.glob("toy-train*"):
+        shutil.copy(path, release / path.name.replace("toy-", "other-"))
+    with pytest.raises(InvalidInputError, match="two sets of files for split 'train'"):
+        import_release(release, root, "toy", grid=(4, 6))
+    (release / "codebook.ckpt").unlink()
+    with pytest.raises(NotFoundError, match="codebook"):
+        import_release(release, root, "toy", grid=(4, 6))
+    assert list_versions(root, "toy") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", "[]", '{"0": [1]}', '{"0": [1], "1": [0, 1]}', '{"0": [1], "1": [2]}',
+     '{"0": [], "1": []}', '{"0": [0.5], "1": [0.5]}', '{"0": [1], "1": [0], "2": [0]}'],
+)  # fmt: skip
+def test_bad_synonyms_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "synonyms.json"
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"synonyms\.json"):
+        read_synonyms(path, 2)

@@ -282,3 +282,7 @@ def _progress(*amounts: ProgressColumn) -> Progress:
 
 def _complain(message: str) -> None:
     print(f"seit: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

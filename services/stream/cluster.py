@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -29,3 +31,17 @@ def capacity(kind: str) -> float:
     """How much of a resource ("CPU", "GPU") the whole cluster has, whoever holds it."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return total.get(kind, 0.0)
+
+
+@contextmanager
+def local_cluster() -> Iterator[str]:
+    """Address of a cluster for programs started by this one: the one connected to, or a new one.
+
+    One that was started here ends with the context.
+    """
+    connect()
+    try:
+        address: str = ray.get_runtime_context().gcs_address
+        yield address
+    finally:
+        ray.shutdown()  # type: ignore[no-untyped-call]

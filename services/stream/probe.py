@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from services.augment.recipe import RECIPES
 from services.errors import InvalidInputError
@@ -48,6 +50,8 @@ class ProbeConfig:
     """GPUs of an actor; fractions share one."""
     no_ray: bool = False
     """Threads of this process instead of a cluster's tasks and actors."""
+    report: str = ""
+    """File to write the figures to, as JSON; empty writes none."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -104,4 +108,8 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         if now >= end:
             break
     flow = stream.meter.snapshot()
-    return ProbeReport(flow.rows, stream.meter.rows_per_second, stream.meter.first_batch_seconds)
+    meter = stream.meter
+    report = ProbeReport(flow.rows, meter.rows_per_second, meter.first_batch_seconds)
+    if config.report:
+        Path(config.report).write_text(json.dumps(asdict(report)))
+    return report

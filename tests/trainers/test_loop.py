@@ -17,6 +17,7 @@ from runs import PER_EPOCH, ROWS, ToyTask, classify_run, context, make_batch, re
 from torch import nn
 
 from services.errors import CursorMismatchError, InvalidInputError
+from services.shards.store import open_store
 from services.stream.batch import StreamBatch
 from trainers.checkpoint import Checkpoints, load_export
 from trainers.config import Run
@@ -214,3 +215,16 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     about = load_export(str(tmp_path))[1]
     assert json.loads(about["config"])["kind"] == "ClassifyRun"
     assert json.loads(about["spec"])["codes"] == 11
+
+
+def test_a_run_on_an_object_store_is_stopped_and_resumed(tmp_path: Path) -> None:
+    out = f"memory://{tmp_path}"
+    run = replace(classify_run(tmp_path), out=out)
+    train(run, context(should_stop=stops_after(3)), ToyTask())
+    train(run, context(), ToyTask())
+    train(classify_run(tmp_path / "local"), context(), ToyTask())
+    store = open_store(out)
+    (tmp_path / "metrics.jsonl").write_bytes(store.read("metrics.jsonl"))
+    assert losses(tmp_path) == losses(tmp_path / "local")
+    assert len(store.list("tensorboard")) == 2  # one file of each part of the run
+    assert load_export(out)[1]["step"] == str(TOTAL)

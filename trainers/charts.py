@@ -1,0 +1,117 @@
+"""Charts of a run's figures and of a dataset's storage, as PNG files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # a file is drawn, never a window
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from services.shards.manifest import LoadedManifest  # noqa: E402
+from services.stats.report import storage_report  # noqa: E402
+
+_COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
+_FIGURE_DPI = 130
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure of runs that differ in their seed: steps, and a value of each run at each step."""
+
+    label: str
+    runs: Sequence[Path]
+    figure: str
+
+
+def read_curve(run: Path, figure: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one figure in a run's metrics.jsonl."""
+    steps, values = [], []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if figure in row:
+            steps.append(int(row["step"]))
+            values.append(float(row[figure]))
+    return steps, values
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Exponential average, about 20 steps wide: single steps of a small batch are noise."""
+    smooth: list[float] = []
+    for value in values:
+        smooth.append(value if not smooth else 0.9 * smooth[-1] + 0.1 * value)
+    return smooth
+
+
+def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
+    """One panel a title, each with its curves; a thin line a run."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for colour, curve in zip(_COLOURS, curves, strict=False):
+            for number, run in enumerate(curve.runs):
+                steps, values = read_curve(run, curve.figure)
+                noisy = len(values) > 60
+                axis.plot(
+                    steps,
+                    _smooth(values) if noisy else values,
+                    color=colour,
+                    alpha=0.85,
+                    linewidth=1.4,
+                    marker=None if noisy else "o",
+                    markersize=3,
+                    label=curve.label if number == 0 else None,
+                )
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("steps")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
+    """Bytes an image: raw pixels, source files, plain 16-bit ids, our shards, order-0 entropy."""
+    total = storage_report(loaded.manifest).total
+    if total is None or not total.rows:
+        raise ValueError(f"dataset {loaded.manifest.dataset} has no rows to draw")
+    spec = loaded.spec
+    bars = {
+        "raw pixels": total.pixel_bytes / total.rows,
+        "source files": total.source_bytes / total.rows,
+        "ids, 16 bits each": 2.0 * spec.grid_height * spec.grid_width,
+        "token shards": total.bytes_per_image,
+        "order-0 entropy": total.entropy_bytes_per_image,
+    }
+    figure, axis = plt.subplots(figsize=(7.5, 3.4))
+    names = list(bars)[::-1]
+    values = [bars[name] for name in names]
+    axis.barh(
+        names, values, color=[_COLOURS[0] if n == "token shards" else "#adb5bd" for n in names]
+    )
+    raw = bars["raw pixels"]
+    for place, value in enumerate(values):
+        axis.text(value, place, f"  {value:,.0f} B  ({value / raw:.2%})", va="center", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xlim(right=raw * 12)
+    axis.set_xlabel("bytes an image (log scale); share of the raw pixels")
+    axis.set_title(
+        f"{loaded.manifest.dataset}: {total.rows:,} images,"
+        f" {spec.grid_height}x{spec.grid_width} tokens, K={spec.codes}",
+        fontsize=11,
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=_FIGURE_DPI)
+    plt.close(figure)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -228,3 +229,13 @@ def test_relative_imports_of_a_package_are_resolved() -> None:
 )
 def test_unsafe_reads_are_seen(source: str, found: list[str]) -> None:
     assert unsafe_reads(ast.parse(source)) == found
+
+
+def test_fetching_loads_neither_torch_nor_ray() -> None:
+    """A cold fetch task must not pay seconds of imports on every core of a cluster."""
+    code = (
+        "import sys, services.stream.fetch; "
+        "print([name for name in ('torch', 'ray', 'sklearn') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

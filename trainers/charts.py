@@ -11,11 +11,11 @@ import matplotlib
 
 matplotlib.use("Agg")  # a file is drawn, never a window
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-from services.shards.manifest import LoadedManifest  # noqa: E402
-from services.stats.report import storage_report  # noqa: E402
+from services.shards.manifest import LoadedManifest
+from services.stats.report import storage_report
 
 _COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
 _FIGURE_DPI = 130

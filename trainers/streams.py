@@ -17,14 +17,14 @@ from services.stream.batch import StreamBatch
 from services.stream.loader import Stream, resume_step
 from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
-from trainers.config import AugmentConfig, Run
+from trainers.config import AugmentConfig, TokenRun
 from trainers.context import Place
 from trainers.loop import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 
-def open_context(run: Run, place: Place) -> WorkerContext:
+def open_context(run: TokenRun, place: Place) -> WorkerContext:
     """A worker's place together with the streams of its run.
 
     Raises: NotFoundError, InvalidInputError for a dataset, split or recipe that does not fit.
@@ -81,26 +81,29 @@ def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
 
 
 def _change(part: Any, name: str, path: list[str], value: float) -> Any:
-    """`part` with the field at `path` (dots in `name`) set to `value`."""
-    known = {field.name for field in fields(part)}
-    if path[0] not in known:
+    """`part` with the number at `path` (dots in `name`) set to `value`; pairs count from 0."""
+    if isinstance(part, tuple):
+        known = {str(index) for index in range(len(part))}
+    else:
+        known = {field.name for field in fields(part)} if is_dataclass(part) else set()
+    if not path or path[0] not in known:
         raise InvalidInputError(
-            f"augment.overrides names {name!r}, but {type(part).__name__} has no {path[0]!r}; it"
-            f" has {', '.join(sorted(known))}"
+            f"augment.overrides names {name!r}; to be changed are the numbers of the recipe,"
+            f" here {', '.join(sorted(known)) or 'nothing below a number'}"
         )
-    old = getattr(part, path[0])
-    if is_dataclass(old):
-        if len(path) == 1:
-            inner = ", ".join(f"{name}.{field.name}" for field in fields(old))
-            raise InvalidInputError(
-                f"augment.overrides names {name!r}, a group; name one of {inner}"
-            )
-        return replace(part, **{path[0]: _change(old, name, path[1:], value)})
-    if len(path) > 1 or isinstance(old, (str, tuple)):
+    inner = part[int(path[0])] if isinstance(part, tuple) else getattr(part, path[0])
+    if isinstance(inner, tuple) or is_dataclass(inner):
+        changed = _change(inner, name, path[1:], value)
+    elif len(path) > 1 or isinstance(inner, str):
         raise InvalidInputError(
             f"augment.overrides names {name!r}, which is not a number; only numbers can be changed"
         )
-    return replace(part, **{path[0]: type(old)(value)})
+    else:
+        changed = type(inner)(value)
+    if isinstance(part, tuple):
+        at = int(path[0])
+        return (*part[:at], changed, *part[at + 1 :])
+    return replace(part, **{path[0]: changed})
 
 
 def _open_training(

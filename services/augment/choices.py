@@ -20,7 +20,7 @@ from services.augment.config import (
 from services.augment.crop import RESIZED_DRAWS, centre_boxes, random_boxes, resized_boxes
 from services.augment.eda import disjoint_windows
 from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
-from services.plan.draws import Draws
+from services.plan.draws import Draws, derive, hash_key
 from services.types import FloatArray, IdArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -93,14 +93,27 @@ def choose_color(
     noise_rows, adapt_rows = chosen[: noise * len(chosen)], chosen[: adapt * len(chosen)]
     some = Draws(draws.seed, draws.epoch, draws.rows[noise_rows])
     elements = channels * grid[0] * grid[1]
-    words = some.integers("color.element", 1 << 32, (elements + 1) // 2)  # two levels each
     return ColorChoice(
         noise_rows=noise_rows,
         channel=some.normal("color.channel", channels),
-        levels=words.astype("<u4").view("<u2")[:, :elements],
+        levels=_levels(some, "color.element", elements),
         adapt_rows=adapt_rows,
         partner=partners(draws.rows)[adapt_rows],
     )
+
+
+def _levels(draws: Draws, op: str, count: int) -> IdArray:
+    """(n, count) uniform 16-bit integers, keyed like every draw.
+
+    All four from each hashed word, where `Draws` makes one number of it: noise for whole maps is
+    by far the most that any recipe draws.
+    """
+    starts = derive(hash_key("levels", draws.seed, draws.epoch, op), draws.rows)  # (n,)
+    steps = np.arange((count + 3) // 4, dtype=np.uint64)
+    levels = np.empty((len(starts), 4 * len(steps)), dtype="<u2")
+    for row, start in enumerate(starts):  # one at a time, which stays in the processor's cache
+        levels[row] = derive(0, start + steps).astype("<u8", copy=False).view("<u2")
+    return levels[:, :count]
 
 
 def choose_boxes(

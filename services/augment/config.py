@@ -1,6 +1,7 @@
 """What a recipe does, as small frozen dataclasses that refuse values that make no sense.
 
-Defaults are the published ones. A probability of 0 switches its operation off.
+Defaults are the published ones. A probability of 0 switches its operation off. No torch in here:
+a recipe travels to processes that only fetch.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.augment.eda import MAX_SWAP_SCALE
 from services.errors import InvalidInputError
+
+MAX_SWAP_SCALE = 1 / 3
+"""Largest window side, as a share of the grid's: up to it a second window always finds room."""
 
 CropKind = Literal["resized", "random", "centre"]
 Output = Literal["ids", "embeddings"]

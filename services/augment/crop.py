@@ -82,7 +82,7 @@ def resize_crop(map_NDHW: Tensor, boxes_N4: Tensor, size: tuple[int, int]) -> Te
     """Resize each row's own box to `size`, bicubic: (N, D, H, W) -> (N, D, h, w).
 
     Equals `F.interpolate(map[n, :, box], size, mode="bicubic")` row by row (a = -0.75,
-    align_corners false, not antialiased), as two batched products with sparse-in-spirit matrices
+    align_corners false, not antialiased), as two batched products with interpolation matrices
     (N, h, H) and (N, w, W): a box changes only the matrices, so no loop over rows is needed.
     Fastest for, and returned in, the channels-last memory order.
     """

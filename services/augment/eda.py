@@ -11,9 +11,6 @@ from torch import Tensor
 
 from services.types import FloatArray, IntArray
 
-MAX_SWAP_SCALE = 1 / 3
-"""Largest window side, as a share of the grid's: up to it a second window always finds room."""
-
 
 def replace_synonyms(
     ids_NHW: Tensor, synonyms_KS: Tensor, replace_NHW: Tensor, pick_NHW: Tensor
@@ -45,10 +42,10 @@ def swap_windows(ids_NHW: Tensor, windows_N5: Tensor) -> Tensor:
 def disjoint_windows(draws_N3: FloatArray, grid: tuple[int, int], scale: float) -> IntArray:
     """Two disjoint windows a row for `swap_windows`, (N, 5) int64, from three uniforms a row.
 
-    The side is uniform below `scale` of the grid's shorter side (at most `MAX_SWAP_SCALE`), the
-    first window uniform, the second uniform among the places that do not touch the first: they
-    are counted and numbered, so there is nothing to retry (the published code draws until one
-    fits, which can overlap, or never end).
+    The side is uniform below `scale` of the grid's shorter side (at most
+    `config.MAX_SWAP_SCALE`), the first window uniform, the second uniform among the places that
+    do not touch the first: they are counted and numbered, so there is nothing to retry (the
+    published code draws until one fits, which can overlap, or never end).
     """
     height, width = grid
     size_u, first_u, second_u = draws_N3.astype(np.float64).T

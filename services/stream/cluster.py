@@ -44,4 +44,4 @@ def local_cluster() -> Iterator[str]:
         address: str = ray.get_runtime_context().gcs_address
         yield address
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()

@@ -18,12 +18,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-import xxhash
 from pydantic import TypeAdapter
 from ray.data import ActorPoolStrategy
 
 from services.errors import InvalidInputError
-from services.pictures import Picture, list_pictures, read_picture, source_bytes, split
+from services.pictures import Picture, list_pictures, read_picture, source_bytes
 from services.shards.manifest import (
     LoadedManifest,
     commit,
@@ -36,6 +35,7 @@ from services.shards.store import open_store, read_url
 from services.shards.validate import check_name
 from services.shards.writer import ShardResult, build_split, write_shard
 from services.stream.cluster import capacity, connect
+from services.stream.pictures import picture_splits
 from services.tokens.tokenizer import load_tokenizer
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
@@ -194,7 +194,7 @@ def ingest(
     weights = read_url(config.tokenizer)
     tokenizer = load_tokenizer(weights)
     listing = list_pictures(config.images)
-    splits = _splits(listing.splits, config)
+    splits = picture_splits(listing.splits, config.validation_fraction, config.seed)
     _check_same(standing, tokenizer.spec, listing.classes)
     jobs = _jobs(splits, config.rows_per_shard)
     total = sum(len(pictures) for pictures in splits.values())
@@ -252,26 +252,6 @@ def _standing(config: IngestConfig) -> LoadedManifest | None:
             " new pictures alone, or another name"
         )
     return load_manifest(root, config.dataset) if versions else None
-
-
-def _splits(found: dict[str, list[Picture]], config: IngestConfig) -> dict[str, list[Picture]]:
-    """Splits with their pictures in the order in which they are laid down.
-
-    That order is a hash of the picture's path: classes are mixed in every shard, so a shuffle
-    over a few shards already mixes them, and it is the same wherever the folder stands.
-    """
-    splits = dict(found)
-    if set(splits) == {"train"} and config.validation_fraction > 0:
-        train, validation = split(splits["train"], config.validation_fraction, config.seed)
-        splits = {"train": train, "validation": validation}
-    return {
-        name: sorted(
-            pictures,
-            key=lambda p: (xxhash.xxh3_64_intdigest(f"{config.seed}/{p.key}".encode()), p.key),
-        )
-        for name, pictures in splits.items()
-        if pictures
-    }
 
 
 def _check_same(

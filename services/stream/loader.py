@@ -107,10 +107,10 @@ class Stream:
             table = fetch_share(self.request.rows, step, self.rank, self.world)
             return unpack(augment_share(self.request, table))
 
-        yield from _ordered(prepare, self.start, self.stop, self._prefetch)
+        yield from in_order(prepare, self.start, self.stop, self._prefetch)
 
 
-def _ordered(
+def in_order(
     prepare: Callable[[int], StreamBatch], start: int, stop: int, ahead: int
 ) -> Generator[StreamBatch, None, None]:
     """`prepare(step)` for each step, up to `ahead` of them at work, given out in order."""

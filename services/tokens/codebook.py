@@ -23,9 +23,11 @@ Metric = Literal["cosine", "euclidean"]
 _METRICS: dict[str, Metric] = {"cosine": "cosine", "euclidean": "euclidean"}
 
 CODEBOOK_FORMAT = 1
+_CPU_CHUNK_ELEMENTS = 1 << 18  # 1 MiB: what a core keeps in its cache
 _CHUNK_ELEMENTS = 1 << 24  # of the (rows, K) score matrix: 64 MiB of float32
 
 
+@torch.no_grad()
 def nearest_codes(vectors: Tensor, weight_KD: Tensor, metric: Metric = "cosine") -> Tensor:
     """Id of the nearest code for each vector: (..., D) -> (...) int64.
 
@@ -42,12 +44,19 @@ def nearest_codes(vectors: Tensor, weight_KD: Tensor, metric: Metric = "cosine")
     else:
         # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): the largest bracket is the nearest code.
         offset_K = weight_KD.square().sum(1) / -2
-    rows = max(1, _CHUNK_ELEMENTS // len(weight_KD))
-    # With no vectors at all `split` still gives one empty piece, so `cat` has its type.
-    ids = [
-        torch.addmm(offset_K, piece, weight_KD.T).argmax(1) for piece in torch.split(flat_MD, rows)
-    ]
-    return torch.cat(ids).view(vectors.shape[:-1])
+    weight_DK = weight_KD.T.contiguous()
+    on_cpu = flat_MD.device.type == "cpu"
+    rows = max(1, (_CPU_CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS) // len(weight_KD))
+    ids_M = torch.empty(len(flat_MD), dtype=torch.int64, device=flat_MD.device)
+    scores = flat_MD.new_empty(min(rows, len(flat_MD)), len(weight_KD))
+    for piece, found in zip(torch.split(flat_MD, rows), torch.split(ids_M, rows), strict=True):
+        score = torch.addmm(offset_K, piece, weight_DK, out=scores[: len(piece)])
+        if on_cpu:
+            # Scores stay in the processor's cache, and numpy's argmax is ten times PyTorch's.
+            score.numpy().argmax(1, out=found.numpy())
+        else:
+            torch.argmax(score, 1, out=found)
+    return ids_M.view(vectors.shape[:-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -250,3 +250,18 @@ def restrict(model: TokenizerModel, used: IntArray) -> TokenizerModel:
     others get the nearest that is left, so every picture still has tokens.
     """
     return with_codebook(model, model.codebook.restrict(used))
+
+
+def resized(model: TokenizerModel, image_size: tuple[int, int]) -> TokenizerModel:
+    """A copy, on the CPU, for pictures of another (height, width); codes stay what they are.
+
+    Position tables of "vitvqgan" are interpolated, as `load_published` does.
+    Raises `InvalidInputError` where the size does not divide into tokens.
+    """
+    config = replace(model.config, image_size=image_size)
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    if isinstance(model, ViTVQGAN):
+        grid = patch_grid(image_size, model.config.patch)
+        for name in ("encoder.en_pos_embedding", "decoder.de_pos_embedding"):
+            state[name] = resize_positions(state[name], model.config.grid, grid)
+    return _build(_kind(model.kind), config, state)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from services.augment.config import MAX_SWAP_SCALE
 from services.augment.eda import (
-    MAX_SWAP_SCALE,
     disjoint_windows,
     replace_synonyms,
     swap_windows,

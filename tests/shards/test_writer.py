@@ -56,7 +56,7 @@ def test_repeated_task_writes_the_same_file(
 def test_any_cut_of_the_stream_gives_the_same_shards(sizes: list[int], shard_rows: int) -> None:
     root = open_store("memory://writer-cuts")
     total = sum(sizes)
-    spec = wire.TokenSpec(grid_height=1, grid_width=2, codes=300, channels=1)
+    spec = wire.TokenSpec(grid_height=1, grid_width=2, codes=512, channels=1)
     ids = np.arange(total * 2, dtype=np.uint16).reshape(total, 1, 2)
     labels, keys = np.arange(total), [str(row) for row in range(total)]
     with ShardWriter(root, "ds", "train", spec, shard_rows) as writer:

@@ -26,7 +26,7 @@ from trainers.config import (
     OptimConfig,
     OrderConfig,
 )
-from trainers.task import WorkerContext
+from trainers.task import PlainTask, WorkerContext
 
 SPEC = wire.TokenSpec(
     grid_height=4, grid_width=4, codes=11, channels=6, image_height=16, image_width=16
@@ -127,7 +127,7 @@ def context(
     )
 
 
-class ToyTask:
+class ToyTask(PlainTask):
     """A linear classifier of the tokens' histogram, with dropout: the loop's parts in miniature."""
 
     name = "toy"

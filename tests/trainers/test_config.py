@@ -11,8 +11,9 @@ import pytest
 from runs import classify_run, mtm_run
 
 from services.errors import InvalidInputError
-from trainers.config import ClassifyRun, MtmRun, Run, parse
+from trainers.config import ClassifyRun, MtmRun, Run
 from trainers.optim import peak_rate
+from trainers.options import parse
 from trainers.recipes import classify, mtm
 
 ALL: dict[str, Run] = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from services.errors import SeitError
 from trainers.checkpoint import claim
-from trainers.config import R, parse
 from trainers.context import Place
 from trainers.launch import launch
+from trainers.options import R, parse
 from trainers.progress import closing_table
 
 logger = logging.getLogger(__name__)

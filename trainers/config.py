@@ -1,23 +1,18 @@
-"""A run as frozen dataclasses that validate themselves, and the command line made from them.
+"""A run as frozen dataclasses that validate themselves.
 
 Every field is an option (`--order.global-batch 4096`); its docstring is its help, with the unit.
-`--recipe NAME` picks the run that all other options change.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
-
-R = TypeVar("R", bound="Run")
 
 MACHINE_FIELDS = ("out", "cluster")
 """Parts of a run that may differ when it is resumed, ..."""
@@ -26,13 +21,15 @@ UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "gra
 """... and those of its loop: neither changes what is trained."""
 
 
-def _require(holds: bool, name: str, value: object, valid: str) -> None:
+def require(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raise InvalidInputError, which names the option, unless it holds."""
     if not holds:
         raise InvalidInputError(f"{name} is {value!r}, it must be {valid}: no run could be made")
 
 
-def _share(name: str, value: float | None) -> None:
-    _require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
+def check_share(name: str, value: float | None) -> None:
+    """Require a share, or None."""
+    require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
 
 
 def _pairs(words: list[str]) -> dict[str, float]:
@@ -70,9 +67,9 @@ class DataConfig:
     """Split to validate on, each of its rows once."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.root), "data.root", self.root, "a path or URL")
-        _require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
-        _require(
+        require(bool(self.root), "data.root", self.root, "a path or URL")
+        require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
+        require(
             self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
         )
 
@@ -112,7 +109,7 @@ class AugmentConfig:
     """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
 
     def __post_init__(self) -> None:
-        _require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
+        require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"model.{name}", value, "None or at least 1")
-        _require(self.patch >= 1, "model.patch", self.patch, "at least 1 token")
+            require(value is None or value >= 1, f"model.{name}", value, "None or at least 1")
+        require(self.patch >= 1, "model.patch", self.patch, "at least 1 token")
 
 
 @dataclass(frozen=True)
@@ -161,15 +158,15 @@ class MtmModelConfig(ViTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("decoder_width", "decoder_depth", "decoder_heads"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        _share("model.dropout", self.dropout)
-        _require(
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        check_share("model.dropout", self.dropout)
+        require(
             0 < self.mask_min < self.mask_max <= 1,
             "model.mask_min..mask_max",
             (self.mask_min, self.mask_max),
             "two shares in (0, 1], the lower one first",
         )
-        _require(self.mask_std > 0, "model.mask_std", self.mask_std, "above 0")
+        require(self.mask_std > 0, "model.mask_std", self.mask_std, "above 0")
 
 
 @dataclass(frozen=True)
@@ -185,8 +182,8 @@ class ClassifierModelConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _share("model.drop_path", self.drop_path)
-        _share("model.dropout", self.dropout)
+        check_share("model.drop_path", self.drop_path)
+        check_share("model.dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -221,11 +218,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "base_batch"):
-            _require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
         for name in ("base_power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
-            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
         for name in ("layer_decay", "beta1", "beta2", "smoothing"):
-            _share(f"optim.{name}", getattr(self, name))
+            check_share(f"optim.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -260,9 +257,9 @@ class LoopConfig:
             *("epochs", "grad_accum", "checkpoint_every"),
             *("keep", "validate_every", "log_every"),
         ):
-            _require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "at least 1")
-        _require(0 <= self.ema < 1, "loop.ema", self.ema, "0, or a decay below 1")
-        _require(0 <= self.seed < 2**64, "loop.seed", self.seed, "in 0..2**64-1")
+            require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "at least 1")
+        require(0 <= self.ema < 1, "loop.ema", self.ema, "0, or a decay below 1")
+        require(0 <= self.seed < 2**64, "loop.seed", self.seed, "in 0..2**64-1")
 
 
 @dataclass(frozen=True)
@@ -286,13 +283,13 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for name in ("workers", "augment_actors"):
-            _require(getattr(self, name) >= 1, f"cluster.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"cluster.{name}", getattr(self, name), "at least 1")
         for name in (
             *("cpus_per_worker", "gpus_per_worker"),
             *("augment_cpus_per_actor", "max_failures"),
         ):
-            _require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
-        _require(
+            require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
+        require(
             not (self.no_ray and self.workers > 1),
             "cluster.workers",
             self.workers,
@@ -302,19 +299,17 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """What every training run consists of; `MtmRun` and `ClassifyRun` add the model."""
+    """What every training run consists of; kinds of runs add their data and their model."""
 
     out: str
     """Folder of the run's files: a path or URL. A run that stands there is resumed."""
-    data: DataConfig
     order: OrderConfig
-    augment: AugmentConfig
     optim: OptimConfig
     loop: LoopConfig
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.optim.warmup_epochs < self.loop.epochs,
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
@@ -333,7 +328,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class MtmRun(Run):
+class TokenRun(Run):
+    """A run on the stream of a dataset's tokens."""
+
+    data: DataConfig
+    augment: AugmentConfig
+
+
+@dataclass(frozen=True)
+class MtmRun(TokenRun):
     """Pre-training by masked token modelling."""
 
     model: MtmModelConfig
@@ -344,7 +347,7 @@ class MtmRun(Run):
 
 
 @dataclass(frozen=True)
-class ClassifyRun(Run):
+class ClassifyRun(TokenRun):
     """Training a classifier, from scratch or from an MTM model."""
 
     model: ClassifierModelConfig
@@ -355,43 +358,9 @@ class ClassifyRun(Run):
 
 
 def _check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
-    _require(
+    require(
         augment.crop % model.patch == 0,
         "augment.crop",
         augment.crop,
         f"a multiple of model.patch, {model.patch} tokens",
-    )
-
-
-def parse(
-    kind: type[R],
-    recipes: Mapping[str, Callable[[], R]],
-    argv: Sequence[str] | None = None,
-) -> R:
-    """The run that a command line asks for: the recipe's, changed by the other options.
-
-    recipes: by name; the first is the default. argv: without the program's name, the process's
-    own by default. Wrong options end the process with code 2, `--help` with 0.
-    """
-    rest = list(sys.argv[1:] if argv is None else argv)
-    name = next(iter(recipes))
-    for at, word in enumerate(rest):
-        if word == "--recipe" or word.startswith("--recipe="):
-            name = word.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
-            del rest[at : at + (1 if "=" in word else 2)]
-            break
-    listing = "\n".join(
-        f"  {known}: {(recipe.__doc__ or '').strip().splitlines()[0]}"
-        for known, recipe in recipes.items()
-    )
-    if name not in recipes:
-        sys.stderr.write(f"there is no recipe {name!r}; --recipe takes one of\n{listing}\n")
-        raise SystemExit(2)
-    about = f"{kind.__doc__}\n\nDefaults are those of `--recipe {name}`. Recipes:\n{listing}"
-    return tyro.cli(
-        kind,
-        default=recipes[name](),
-        args=rest,
-        description=about,
-        config=(tyro.conf.FlagCreatePairsOff,),
     )

@@ -36,6 +36,8 @@ __all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 
 logger = logging.getLogger(__name__)
 
+_LOGGED_FIGURES = 8  # of a validation, the loss first; metrics.jsonl and TensorBoard have them all
+
 
 class DivergedError(SeitError):
     """Loss or gradient stopped being finite; no update was made with it."""
@@ -173,6 +175,7 @@ class _Trainer:
             loss_sum += loss.detach()
         lr, norm = self._rate(), self._clip()
         self._update(lr, norm)
+        self._task.updated(self._model, self._step, self._total, context.world)
         self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
 
     def _rate(self) -> float:
@@ -256,13 +259,16 @@ class _Trainer:
         *totals, weight = sum_over_ranks(sums, self._context.world).tolist()
         if not weight:
             raise InvalidInputError(
-                f"split {self._config.data.validation_split!r} has no rows to validate on: name"
-                " another with --data.validation-split"
+                "the validation split has no rows: nothing could tell how good the model is; name"
+                " another split (--data.validation-split), or set a share of the pictures apart"
+                " (--pictures.validation-fraction)"
             )
         found = {
             f"validation_{name}": total / weight
             for name, total in zip(task.figures, totals, strict=True)
         }
+        further = task.validated(self._context.world)
+        found |= {f"validation_{name}": value for name, value in further.items()}
         value, best = found[f"validation_{task.best}"], self._metrics.get("best")
         improved = best is None or (value > best if task.higher else value < best)
         self._metrics |= {**found, "best": value if improved else float(best or 0.0)}
@@ -271,7 +277,7 @@ class _Trainer:
             "%s step %d: %s",
             task.name,
             self._step,
-            ", ".join(f"{name} {figure:.4f}" for name, figure in found.items()),
+            ", ".join(f"{name} {found[name]:.4f}" for name in list(found)[:_LOGGED_FIGURES]),
         )
         self._context.report({"step": self._step, **self._metrics})
         self._read_at = time.monotonic()  # validation is not training time
@@ -331,6 +337,7 @@ class _Trainer:
             "step": str(self._step),
         }
         export(self._config.out, model.state_dict(), about)
+        self._task.export(model, self._config.out, self._metrics)
 
     def _autocast(self) -> torch.autocast:
         enabled = self._config.loop.precision == "bf16"

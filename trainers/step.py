@@ -28,6 +28,7 @@ from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
 from trainers.models.sizes import ViTSize, vit_size
 from trainers.models.weights import transfer
 from trainers.streams import open_context
+from trainers.task import PlainTask
 
 _VALIDATION_RATIO_DRAW = 0.5
 """Validation masks the median share of patches, the same ones each time."""
@@ -45,7 +46,7 @@ def classify_worker(config: ClassifyRun, place: Place) -> dict[str, float]:
     return train(config, context, ClassifyTask(config, context.spec, context.classes))
 
 
-class MtmTask:
+class MtmTask(PlainTask):
     """Pre-training: recover masked tokens (paper, section 3.2).
 
     Masks are keyed by row, and a step's ratio by step: no number of workers changes them.
@@ -103,7 +104,7 @@ class MtmTask:
         return sample_masks(noise, ratio_draw, self.model_config)
 
 
-class ClassifyTask:
+class ClassifyTask(PlainTask):
     """Classification with label smoothing and the soft targets of Mixup and CutMix.
 
     Raises: InvalidInputError for a dataset without classes, or an MTM model that does not fit.

@@ -85,3 +85,32 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         """(len(figures),) float32: weighted sums of the figures."""
         ...
+
+    def updated(self, model: nn.Module, step: int, total: int, world: int) -> None:
+        """After the optimizer's update of `step` (from 0) of `total`, on every rank."""
+        ...
+
+    def validated(self, world: int) -> Mapping[str, float]:
+        """After a validation, on every rank: its figures that are no means over rows."""
+        ...
+
+    def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
+        """At the end of a run, on rank 0: files for others in `out`, besides model.safetensors.
+
+        figures: the last ones.
+        """
+        ...
+
+
+class PlainTask:
+    """The parts of a `Task` that most tasks leave empty."""
+
+    def updated(self, model: nn.Module, step: int, total: int, world: int) -> None:
+        """Nothing but the optimizer changes the weights."""
+
+    def validated(self, world: int) -> Mapping[str, float]:
+        """All figures are means over rows."""
+        return {}
+
+    def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
+        """The weights say it all."""

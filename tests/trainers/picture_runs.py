@@ -1,0 +1,96 @@
+"""Small runs on small pictures for the tests of the tokenizer's and TokenAdapt's trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from services.tokens.tokenizer import save_tokenizer
+from services.tokens.vitvqgan import ViTVQGAN
+from trainers.config import ClusterConfig, LoopConfig, OptimConfig, OrderConfig
+from trainers.context import Place
+from trainers.picture_config import (
+    PicturesConfig,
+    TokenAdaptModelConfig,
+    TokenAdaptRun,
+    TokenizerModelConfig,
+    TokenizerRun,
+    TransformerConfig,
+    ViewConfig,
+)
+
+SIDE, PATCH, CODES = 16, 4, 12
+TRAIN = 20  # pictures of 25 that train: three steps of 8 rows, 4 rows of the last do not exist
+SIZE = TransformerConfig(width=16, depth=1, heads=1, hidden=16)
+
+
+def write_pictures(folder: Path, count: int = 25) -> Path:
+    """Bright boxes on a dark ground, of two classes: above or below the middle."""
+    noise = np.random.default_rng(1)
+    for number in range(count):
+        pixels = np.full((SIDE, SIDE, 3), 20, np.uint8)
+        y, x = 8 * (number % 2) + noise.integers(4), noise.integers(10)
+        pixels[y : y + 4, x : x + 6] = noise.integers(100, 256, size=3)
+        path = folder / f"class{number % 2}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def place(rank: int = 0, world: int = 1, stop: Callable[[], bool] = lambda: False) -> Place:
+    """A worker on the CPU, without Ray."""
+    return Place(rank=rank, world=world, device=torch.device("cpu"), should_stop=stop)
+
+
+def _common(out: Path, images: Path, loop: dict[str, Any]) -> dict[str, Any]:
+    base = LoopConfig(epochs=2, precision="float32", checkpoint_every=2, validate_every=1)
+    return {
+        "out": str(out),
+        "pictures": PicturesConfig(images=str(images), validation_fraction=0.2),
+        "order": OrderConfig(global_batch=8, block=2, lanes=2, window_shards=1),
+        "views": ViewConfig(mixup_probability=0.3),
+        "optim": OptimConfig(base_lr=2e-3, base_batch=8, warmup_epochs=0, clip=1.0),
+        "loop": replace(base, **loop),
+        "cluster": ClusterConfig(no_ray=True),
+    }
+
+
+def tokenizer_run(out: Path, images: Path, **loop: Any) -> TokenizerRun:
+    """A tokenizer of 4x4 tokens, `loop` changed as given."""
+    model = TokenizerModelConfig(
+        encoder=SIZE,
+        decoder=SIZE,
+        image_size=SIDE,
+        patch=PATCH,
+        codes=CODES,
+        channels=6,
+        head_width=16,
+        revive_every=2,
+        revive_until=1.0,
+    )
+    return TokenizerRun(**_common(out, images, loop), model=model)
+
+
+def write_tokenizer(path: Path) -> Path:
+    """The file of an untrained tokenizer of that size."""
+    torch.manual_seed(0)
+    run = tokenizer_run(path, path)
+    path.write_bytes(save_tokenizer(ViTVQGAN(run.model.vitvqgan())))
+    return path
+
+
+def tokenadapt_run(
+    out: Path, images: Path, tokenizer: Path, crop: int | None = None, **loop: Any
+) -> TokenAdaptRun:
+    """TokenAdapt for the tokens of `write_tokenizer`, `loop` changed as given."""
+    return TokenAdaptRun(
+        **_common(out, images, loop),
+        tokenizer=str(tokenizer),
+        model=TokenAdaptModelConfig(size=SIZE, head_width=16, crop=crop),
+    )

@@ -1,0 +1,204 @@
+"""The tokenizer's trainer: what it writes, resuming, ranks, and the codebook's upkeep."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from picture_runs import CODES, SIDE, TRAIN, place, tokenizer_run, write_pictures
+from runs import recorded
+
+from services.errors import InvalidInputError
+from services.stream.batch import StreamBatch
+from services.tokens.tokenizer import load_tokenizer
+from trainers.options import parse
+from trainers.picture_config import TokenizerRun
+from trainers.recipes.tokenizer import RECIPES
+from trainers.tokenizer_step import (
+    REPORT,
+    TOKENIZER,
+    TokenizerTask,
+    Trainee,
+    _candidates,
+    tokenizer_worker,
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("images"))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_tokenizer(out / TOKENIZER).state_dict()
+
+
+def stops_after(steps: int) -> Any:
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= steps
+
+
+def make_batch(rows: list[int], step: int = 0) -> StreamBatch:
+    there = np.array(rows, np.int64)
+    seeds = torch.Generator().manual_seed(4)
+    table = torch.randint(256, (64, 3, SIDE, SIDE), generator=seeds, dtype=torch.uint8)
+    label = torch.zeros(len(rows), dtype=torch.int64)
+    weight = torch.from_numpy((there >= 0).astype(np.float32))
+    inputs = table[torch.from_numpy(there)]
+    return StreamBatch(step, 0, there, inputs, label, label, torch.ones(len(rows)), weight)
+
+
+def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path) -> None:
+    figures = tokenizer_worker(tokenizer_run(tmp_path, images, epochs=4), place())
+    tokenizer = load_tokenizer(tmp_path / TOKENIZER)
+    assert (tokenizer.spec.codes, tokenizer.spec.grid_height) == (CODES, SIDE // 4)
+    lengths = tokenizer.codebook.weight.norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(CODES), atol=1e-5)
+    assert json.loads((tmp_path / REPORT).read_text())["validation_psnr_db"] == pytest.approx(
+        figures["validation_psnr_db"]
+    )
+    assert 0 < figures["validation_code_use"] <= 1
+    assert 1 <= figures["validation_perplexity"] <= CODES
+    losses = [entry["loss"] for entry in recorded(tmp_path)]
+    assert len(losses) == 4 * -(-TRAIN // 8)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, images: Path, stop: int) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    tokenizer_worker(tokenizer_run(whole, images), place())
+    tokenizer_worker(tokenizer_run(parted, images), place(stop=stops_after(stop)))
+    assert not (parted / TOKENIZER).exists()
+    tokenizer_worker(tokenizer_run(parted, images), place())
+    one, two = weights(whole), weights(parted)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _rank(rank: int, world: int, out: str, images: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{out}.rendezvous", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    run = tokenizer_run(Path(out), Path(images))
+    run = replace(run, views=replace(run.views, mixup_probability=0.0))
+    tokenizer_worker(run, place(rank, world))
+    dist.destroy_process_group()
+
+
+def _other_rank(index: int, world: int, out: str, images: str) -> None:
+    _rank(index + 1, world, out, images)
+
+
+def test_two_ranks_train_like_one(tmp_path: Path, images: Path) -> None:
+    """Revived codes included: candidates come from all ranks, in the order of the rows."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    run = tokenizer_run(alone, images)
+    tokenizer_worker(replace(run, views=replace(run.views, mixup_probability=0.0)), place())
+    threads = torch.get_num_threads()
+    other = mp.spawn(_other_rank, args=(2, str(pair), str(images)), join=False)
+    _rank(0, 2, str(pair), str(images))
+    assert other.join(60)
+    torch.set_num_threads(threads)
+    for ours, theirs in zip(recorded(pair), recorded(alone), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    one, two = weights(alone), weights(pair)
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    run = replace(run, views=replace(run.views, mixup_probability=0.0))
+    torch.manual_seed(0)
+    model = TokenizerTask(run).build_model(fresh=True)
+    found = []
+    for rows in ([3, 5, -1, 7], [3, 5, 7]):
+        task = TokenizerTask(run)
+        found.append(task.loss(model, make_batch(rows)).item())
+        task.updated(model, step=1, total=100, world=1)
+        assert int(model.use.sum()) == 3 * (SIDE // 4) ** 2
+        model.use.zero_()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    task = TokenizerTask(run)
+    assert task.loss(model, make_batch([-1, -1])).item() == 0
+    assert not task.evaluate(model, make_batch([-1, -1])).any()
+    task.updated(model, step=1, total=100, world=1)
+    assert int(model.use.sum()) == 0
+
+
+def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    torch.manual_seed(0)
+    task = TokenizerTask(run)
+    model = task.build_model(fresh=True)
+    assert isinstance(model, Trainee)
+    weight = model.tokenizer.quantizer.embedding.weight
+    with torch.no_grad():  # all codes but the first two point away from every picture
+        weight[2:] = -weight[:2].repeat(CODES // 2 - 1, 1) + 0.01 * torch.randn(CODES - 2, 6)
+    task.loss(model, make_batch([1, 2, 3, 4]))
+    before = torch.nn.functional.normalize(weight.detach().clone(), dim=1)
+    used = torch.bincount(task._seen[0].ids.flatten(), minlength=CODES) > 0
+    task.updated(model, step=1, total=100, world=1)
+    assert torch.allclose(weight[used], before[used], atol=1e-6)
+    assert (weight[~used] - before[~used]).abs().sum(1).min() > 1e-4
+    assert not model.use.any()
+    late = weight.detach().clone()
+    task.loss(model, make_batch([1]))
+    run_end = replace(run, model=replace(run.model, revive_until=0.5))
+    TokenizerTask(run_end).updated(model, step=51, total=100, world=1)
+    assert torch.allclose(weight, late, atol=1e-6)
+
+
+def test_candidates_are_rows_without_repetition() -> None:
+    latents = torch.arange(30.0).view(10, 3)
+    for most in (4, 25):
+        found = _candidates(latents, most, torch.Generator().manual_seed(1), world=1)
+        rows = {tuple(row.tolist()) for row in found}
+        assert len(found) == len(rows) == min(most, 10)
+        assert rows <= {tuple(row.tolist()) for row in latents}
+
+
+def test_no_pictures_to_validate_on_is_refused(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    run = replace(run, pictures=replace(run.pictures, validation_fraction=0.0))
+    with pytest.raises(InvalidInputError, match="no validation pictures"):
+        tokenizer_worker(run, place())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_say_what_they_are_for(name: str) -> None:
+    about = RECIPES[name].__doc__ or ""
+    assert f"--recipe {name}" in about
+    assert "Should reach:" in about
+    assert "Source:" in about
+    assert parse(TokenizerRun, RECIPES, [f"--recipe={name}", "--out", "x"]).out == "x"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model.patch", "7"], "do not fit"),
+        (["--optim.smoothing", "0.1"], "it has no effect"),
+        (["--pictures.validation-fraction", "1"], "from 0 to below 1"),
+        (["--views.flip-probability", "2"], "outside of 0..1"),
+        (["--model.encoder.width", "30"], "multiple of 4"),
+    ],
+)
+def test_wrong_options_end_with_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(TokenizerRun, RECIPES, ["--recipe", "tokenizer-tiny", *argv])
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err + captured.out
+    shown = " ".join((captured.err + captured.out).replace("│", "").split())
+    assert said in shown or "does not divide" in shown

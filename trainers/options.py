@@ -1,0 +1,50 @@
+"""The command line of a training program, made from its run's dataclasses.
+
+`--recipe NAME` picks the run that all other options change.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import tyro
+
+from trainers.config import Run
+
+R = TypeVar("R", bound=Run)
+
+
+def parse(
+    kind: type[R],
+    recipes: Mapping[str, Callable[[], R]],
+    argv: Sequence[str] | None = None,
+) -> R:
+    """The run that a command line asks for: the recipe's, changed by the other options.
+
+    recipes: by name; the first is the default. argv: without the program's name, the process's
+    own by default. Wrong options end the process with code 2, `--help` with 0.
+    """
+    rest = list(sys.argv[1:] if argv is None else argv)
+    name = next(iter(recipes))
+    for at, word in enumerate(rest):
+        if word == "--recipe" or word.startswith("--recipe="):
+            name = word.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
+            del rest[at : at + (1 if "=" in word else 2)]
+            break
+    listing = "\n".join(
+        f"  {known}: {(recipe.__doc__ or '').strip().splitlines()[0]}"
+        for known, recipe in recipes.items()
+    )
+    if name not in recipes:
+        sys.stderr.write(f"there is no recipe {name!r}; --recipe takes one of\n{listing}\n")
+        raise SystemExit(2)
+    about = f"{kind.__doc__}\n\nDefaults are those of `--recipe {name}`. Recipes:\n{listing}"
+    return tyro.cli(
+        kind,
+        default=recipes[name](),
+        args=rest,
+        description=about,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )

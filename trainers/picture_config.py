@@ -1,0 +1,197 @@
+"""Runs that learn from pictures: the tokenizer's, and TokenAdapt's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.augment.config import AdaptConfig, CropConfig, MixConfig
+from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
+from trainers.config import Run, check_share, require
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Which pictures to learn from. Only those of the training split teach."""
+
+    images: str = "images"
+    """Folder of class/picture files, or of train/ and val/ with such folders."""
+    validation_fraction: float = 0.2
+    """Share of the pictures set apart for validation, where the folder has no split of its own."""
+    seed: int = 0
+    """Seed of that split; `seit ingest` with the same seed and share makes the same split."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "pictures.images", self.images, "a folder")
+        require(
+            0 <= self.validation_fraction < 1,
+            "pictures.validation_fraction",
+            self.validation_fraction,
+            "a share from 0 to below 1",
+        )
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How a picture is moved about: the operations of the TokenAdapt path of recipes."""
+
+    flip_probability: float = 0.5
+    """Share of the pictures that are mirrored left and right."""
+    affine_probability: float = 0.5
+    """Share of the pictures that are rotated, moved or sheared at all."""
+    affine_each: float = 0.5
+    """Share of these that get each of the five: rotation, two translations, two shears."""
+    rotate_degrees: float = 30.0
+    """Largest rotation, degrees, both ways."""
+    translate: float = 0.2
+    """Largest translation, as a share of the side, along each axis."""
+    shear_degrees: float = 15.0
+    """Largest shear, degrees, along each axis."""
+    crop_probability: float = 1.0
+    """Share of the pictures that are cropped and resized."""
+    crop_area: float = 0.08
+    """Smallest area of a crop, as a share of the picture's."""
+    mixup_probability: float = 0.0
+    """Share of the pictures that are blended with another one."""
+    mixup_alpha: float = 0.8
+    """Alpha of the Beta distribution that a blend's weight is drawn from."""
+
+    def __post_init__(self) -> None:
+        check_share("views.crop_probability", self.crop_probability)
+        require(self.mixup_alpha > 0, "views.mixup_alpha", self.mixup_alpha, "above 0")
+        self.adapt()  # one place knows what makes the others valid
+
+    def adapt(self) -> AdaptConfig:
+        """The same as recipes describe it."""
+        return AdaptConfig(
+            share=1.0,
+            flip_probability=self.flip_probability,
+            affine_probability=self.affine_probability,
+            affine_each=self.affine_each,
+            rotate_degrees=self.rotate_degrees,
+            translate=self.translate,
+            shear_degrees=self.shear_degrees,
+            crop=CropConfig(area=(self.crop_area, 1.0)),
+            mix=MixConfig(mixup_alpha=self.mixup_alpha, probability=self.mixup_probability),
+        )
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of one transformer."""
+
+    width: int
+    """Channels of a token, a multiple of 4."""
+    depth: int
+    """Blocks (count)."""
+    heads: int
+    """Attention heads (count)."""
+    hidden: int
+    """Channels inside the MLP of a block."""
+
+    def __post_init__(self) -> None:
+        self.size()
+
+    def size(self) -> ViTSize:
+        """The size as the networks read it."""
+        return ViTSize(self.width, self.depth, self.heads, self.hidden)
+
+
+@dataclass(frozen=True)
+class TokenizerModelConfig:
+    """The ViT-VQGAN to train, and its losses."""
+
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    image_size: int = 256
+    """Side that pictures are resized to, pixels."""
+    patch: int = 8
+    """Side of the square that a token stands for, pixels; it divides image_size."""
+    codes: int = 8192
+    """Codes of the codebook (count)."""
+    channels: int = 32
+    """Channels of a code."""
+    head_width: int = 64
+    """Channels of one attention head."""
+    l1: float = 0.0
+    """Weight of the mean absolute error of pixels, beside the mean squared error of weight 1."""
+    codebook: float = 1.0
+    """Weight of the loss that pulls codes to the encoder's outputs."""
+    commitment: float = 0.25
+    """Weight, relative to `codebook`, of the loss that pulls the encoder's outputs to codes."""
+    revive_every: int = 100
+    """Steps after which codes that were never chosen move to outputs of the encoder."""
+    revive_until: float = 0.7
+    """Share of the run after which no code is revived, so that the decoder can settle."""
+
+    def __post_init__(self) -> None:
+        self.vitvqgan()
+        for name in ("l1", "codebook", "commitment"):
+            require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
+        require(self.revive_every >= 1, "model.revive_every", self.revive_every, "at least 1 step")
+        check_share("model.revive_until", self.revive_until)
+
+    def vitvqgan(self) -> ViTVQGANConfig:
+        """The network's own config."""
+        return ViTVQGANConfig(
+            image_size=(self.image_size, self.image_size),
+            patch=self.patch,
+            encoder=self.encoder.size(),
+            decoder=self.decoder.size(),
+            codes=self.codes,
+            channels=self.channels,
+            dim_head=self.head_width,
+        )
+
+
+@dataclass(frozen=True)
+class TokenAdaptModelConfig:
+    """The two networks f and g; both have the same size."""
+
+    size: TransformerConfig
+    head_width: int = 64
+    """Channels of one attention head."""
+    scale: int = 2
+    """Cells along each side of a token in the space between f and g."""
+    crop: int | None = None
+    """Side of the grid that g scores, tokens: the training crop; None for the tokenizer's grid."""
+
+    def __post_init__(self) -> None:
+        for name in ("head_width", "scale", "crop"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True)
+class PictureRun(Run):
+    """A run on pictures."""
+
+    pictures: PicturesConfig
+    views: ViewConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, only in (("smoothing", 0.0), ("layer_decay", 1.0)):
+            value = getattr(self.optim, name)
+            require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
+
+
+@dataclass(frozen=True)
+class TokenizerRun(PictureRun):
+    """Training a ViT-VQGAN tokenizer: pictures to grids of codes and back."""
+
+    model: TokenizerModelConfig
+
+
+@dataclass(frozen=True)
+class TokenAdaptRun(PictureRun):
+    """Training TokenAdapt's f and g on pairs (tokens of x, tokens of A(x))."""
+
+    tokenizer: str
+    """The tokenizer (.safetensors) whose tokens to adapt: a path or URL."""
+    model: TokenAdaptModelConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.tokenizer), "tokenizer", self.tokenizer, "the file of trainers/tokenizer.py"
+        )

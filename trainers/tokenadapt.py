@@ -1,0 +1,11 @@
+"""Train TokenAdapt on pictures: `python trainers/tokenadapt.py --help`, or as a Ray job."""
+
+from __future__ import annotations
+
+from trainers.command import run
+from trainers.picture_config import TokenAdaptRun
+from trainers.recipes.tokenadapt import RECIPES
+from trainers.tokenadapt_step import tokenadapt_worker
+
+if __name__ == "__main__":
+    raise SystemExit(run(TokenAdaptRun, RECIPES, tokenadapt_worker))

@@ -1,0 +1,11 @@
+"""Train a tokenizer on pictures: `python trainers/tokenizer.py --help`, or as a Ray job."""
+
+from __future__ import annotations
+
+from trainers.command import run
+from trainers.picture_config import TokenizerRun
+from trainers.recipes.tokenizer import RECIPES
+from trainers.tokenizer_step import tokenizer_worker
+
+if __name__ == "__main__":
+    raise SystemExit(run(TokenizerRun, RECIPES, tokenizer_worker))

@@ -98,7 +98,7 @@ def draw_gallery(
             axis = axes[row][column]
             axis.imshow(shown[row].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             axis.set_axis_off()
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.9 if rows > 3 else 0.8, 0.06, 0.06)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.93 if rows > 3 else 0.8, 0.06, 0.06)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -185,7 +185,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
 
     from services.stream.pipeline import Pool
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _log_ours()
     cluster: ClusterConfig = sent["cluster"]
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
@@ -201,6 +201,18 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     )
     worker = getattr(importlib.import_module(sent["module"]), sent["name"])
     return worker(sent["config"], place)
+
+
+def _log_ours() -> None:
+    """Our own lines go to the worker's stderr, which Ray brings to the driver; not all of Ray's."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("trainers", "services"):
+        ours = logging.getLogger(name)
+        ours.setLevel(logging.INFO)
+        ours.handlers = [handler]
+        ours.propagate = False
+    logging.getLogger("ray").setLevel(logging.WARNING)
 
 
 def _asked_to_stop(flag: Any) -> bool:

@@ -19,6 +19,8 @@ def connect() -> None:
     if ray.is_initialized():
         return
     ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    for chatty in ("ray.data", "ray.train"):  # a line for every dataset and worker that starts
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.info(
         "joined Ray at %s: %g CPUs, %g GPUs",
         ray.get_runtime_context().gcs_address,

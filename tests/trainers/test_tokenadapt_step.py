@@ -27,7 +27,7 @@ from trainers.tokenadapt_step import (
     REPORT,
     TOKENADAPT,
     TokenAdaptTask,
-    _alone,
+    alone,
     tokenadapt_worker,
 )
 from trainers.views import draw_views

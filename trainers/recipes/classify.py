@@ -98,22 +98,35 @@ def finetune_tiny() -> ClassifyRun:
     return ClassifyRun(
         out="runs/finetune-tiny",
         data=DataConfig(dataset="digits"),
-        order=OrderConfig(global_batch=128, block=32, lanes=2, window_shards=4),
-        # A mirrored digit is another sign, so the flip of the TokenAdapt path is off.
-        augment=AugmentConfig(recipe="finetune", crop=8, overrides={"adapt.flip_probability": 0.0}),
-        model=ClassifierModelConfig(width=96, depth=4, heads=3, drop_path=0.05),
+        order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
+        # A mirrored digit is another sign, half a digit is none, and two of them mixed are noise
+        # at this size: so no flip, no small crops, no mixing.
+        augment=AugmentConfig(
+            recipe="finetune",
+            crop=8,
+            overrides={
+                "adapt.flip_probability": 0.0,
+                "adapt.crop.area.0": 0.6,
+                "adapt.mix.probability": 0.0,
+                "plain_crop.area.0": 0.6,
+                "plain_mix.probability": 0.0,
+                "color.noise_probability": 0.25,
+                "color.coloradapt_probability": 0.25,
+            },
+        ),
+        model=ClassifierModelConfig(width=64, depth=3, heads=4, drop_path=0.05),
         optim=OptimConfig(
             base_lr=2e-3,
-            base_batch=128,
+            base_batch=64,
             min_lr=1e-6,
-            warmup_epochs=3,
+            warmup_epochs=2,
             weight_decay=0.1,
-            layer_decay=0.8,
+            layer_decay=0.9,
             beta2=0.999,
             clip=3.0,
             smoothing=0.1,
         ),
-        loop=LoopConfig(epochs=30, precision="float32", validate_every=5, checkpoint_every=100),
+        loop=LoopConfig(epochs=20, precision="float32", validate_every=4, checkpoint_every=100),
         cluster=_ONE_CORE,
     )
 
@@ -130,20 +143,32 @@ def scratch_tiny() -> ClassifyRun:
     return ClassifyRun(
         out="runs/scratch-tiny",
         data=DataConfig(dataset="digits"),
-        order=OrderConfig(global_batch=128, block=32, lanes=2, window_shards=4),
-        augment=AugmentConfig(recipe="scratch", crop=8, overrides={"adapt.flip_probability": 0.0}),
-        model=ClassifierModelConfig(width=96, depth=4, heads=3, drop_path=0.05),
+        order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
+        # What `finetune-tiny` does, less TokenAdapt (no weights are given) and ColorAdapt; the
+        # same inputs and model, so that the two can be compared.
+        augment=AugmentConfig(
+            recipe="finetune",
+            crop=8,
+            overrides={
+                "plain_crop.area.0": 0.6,
+                "plain_mix.probability": 0.0,
+                "color.noise_probability": 0.25,
+                "color.coloradapt_probability": 0.0,
+            },
+        ),
+        model=ClassifierModelConfig(width=64, depth=3, heads=4, drop_path=0.05),
         optim=OptimConfig(
             base_lr=2e-3,
-            base_batch=128,
+            base_batch=64,
             min_lr=1e-6,
-            warmup_epochs=3,
+            warmup_epochs=2,
             weight_decay=0.1,
+            layer_decay=1.0,
             beta2=0.999,
             clip=3.0,
             smoothing=0.1,
         ),
-        loop=LoopConfig(epochs=30, precision="float32", validate_every=5, checkpoint_every=100),
+        loop=LoopConfig(epochs=20, precision="float32", validate_every=4, checkpoint_every=100),
         cluster=_ONE_CORE,
     )
 

@@ -59,15 +59,20 @@ def mtm_tiny() -> MtmRun:
     return MtmRun(
         out="runs/mtm-tiny",
         data=DataConfig(dataset="digits"),
-        order=OrderConfig(global_batch=128, block=32, lanes=2, window_shards=4),
-        augment=AugmentConfig(recipe="mtm", crop=8),
+        order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
+        # A crop of a fifth of 8x8 tokens would be three tokens wide.
+        augment=AugmentConfig(
+            recipe="mtm",
+            crop=8,
+            overrides={"plain_crop.area.0": 0.6, "adapt.crop.area.0": 0.6},
+        ),
         model=MtmModelConfig(
-            width=96, depth=4, heads=3, decoder_width=64, decoder_depth=2, decoder_heads=4
+            width=64, depth=3, heads=4, decoder_width=64, decoder_depth=1, decoder_heads=4
         ),
         optim=OptimConfig(
-            base_lr=2e-3, base_batch=128, warmup_epochs=5, weight_decay=0.05, clip=3.0
+            base_lr=2e-3, base_batch=64, warmup_epochs=5, weight_decay=0.05, clip=3.0
         ),
-        loop=LoopConfig(epochs=60, precision="float32", validate_every=10, checkpoint_every=100),
+        loop=LoopConfig(epochs=50, precision="float32", validate_every=10, checkpoint_every=100),
         cluster=ClusterConfig(workers=1, cpus_per_worker=0.5, augment_cpus_per_actor=0.5),
     )
 

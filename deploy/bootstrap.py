@@ -44,7 +44,7 @@ def install_ensurepip() -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever Python a machine has
         fail(
             f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed;"
             " name one with make PYTHON=python3.11"

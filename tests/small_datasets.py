@@ -18,7 +18,14 @@ SPEC = wire.TokenSpec(
 
 
 def write_dataset(
-    root: Store, name: str = "digits", *, shards: int = 3, rows: int = 5, seed: int = 0
+    root: Store,
+    name: str = "digits",
+    *,
+    shards: int = 3,
+    rows: int = 5,
+    seed: int = 0,
+    spec: wire.TokenSpec = SPEC,
+    codebook: bytes = b"not read by what is tested here",
 ) -> LoadedManifest:
     """Commit a version: `shards` shards of `rows` rows in train, one of 2 rows in validation."""
     generator = np.random.default_rng(seed)
@@ -26,12 +33,14 @@ def write_dataset(
     def write(split: str, number: int, count: int) -> ShardResult:
         made = TokenRows(
             # squared, so that codes differ in how often they occur
-            ids=(generator.random((count, 4, 6)) ** 2 * SPEC.codes).astype(np.uint16),
+            ids=(
+                generator.random((count, spec.grid_height, spec.grid_width)) ** 2 * spec.codes
+            ).astype(np.uint16),
             labels=np.arange(count, dtype=np.int64) % 3,
             keys=[f"{split}/{seed}/{number}/{row}.png" for row in range(count)],
             source_bytes=np.full(count, 700, np.int64),
         )
-        return write_shard(root, name, split, made, SPEC)
+        return write_shard(root, name, split, made, spec)
 
     train = [write("train", number, rows) for number in range(shards)]
     validation = [write("validation", 0, 2)]
@@ -39,13 +48,13 @@ def write_dataset(
         root,
         wire.Manifest(
             dataset=name,
-            spec=replace(SPEC),
+            spec=replace(spec),
             tokenizer_kind="vitvqgan",
-            assets=[put_asset(root, name, "codebook", b"not read by what is tested here")],
+            assets=[put_asset(root, name, "codebook", codebook)],
             classes=["zero", "one", "[red]two"],
             splits=[
-                build_split("train", train, SPEC.codes),
-                build_split("validation", validation, SPEC.codes),
+                build_split("train", train, spec.codes),
+                build_split("validation", validation, spec.codes),
             ],
             skipped=[wire.Skipped(path="a/broken.png", reason="no picture\x1b[2J")],
             message=f"seed {seed}",

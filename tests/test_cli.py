@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from small_datasets import write_dataset
 
 from services import cli
 from services.shards.store import Store, open_store
+from tests.small_datasets import write_dataset
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
-from small_datasets import write_dataset
 
 from services import cli_tables as tables
 from services.shards.store import Entry, open_store
 from services.stats.report import storage_report, summarize
+from tests.small_datasets import write_dataset
 
 
 def shown(renderable: RenderableType, width: int = 120) -> str:

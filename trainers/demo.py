@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.logging import RichHandler
 
 from services.errors import InvalidInputError, SeitError
 from services.pictures import list_pictures, write_digits
@@ -63,8 +62,7 @@ class Step:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chain: 0 when all of it is done, else the exit code of the step that failed."""
-    handler = RichHandler(show_path=False, show_level=False, show_time=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         config = tyro.cli(DemoConfig, args=argv, prog="seit demo")
         return _run(config)

@@ -12,9 +12,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ C = TypeVar("C")
 Metrics = dict[str, float]
 
 _POLL_SECONDS = 0.2
+_ASK_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = "0.5"
 
 
@@ -84,7 +85,7 @@ def _with_ray(
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from services.stream.cluster import capacity, connect
@@ -110,10 +111,11 @@ def _with_ray(
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # types are those of the old API
             # Checkpoints are ours, on the run's own store; Ray only notes its state here.
             storage_path=os.path.join(tempfile.gettempdir(), "seit-ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     answer: dict[str, Any] = {}
@@ -194,7 +196,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        should_stop=partial(_asked_to_stop, sent["flag"]),
+        should_stop=_AskedToStop(sent["flag"]),
         pool=pool,
         trainer_cpus=cluster.cpus_per_worker * cluster.workers,
         report=lambda metrics: ray.train.report(dict(metrics)),
@@ -205,6 +207,8 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
 
 def _log_ours() -> None:
     """Our own lines go to the worker's stderr, which Ray brings to the driver; not all of Ray's."""
+    from services.stream.cluster import hush
+
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("trainers", "services"):
@@ -212,10 +216,19 @@ def _log_ours() -> None:
         ours.setLevel(logging.INFO)
         ours.handlers = [handler]
         ours.propagate = False
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    hush()
 
 
-def _asked_to_stop(flag: Any) -> bool:
-    import ray
+class _AskedToStop:
+    """Whether the driver asked for an end: asked of the flag twice a second, not at every step."""
 
-    return bool(ray.get(flag.is_set.remote()))
+    def __init__(self, flag: Any) -> None:
+        self._flag, self._asked_at, self._answer = flag, 0.0, False
+
+    def __call__(self) -> bool:
+        import ray
+
+        if not self._answer and time.monotonic() - self._asked_at >= _ASK_SECONDS:
+            self._answer = bool(ray.get(self._flag.is_set.remote()))
+            self._asked_at = time.monotonic()
+        return self._answer

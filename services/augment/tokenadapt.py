@@ -16,13 +16,12 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from services.errors import FormatError, InvalidInputError
 from services.tokens.codebook import check_format
 from services.tokens.vitvqgan import ViTDecoder, ViTEncoder, ViTSize, init_weights
-from services.tokens.weights import read_safetensors, read_torch, state_dict_of
+from services.tokens.weights import read_safetensors, read_torch, state_dict_of, to_safetensors
 from services.types import MAX_CODES, MAX_GRID
 
 TOKENADAPT_FORMAT = 1
@@ -141,10 +140,7 @@ class TokenAdapt(nn.Module):
             "config": json.dumps(asdict(self.config)),
             "codebook": self.codebook,
         }
-        state = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        return save(state, metadata)
+        return to_safetensors(self.state_dict(), metadata)
 
     @classmethod
     def from_bytes(cls, source: bytes | str | Path) -> TokenAdapt:

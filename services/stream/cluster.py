@@ -19,14 +19,24 @@ def connect() -> None:
     if ray.is_initialized():
         return
     ray.init(log_to_driver=True, logging_level=logging.WARNING)
-    for chatty in ("ray.data", "ray.train"):  # a line for every dataset and worker that starts
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    hush()
     logger.info(
         "joined Ray at %s: %g CPUs, %g GPUs",
         ray.get_runtime_context().gcs_address,
         capacity("CPU"),
         capacity("GPU"),
     )
+
+
+def hush() -> None:
+    """Keep Ray's libraries from a line for every dataset, worker and bar, in this process."""
+    import ray.data  # noqa: F401 - its import sets the levels that are changed here
+
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of many read tasks, which a run of many steps has by design, and of hidden bars.
+    for name in ("ray.data._internal.progress", "ray.data._internal.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def capacity(kind: str) -> float:

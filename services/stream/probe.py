@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,9 @@ from services.stream.cluster import connect
 from services.stream.loader import Stream
 from services.stream.pipeline import Pool
 from services.stream.request import RowsRequest, StreamRequest
+
+_MOST_ROWS_PER_SECOND = 400_000
+"""More than a stream of small grids gave anywhere: it ends by the clock, epochs' ends included."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         connect()
         pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
     request = StreamRequest(rows, recipe, config.tokenadapt)
-    # More steps than any machine gets through in the time, so that an epoch's end is in it too.
-    stream = Stream(request, stop=max(10_000, int(1e7 * config.seconds) // config.batch), pool=pool)
+    steps = max(1, math.ceil(_MOST_ROWS_PER_SECOND * config.seconds / config.batch))
+    stream = Stream(request, stop=steps, pool=pool)
     end = float("inf")
     for batch in stream:
         now = time.monotonic()

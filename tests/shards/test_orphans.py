@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_datasets import write_dataset
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.orphans import find_orphans
 from services.shards.store import Store, open_store
+from tests.small_datasets import write_dataset
 
 LATER = time.time() + 1000
 

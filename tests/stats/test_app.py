@@ -18,13 +18,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from small_datasets import write_dataset
 
 from services.settings import load_settings
 from services.shards.store import Store
 from services.stats.app import create_app
 from services.stats.report import storage_report, summarize
 from services.wire.seit import v1 as wire
+from tests.small_datasets import write_dataset
 
 GETS = [
     "/v1/datasets",

@@ -6,11 +6,11 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from small_datasets import write_dataset
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.store import Entries, LocalStore, Store
 from services.stats.catalog import Catalog
+from tests.small_datasets import write_dataset
 
 
 class Asked:

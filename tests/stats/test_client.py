@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
-from small_datasets import write_dataset
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.settings import load_settings
@@ -16,6 +15,7 @@ from services.shards.store import Store
 from services.stats.app import create_app
 from services.stats.client import StatsClient
 from services.stats.report import storage_report, summarize
+from tests.small_datasets import write_dataset
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_datasets import SPEC, write_dataset
 
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.store import Store
@@ -19,6 +18,7 @@ from services.stats.report import (
     storage_report,
     summarize,
 )
+from tests.small_datasets import SPEC, write_dataset
 
 
 def test_summary_counts_what_was_written(root: Store) -> None:

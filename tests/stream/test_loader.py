@@ -71,9 +71,7 @@ def test_a_stream_taken_up_anywhere_goes_on_as_if_never_left(world: Any, recipe:
 
 def test_another_seed_is_another_order_and_is_refused_by_a_saved_position(world: Any) -> None:
     request = world.request("eval")
-    other = replace(
-        request, rows=replace(request.rows, order=replace(request.rows.order, seed=6))
-    )
+    other = replace(request, rows=replace(request.rows, order=replace(request.rows.order, seed=6)))
     first, second = next(iter(Stream(request))), next(iter(Stream(other)))
     assert (first.rows != second.rows).any()
     with pytest.raises(CursorMismatchError, match="seed"):
@@ -83,7 +81,7 @@ def test_another_seed_is_another_order_and_is_refused_by_a_saved_position(world:
 def test_workers_that_do_not_divide_the_blocks_are_refused_with_those_that_would(
     world: Any,
 ) -> None:
-    with pytest.raises(InvalidInputError, match="1, 2, 3 and 6|1, 2, 3, 6"):
+    with pytest.raises(InvalidInputError, match=r"1, 2, 3(,| and) 6"):
         Stream(world.request("eval"), world=4)
 
 

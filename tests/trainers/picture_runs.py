@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from services.tokens.tokenizer import save_tokenizer
@@ -24,6 +27,7 @@ from trainers.picture_config import (
     TransformerConfig,
     ViewConfig,
 )
+from trainers.tokenizer_step import tokenizer_worker
 
 SIDE, PATCH, CODES = 16, 4, 12
 TRAIN = 20  # pictures of 25 that train: three steps of 8 rows, 4 rows of the last do not exist
@@ -75,6 +79,24 @@ def tokenizer_run(out: Path, images: Path, **loop: Any) -> TokenizerRun:
         revive_until=1.0,
     )
     return TokenizerRun(**_common(out, images, loop), model=model)
+
+
+def train_rank(rank: int, world: int, out: str, images: str) -> None:
+    """One of several ranks that train a tokenizer without Mixup, which pairs a rank's own rows."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{out}.rendezvous", world)
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
+    run = tokenizer_run(Path(out), Path(images))
+    run = replace(run, views=replace(run.views, mixup_probability=0.0))
+    tokenizer_worker(run, place(rank, world))
+    dist.destroy_process_group()
+
+
+def train_other_rank(index: int, world: int, out: str, images: str) -> None:
+    """The ranks after the first, for `torch.multiprocessing.spawn`."""
+    train_rank(index + 1, world, out, images)
 
 
 def write_tokenizer(path: Path) -> Path:

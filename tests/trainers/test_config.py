@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import classify_run, mtm_run
 
 from services.errors import InvalidInputError
+from tests.trainers.runs import classify_run, mtm_run
 from trainers.config import ClassifyRun, MtmRun, Run
 from trainers.optim import peak_rate
 from trainers.options import parse
@@ -38,7 +38,7 @@ def test_a_recipe_is_changed_by_options() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (None, {"adapt.flip_probability": 0.0}),
+        (None, classify.finetune_tiny().augment.overrides),
         ([], {}),
         (["adapt.share", "0.25"], {"adapt.share": 0.25}),
         (["adapt.share", "1", "color.share", "0"], {"adapt.share": 1.0, "color.share": 0.0}),
@@ -91,7 +91,8 @@ def test_help_shows_each_option_and_the_recipes_defaults(
         if is_dataclass(value):
             for option in fields(value):
                 assert f"--{part.name}.{option.name}".replace("_", "-") in shown
-    assert "Rows of one optimizer step, over all workers. (default: 128)" in shown
+    rows = run.order.global_batch
+    assert f"Rows of one optimizer step, over all workers. (default: {rows})" in shown
     assert "mtm-base: ViT-B on ImageNet-1k" in shown
 
 

@@ -13,12 +13,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from runs import PER_EPOCH, ROWS, ToyTask, classify_run, context, make_batch, recorded
 from torch import nn
 
 from services.errors import CursorMismatchError, InvalidInputError
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch
+from tests.trainers.runs import (
+    PER_EPOCH,
+    ROWS,
+    ToyTask,
+    classify_run,
+    context,
+    make_batch,
+    recorded,
+)
 from trainers.checkpoint import Checkpoints, load_export
 from trainers.config import Run
 from trainers.loop import DivergedError, train

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import CLASSES, SPEC, classify_run, context, make_batch, mtm_run, recorded
 
 from services.errors import FormatError, InvalidInputError
+from tests.trainers.runs import CLASSES, SPEC, classify_run, context, make_batch, mtm_run, recorded
 from trainers.checkpoint import load_export
 from trainers.config import MtmRun
 from trainers.loop import train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from picture_runs import CODES, SIDE, TRAIN, place, tokenizer_run, write_pictures
-from runs import recorded
 
 from services.errors import InvalidInputError
 from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import load_tokenizer
+from tests.trainers.picture_runs import (
+    CODES,
+    SIDE,
+    TRAIN,
+    place,
+    tokenizer_run,
+    train_other_rank,
+    train_rank,
+    write_pictures,
+)
+from tests.trainers.runs import recorded
 from trainers.options import parse
 from trainers.picture_config import TokenizerRun
 from trainers.recipes.tokenizer import RECIPES
@@ -83,29 +90,14 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, images: Path, 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def _rank(rank: int, world: int, out: str, images: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{out}.rendezvous", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    run = tokenizer_run(Path(out), Path(images))
-    run = replace(run, views=replace(run.views, mixup_probability=0.0))
-    tokenizer_worker(run, place(rank, world))
-    dist.destroy_process_group()
-
-
-def _other_rank(index: int, world: int, out: str, images: str) -> None:
-    _rank(index + 1, world, out, images)
-
-
 def test_two_ranks_train_like_one(tmp_path: Path, images: Path) -> None:
     """Revived codes included: candidates come from all ranks, in the order of the rows."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     run = tokenizer_run(alone, images)
     tokenizer_worker(replace(run, views=replace(run.views, mixup_probability=0.0)), place())
     threads = torch.get_num_threads()
-    other = mp.spawn(_other_rank, args=(2, str(pair), str(images)), join=False)
-    _rank(0, 2, str(pair), str(images))
+    other = mp.spawn(train_other_rank, args=(2, str(pair), str(images)), join=False)
+    train_rank(0, 2, str(pair), str(images))
     assert other.join(60)
     torch.set_num_threads(threads)
     for ours, theirs in zip(recorded(pair), recorded(alone), strict=True):
@@ -123,14 +115,14 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
     for rows in ([3, 5, -1, 7], [3, 5, 7]):
         task = TokenizerTask(run)
         found.append(task.loss(model, make_batch(rows)).item())
-        task.updated(model, step=1, total=100, world=1)
+        task.updated(model, step=2, total=100, world=1)
         assert int(model.use.sum()) == 3 * (SIDE // 4) ** 2
         model.use.zero_()
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     task = TokenizerTask(run)
     assert task.loss(model, make_batch([-1, -1])).item() == 0
     assert not task.evaluate(model, make_batch([-1, -1])).any()
-    task.updated(model, step=1, total=100, world=1)
+    task.updated(model, step=2, total=100, world=1)
     assert int(model.use.sum()) == 0
 
 

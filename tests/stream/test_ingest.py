@@ -1,0 +1,168 @@
+"""Pictures to shards on a real Ray: what is written, what is refused, what a failure leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.pictures import read_picture
+from services.shards.cache import ShardCache
+from services.shards.manifest import list_versions, load_manifest
+from services.shards.reader import DatasetReader
+from services.shards.store import open_store
+from services.stream.ingest import IngestConfig, ingest
+from services.tokens.tokenizer import load_tokenizer, save_tokenizer
+from services.tokens.vitvqgan import ViTSize, ViTVQGAN, ViTVQGANConfig
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    size = ViTSize(16, 1, 1, 32)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
+    path.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 4, size, size, 12, 8, 16))))
+    return path
+
+
+def pictures(folder: Path, classes: int = 2, each: int = 15) -> Path:
+    rng = np.random.default_rng(1)
+    for label in range(classes):
+        place = folder / f"class{label}"
+        place.mkdir(parents=True)
+        for number in range(each):
+            shape = (*rng.integers(9, 40, 2), 3)
+            Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(
+                place / f"{number}.png"
+            )
+    return folder
+
+
+def config(tmp_path: Path, tokenizer: Path, **changes: object) -> IngestConfig:
+    made = IngestConfig(
+        images=str(tmp_path / "images"),
+        root=str(tmp_path / "data"),
+        dataset="set",
+        tokenizer=str(tokenizer),
+        rows_per_shard=10,
+        batch=4,
+        actors=1,
+        cpus=0.5,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_every_picture_stands_once_as_its_tokens_and_versions_grow(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    folder = pictures(tmp_path / "images")
+    seen: list[tuple[int, int]] = []
+    made = config(tmp_path, tokenizer)
+    report = ingest(made, lambda done, total: seen.append((done, total)))
+    assert (report.rows, report.shards, list(report.skipped)) == (30, 4, [])
+    assert seen[-1] == (30, 30)
+    root, model = open_store(made.root), load_tokenizer(tokenizer)
+    found: dict[str, int] = {}
+    for split, rows in (("train", 24), ("validation", 6)):
+        reader = DatasetReader(root, "set", split=split, cache=ShardCache(tmp_path / "c", 10**8))
+        assert len(reader) == rows
+        for part in reader.iter_rows():
+            for key, label, ids in zip(part.keys, part.labels, part.ids, strict=True):
+                found[key] = int(label)
+                pixels = torch.from_numpy(read_picture(folder / key, 16, 16)).float()[None] / 255
+                assert (model.encode(pixels)[0].numpy() == ids).all()
+    assert found == {f"class{c}/{n}.png": c for c in range(2) for n in range(15)}
+
+    with pytest.raises(InvalidInputError, match="--mode append"):
+        ingest(made)
+    ingest(replace(made, mode="append"))
+    ingest(replace(made, mode="replace"))
+    totals = [
+        sum(s.rows for p in load_manifest(root, "set", v).manifest.splits for s in p.shards)
+        for v in list_versions(root, "set")
+    ]
+    assert totals == [30, 60, 30]
+
+
+def test_a_few_unreadable_pictures_are_skipped_and_listed(tmp_path: Path, tokenizer: Path) -> None:
+    folder = pictures(tmp_path / "images", each=60)
+    (folder / "class0" / "7.png").write_bytes(b"no picture")
+    report = ingest(config(tmp_path, tokenizer, rows_per_shard=64))
+    assert report.rows == 119
+    assert [skip.path for skip in report.skipped] == ["class0/7.png"]
+    manifest = load_manifest(open_store(str(tmp_path / "data")), "set").manifest
+    assert [skip.path for skip in manifest.skipped] == ["class0/7.png"]
+
+
+def test_many_unreadable_pictures_stop_the_job_and_leave_nothing(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    folder = pictures(tmp_path / "images")
+    for number in (3, 4):
+        (folder / "class1" / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(InvalidInputError, match=r"of 30 pictures cannot be read, more than 1%"):
+        ingest(config(tmp_path, tokenizer))
+    assert open_store(str(tmp_path / "data")).list() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"images": "/nowhere"}, NotFoundError, "no folder /nowhere"),
+        ({"tokenizer": "/nowhere.safetensors"}, NotFoundError, "nowhere.safetensors"),
+        ({"mode": "append"}, InvalidInputError, "to append to"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, tokenizer: Path, changes: dict[str, str], error: type[Exception], says: str
+) -> None:
+    pictures(tmp_path / "images", each=2)
+    with pytest.raises(error, match=says):
+        ingest(config(tmp_path, tokenizer, **changes))
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_class_a_bad_name_and_a_newer_manifest_are_refused(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    folder = pictures(tmp_path / "images", each=2)
+    with pytest.raises(InvalidInputError, match="dataset"):
+        config(tmp_path, tokenizer, dataset="../set")
+    (folder / "class9").mkdir()
+    with pytest.raises(InvalidInputError, match="class9 holds no picture"):
+        ingest(config(tmp_path, tokenizer))
+    (folder / "class9").rmdir()
+    versions = tmp_path / "data" / "set" / "versions"
+    versions.mkdir(parents=True)
+    (versions / "00000001.json").write_text('{"format": 2}')
+    with pytest.raises(FormatError, match="found format 2, this program reads 1: upgrade"):
+        ingest(config(tmp_path, tokenizer, mode="replace"))
+
+
+def test_a_tokenizer_of_another_shape_cannot_add_to_a_dataset(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    pictures(tmp_path / "images", each=3)
+    ingest(config(tmp_path, tokenizer))
+    size = ViTSize(16, 1, 1, 32)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 8, size, size, 12, 8, 16))))
+    with pytest.raises(InvalidInputError, match="could not be told apart"):
+        ingest(config(tmp_path, other, mode="append"))
+    assert list_versions(open_store(str(tmp_path / "data")), "set") == [1]

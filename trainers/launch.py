@@ -13,14 +13,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import IntegrityError, InvalidInputError, SeitError, StoreError
 from trainers.config import ClusterConfig
 from trainers.context import Place
 
@@ -137,8 +137,10 @@ def _with_ray(
             ray.get(flag.set.remote())
     if "error" in answer:
         raise _ours(answer["error"])
-    metrics: Mapping[str, float] = answer["result"].return_value or {}
-    return dict(metrics)
+    returned = answer["result"].return_value or {}
+    if isinstance(returned, SeitError):
+        raise returned
+    return dict(returned)
 
 
 class _StopFlag:
@@ -202,7 +204,12 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     worker = getattr(importlib.import_module(sent["module"]), sent["name"])
-    return worker(sent["config"], place)
+    try:
+        return worker(sent["config"], place)
+    except (StoreError, IntegrityError):
+        raise  # a storage may recover: worth what `max_failures` allows
+    except SeitError as error:
+        return error  # would only happen again; every rank finds the same
 
 
 def _log_ours() -> None:

@@ -12,82 +12,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import tyro
 from rich.console import Console
-from rich.filesize import decimal
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import MofNCompleteColumn, TextColumn
 from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
-from services.errors import NotFoundError, SeitError
-from services.shards.manifest import load_manifest
-from services.shards.store import LocalStore, Store, open_store
-
-Root: TypeAlias = Annotated[
-    Positional[str],
-    tyro.conf.arg(metavar="ROOT", help="folder or URL (s3://, gs://) that holds datasets"),
-]
-Dataset: TypeAlias = Annotated[
-    Positional[str], tyro.conf.arg(metavar="DATASET", help="name of the dataset")
-]
-Version: TypeAlias = Annotated[int | None, tyro.conf.arg(help="version; None for the newest")]
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Show a dataset's manifest in words and a table."""
-
-    root: Root
-    dataset: Dataset
-    version: Version = None
-
-    def run(self, out: Console) -> int:
-        loaded = load_manifest(_standing(self.root), self.dataset, self.version)
-        out.print(tables.manifest_view(loaded))
-        return 0
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Check every file of a dataset version against its checksum; exit 1 on the first bad one."""
-
-    root: Root
-    dataset: Dataset
-    version: Version = None
-
-    def run(self, out: Console) -> int:
-        from services.shards.verify import verify_dataset
-
-        root = _standing(self.root)
-        manifest = load_manifest(root, self.dataset, self.version).manifest
-        size = sum(shard.bytes for split in manifest.splits for shard in split.shards)
-        size += sum(asset.bytes for asset in manifest.assets)
-        with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
-            task = progress.add_task("verify", total=size)
-            for check in verify_dataset(root, self.dataset, manifest.version):
-                if check.failure is not None:
-                    progress.stop()
-                    _complain(f"{check.name} is bad: {check.failure}")
-                    return 1
-                progress.advance(task, check.bytes)
-        out.print(
-            f"{self.dataset} version {manifest.version}: {decimal(size)}, all as they were written",
-            markup=False,
-        )
-        return 0
+from services.cli_store import (
+    Diff,
+    ExportRelease,
+    Gc,
+    ImportRelease,
+    Inspect,
+    Root,
+    Verify,
+    complain,
+    progress_bar,
+    standing,
+)
+from services.errors import SeitError
 
 
 @dataclass(frozen=True)
@@ -125,37 +71,9 @@ class Serve:
 
         from services.stats.app import create_app
 
-        app = create_app(_standing(self.root))
+        app = create_app(standing(self.root))
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/docs", markup=False)
         uvicorn.run(app, host=self.host, port=self.port, log_level="warning")
-        return 0
-
-
-@dataclass(frozen=True)
-class Gc:
-    """Find files that no version names, left by killed writers; remove them with --delete."""
-
-    root: Root
-    dataset: Dataset
-    delete: Annotated[bool, tyro.conf.arg(help="remove them; without it they are listed")] = False
-    min_age_hours: Annotated[
-        float, tyro.conf.arg(help="spare younger files, which a running ingest may yet name, hours")
-    ] = 24.0
-
-    def run(self, out: Console) -> int:
-        from services.shards.orphans import find_orphans
-
-        root = _standing(self.root)
-        orphans = find_orphans(root, self.dataset, min_age_seconds=self.min_age_hours * 3600)
-        if orphans:
-            out.print(tables.orphan_table(orphans))
-        if self.delete:
-            folder = root.child(self.dataset)
-            for entry in orphans:
-                folder.delete(entry.path)
-        size = decimal(sum(entry.bytes for entry in orphans))
-        done = "removed" if self.delete else "found; nothing was removed (--delete removes them)"
-        out.print(f"{len(orphans):,} files, {size}, {done}" if orphans else "nothing to collect")
         return 0
 
 
@@ -177,9 +95,12 @@ class Demo:
 Command: TypeAlias = (
     Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Diff, subcommand("diff")]
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Gc, subcommand("gc")]
+    | Annotated[ImportRelease, subcommand("import-release")]
+    | Annotated[ExportRelease, subcommand("export-release")]
     | Annotated[Ingest, subcommand("ingest")]
     | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]
@@ -201,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         sys.exit(_run(args))
-    except SeitError as error:
-        _complain(str(error))
+    except (SeitError, OSError) as error:  # OSError: a local file or folder, or a full disk
+        complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -222,7 +143,7 @@ def _ingest(args: list[str]) -> int:
     from services.stream.ingest import IngestConfig, ingest
 
     config = tyro.cli(IngestConfig, args=args, prog="seit ingest")
-    with _progress(MofNCompleteColumn()) as progress:
+    with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("pictures", total=None)
         report = ingest(
             config, lambda done, total: progress.update(task, completed=done, total=total)
@@ -239,7 +160,7 @@ def _stream(args: list[str]) -> int:
     from services.stream.probe import ProbeConfig, probe
 
     config = tyro.cli(ProbeConfig, args=args, prog="seit stream")
-    with _progress(TextColumn("{task.fields[rate]:,.0f} rows/s")) as progress:
+    with progress_bar(TextColumn("{task.fields[rate]:,.0f} rows/s")) as progress:
         task = progress.add_task("rows", total=None, rate=0.0)
         report = probe(config, lambda rows, rate: progress.update(task, completed=rows, rate=rate))
     Console().print(
@@ -260,28 +181,6 @@ _PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {
     "demo": _demo,
 }
 """Commands whose options are read by what they start."""
-
-
-def _standing(url: str) -> Store:
-    """The root at `url`. A folder that is not there is a typing error rather than an empty root."""
-    root = open_store(url)
-    if isinstance(root, LocalStore) and not Path(root.url or "/").is_dir():
-        raise NotFoundError(f"there is no folder {root.url}: give the one that holds the datasets")
-    return root
-
-
-def _progress(*amounts: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *amounts,
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _complain(message: str) -> None:
-    print(f"seit: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

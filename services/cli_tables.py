@@ -14,9 +14,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from services.shards.diff import CountDiff, ShardsDiff, SplitDiff, ValueDiff, VersionDiff
 from services.shards.manifest import LoadedManifest
 from services.shards.store import Entry
 from services.stats.report import storage_report
+from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
 
 _LISTED = 10
@@ -134,6 +136,87 @@ def orphan_table(orphans: Sequence[Entry]) -> Table:
     for entry in orphans:
         table.add_row(plain(entry.path), decimal(entry.bytes))
     return table
+
+
+def diff_view(diff: VersionDiff, classes: Sequence[str]) -> RenderableType:
+    """What changed from one version to another: a table of the splits, then what else differs.
+
+    classes: names of the labels in the newer of the two.
+    """
+    if diff.same_content:
+        return Text(
+            f"Versions {diff.before} and {diff.after} hold the same rows in the same order."
+        )
+    parts: list[RenderableType] = []
+    for values, what in ((diff.values, "value"), (diff.classes, "label"), (diff.assets, "file")):
+        if values:
+            parts.append(_value_table(values, what, diff))
+    table = _table(
+        "split",
+        "images>",
+        "change>",
+        "shards\nadded>",
+        "size>",
+        "shards\nremoved>",
+        "size>",
+        "shards\nshared>",
+        "size>",
+    )
+    for split in diff.splits:
+        amounts = (
+            amount
+            for shards in (split.added, split.removed, split.shared)
+            for amount in _amounts(shards)
+        )
+        change = split.rows_after - split.rows_before
+        table.add_row(plain(split.name), f"{split.rows_after:,}", f"{change:+,}", *amounts)
+    parts.append(table)
+    for split in diff.splits:
+        parts.extend(plain(line) for line in _split_in_words(split, classes))
+    return Group(*parts)
+
+
+def _value_table(values: Sequence[ValueDiff], what: str, diff: VersionDiff) -> Table:
+    table = _table(what, f"version {diff.before}", f"version {diff.after}")
+    for value in values[:_LISTED]:
+        table.add_row(plain(value.name), plain(value.before), plain(value.after))
+    if len(values) > _LISTED:
+        table.caption = f"and {len(values) - _LISTED:,} more"
+    return table
+
+
+def _amounts(shards: ShardsDiff) -> tuple[str, str]:
+    return f"{shards.shards:,}", decimal(shards.bytes)
+
+
+def _split_in_words(split: SplitDiff, classes: Sequence[str]) -> Iterable[str]:
+    if split.moved:
+        yield (
+            f"{split.name}: {split.moved:,} shared shards have other row numbers than before, so a"
+            " run that stopped on the older version cannot go on with this one."
+        )
+    if split.labels:
+        named = [
+            f"{_label(one.value, classes)} {one.after - one.before:+,}"
+            for one in _largest(split.labels)
+        ]
+        yield f"{split.name}: images of {len(split.labels):,} labels: {_shortened(named)}."
+    if split.codes:
+        named = [f"{one.value} {one.after - one.before:+,}" for one in _largest(split.codes)]
+        yield (
+            f"{split.name}: {split.code_shift:.2%} of the tokens would have to change their code"
+            f" for the older distribution; {len(split.codes):,} counts differ: {_shortened(named)}."
+        )
+
+
+def _largest(counts: Sequence[CountDiff]) -> list[CountDiff]:
+    return sorted(counts, key=lambda one: -abs(one.after - one.before))
+
+
+def _label(label: int, classes: Sequence[str]) -> str:
+    if label == UNLABELLED:
+        return "(no label)"
+    return f"{label} ({classes[label]})" if label < len(classes) else str(label)
 
 
 def plain(text: str) -> Text:

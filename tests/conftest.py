@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
+
+from tests.seit_command import Seit, run_seit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,3 +19,10 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden vectors at {folder}: parity with the published code is not checked")
     return folder
+
+
+@pytest.fixture
+def seit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Seit:
+    """Runs the command line in this process, on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return functools.partial(run_seit, capsys)

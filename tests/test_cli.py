@@ -6,41 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from services import cli
 from services.shards.store import Store, open_store
+from tests.seit_command import Seit
 from tests.small_datasets import write_dataset
-
-
-@dataclass(frozen=True)
-class Ended:
-    """One finished command."""
-
-    code: int
-    out: str
-    err: str
-
-
-Seit = Callable[..., Ended]
-
-
-@pytest.fixture
-def seit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Seit:
-    """Runs the command line in this process, on a wide terminal."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args: str) -> Ended:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(args)
-        shown = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), shown.out, shown.err)
-
-    return run
 
 
 @pytest.fixture
@@ -59,11 +31,14 @@ def age(root: Store, days: float) -> None:
 def test_help_names_every_command(seit: Seit) -> None:
     shown = seit("--help")
     assert shown.code == 0
-    for command in ("ingest", "inspect", "verify", "stats", "serve", "gc", "demo"):
+    for command in ("ingest", "inspect", "verify", "diff", "stats", "serve", "gc", "demo"):
         assert f"• {command} " in shown.out
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "stats", "serve", "gc"])
+@pytest.mark.parametrize(
+    "command",
+    ["inspect", "verify", "diff", "stats", "serve", "gc", "import-release", "export-release"],
+)
 def test_each_command_has_help(seit: Seit, command: str) -> None:
     shown = seit(command, "--help")
     assert shown.code == 0

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,6 +25,9 @@ from trainers.config import ClusterConfig
 from trainers.context import Place
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from services.stream.cluster import Flag
 
 C = TypeVar("C")
 Metrics = dict[str, float]
@@ -84,16 +87,14 @@ def _with_ray(
 ) -> Metrics:
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
-    import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from services.stream.cluster import capacity, connect
+    from services.stream.cluster import Flag, capacity, connect
 
     connect()
     _check_room(cluster, capacity("CPU"), capacity("GPU"))
-    flag: Any = ray.remote(num_cpus=0)(_StopFlag)
-    flag = flag.remote()
+    flag = Flag()
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
@@ -134,26 +135,13 @@ def _with_ray(
         thread.join(_POLL_SECONDS)
         if stop.is_set() and not told:
             told = True
-            ray.get(flag.set.remote())
+            flag.set()
     if "error" in answer:
         raise _ours(answer["error"])
     returned = answer["result"].return_value or {}
     if isinstance(returned, SeitError):
         raise returned
     return dict(returned)
-
-
-class _StopFlag:
-    """Actor that carries the driver's wish to stop to the workers."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def set(self) -> None:
-        self._set = True
-
-    def is_set(self) -> bool:
-        return self._set
 
 
 def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
@@ -229,13 +217,11 @@ def _log_ours() -> None:
 class _AskedToStop:
     """Whether the driver asked for an end: asked of the flag twice a second, not at every step."""
 
-    def __init__(self, flag: Any) -> None:
+    def __init__(self, flag: Flag) -> None:
         self._flag, self._asked_at, self._answer = flag, 0.0, False
 
     def __call__(self) -> bool:
-        import ray
-
         if not self._answer and time.monotonic() - self._asked_at >= _ASK_SECONDS:
-            self._answer = bool(ray.get(self._flag.is_set.remote()))
+            self._answer = self._flag.is_set()
             self._asked_at = time.monotonic()
         return self._answer

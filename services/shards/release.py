@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,31 @@ from services.errors import FormatError, InvalidInputError
 from services.shards.cache import ShardCache
 from services.shards.manifest import LoadedManifest, commit, load_manifest, put_asset, read_asset
 from services.shards.reader import DatasetReader
-from services.shards.release_files import ReleaseSplit, find_splits, read_split, write_split
+from services.shards.release_files import (
+    RELEASE_PATTERNS,
+    ReleaseSplit,
+    count_rows,
+    find_splits,
+    read_split,
+    write_split,
+)
 from services.shards.store import Store
 from services.shards.writer import DEFAULT_SHARD_ROWS, ShardWriter, build_split
 from services.tokens.codebook import Codebook, token_spec
-from services.types import IntArray
+from services.types import IntArray, TokenRows
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
 _CODEBOOK, _SYNONYMS = "codebook.ckpt", "synonyms.json"
 _SPLIT_NAMES = {"val": "validation"}  # the release's name of a split: ours
+
+Progress = Callable[[int, int], None]
+"""Told the rows done and the rows of all splits together, again and again."""
+
+
+def _ignore(done: int, total: int) -> None:
+    """The progress of a caller that does not want to know."""
 
 
 def import_release(
@@ -42,6 +56,7 @@ def import_release(
     image_size: tuple[int, int] = (0, 0),
     classes: Sequence[str] = (),
     shard_rows: int = DEFAULT_SHARD_ROWS,
+    progress: Progress = _ignore,
 ) -> LoadedManifest:
     """Write all splits of a release folder as shards and commit them as the next version.
 
@@ -52,7 +67,9 @@ def import_release(
     codebook = Codebook.from_published(folder / _CODEBOOK)
     spec = token_spec(grid, codebook.codes, codebook.channels, image_size)
     splits: dict[str, wire.Split] = {}
-    for files in find_splits(folder):
+    found = find_splits(folder)
+    total, done = sum(map(count_rows, found)), 0
+    for files in found:
         last = files.stem.rpartition("-")[2]
         name = _SPLIT_NAMES.get(last, last)
         if name in splits:
@@ -64,6 +81,8 @@ def import_release(
             for rows in read_split(files, spec):
                 _check_classes(rows.labels, len(classes), files)
                 writer.add(rows)
+                done += len(rows)
+                progress(done, total)
         splits[name] = build_split(name, writer.results, spec.codes)
         logger.info("%s: %d shards of split %s", files.stem, len(writer.results), name)
     assets = [put_asset(root, dataset, "codebook", codebook.to_bytes())]
@@ -84,7 +103,12 @@ def import_release(
 
 
 def export_release(
-    root: Store, dataset: str, folder: Path, cache: ShardCache, version: int | None = None
+    root: Store,
+    dataset: str,
+    folder: Path,
+    cache: ShardCache,
+    version: int | None = None,
+    progress: Progress = _ignore,
 ) -> list[ReleaseSplit]:
     """Write a dataset's splits, codebook and synonyms in the release format.
 
@@ -93,13 +117,23 @@ def export_release(
     """
     manifest = load_manifest(root, dataset, version).manifest
     release_names = {ours: theirs for theirs, ours in _SPLIT_NAMES.items()}
+    total = sum(shard.rows for split in manifest.splits for shard in split.shards)
+    done = 0
+
+    def told(batches: Iterable[TokenRows]) -> Iterator[TokenRows]:
+        nonlocal done
+        for rows in batches:
+            yield rows
+            done += len(rows)
+            progress(done, total)
+
     written = []
     for split in manifest.splits:
         reader = DatasetReader(
             root, dataset, split=split.name, cache=cache, version=manifest.version
         )
         files = ReleaseSplit(folder, f"{dataset}-{release_names.get(split.name, split.name)}")
-        write_split(files, reader.iter_rows(), len(reader), reader.spec.codes)
+        write_split(files, told(reader.iter_rows()), len(reader), reader.spec.codes)
         written.append(files)
     for asset in manifest.assets:
         if asset.kind == "codebook":
@@ -110,6 +144,15 @@ def export_release(
             named = {str(code): row for code, row in enumerate(synonyms.tolist())}
             (folder / _SYNONYMS).write_text(json.dumps(named))
     return written
+
+
+def standing_files(folder: Path) -> list[Path]:
+    """Files of a release that stand in the folder, by name; [] also where there is no folder."""
+    named = (folder / _CODEBOOK, folder / _SYNONYMS)
+    return sorted(
+        [path for pattern in RELEASE_PATTERNS for path in folder.glob(pattern)]
+        + [path for path in named if path.exists()]
+    )
 
 
 def read_synonyms(path: Path, codes: int) -> IntArray:

@@ -36,6 +36,7 @@ MAX_RELEASE_CODES = 2 * ESCAPE_BYTE + 1
 _CHUNK_ROWS = 2048
 _GZIP_LEVEL = 6
 _DATA, _INDEX, _LABELS = "-token.data.bin.gz", "-token.index.npy.gz", "-label.txt"
+RELEASE_PATTERNS = tuple(f"*{ending}" for ending in (_DATA, _INDEX, _LABELS))
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ def find_splits(folder: Path) -> list[ReleaseSplit]:
     if not found:
         raise NotFoundError(f"no *{_DATA} in {folder}: give the folder of a release")
     return [ReleaseSplit(folder, stem) for stem in found]
+
+
+def count_rows(files: ReleaseSplit) -> int:
+    """Rows of a split by the header of its index: what it says, not what it holds.
+
+    Good for a progress bar, not for an allocation. NotFoundError and FormatError as `read_split`.
+    """
+    with _opened(files.index) as index:
+        return _index_rows(index, files.index)
 
 
 def read_split(files: ReleaseSplit, spec: wire.TokenSpec) -> Iterator[TokenRows]:
@@ -176,8 +186,8 @@ def _parse(
     return ids_NT
 
 
-def _read_index(stream: IO[bytes], path: Path, tokens: int) -> Iterator[IntArray]:
-    """Offsets in overlapping chunks (n + 1,): the last of one is the first of the next."""
+def _index_rows(stream: IO[bytes], path: Path) -> int:
+    """Rows that the index's header promises; the stream stands at the first offset then."""
     try:
         reader = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -188,11 +198,17 @@ def _read_index(stream: IO[bytes], path: Path, tokens: int) -> Iterator[IntArray
         raise FormatError(f"{path} is not a gzipped .npy file: {error}") from error
     if len(shape) != 1 or shape[0] < 2 or dtype != np.dtype("<i8"):
         raise FormatError(f"{path}: found {shape} {dtype}, expected N + 1 offsets of int64")
+    return int(shape[0]) - 1
+
+
+def _read_index(stream: IO[bytes], path: Path, tokens: int) -> Iterator[IntArray]:
+    """Offsets in overlapping chunks (n + 1,): the last of one is the first of the next."""
+    rows = _index_rows(stream, path)
     last = np.frombuffer(_pull(stream, 8, path), "<i8")
     if last[0] != 0:
         raise FormatError(f"{path}: the first offset is {last[0]}, not 0")
-    for start in range(0, shape[0] - 1, _CHUNK_ROWS):
-        count = min(_CHUNK_ROWS, shape[0] - 1 - start)
+    for start in range(0, rows, _CHUNK_ROWS):
+        count = min(_CHUNK_ROWS, rows - start)
         offsets = np.concatenate([last, np.frombuffer(_pull(stream, 8 * count, path), "<i8")])
         sizes = np.diff(offsets)
         wrong = (sizes < tokens) | (sizes > 2 * tokens)
@@ -205,7 +221,7 @@ def _read_index(stream: IO[bytes], path: Path, tokens: int) -> Iterator[IntArray
         last = offsets[-1:]
         yield offsets.astype(np.int64)
     if _pull_some(stream, path):
-        raise FormatError(f"{path} goes on after its {shape[0]} offsets: fetch it again")
+        raise FormatError(f"{path} goes on after its {rows + 1} offsets: fetch it again")
 
 
 def _read_labels(stream: IO[bytes], rows: int, first: int, path: Path) -> IntArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -43,6 +44,33 @@ def capacity(kind: str) -> float:
     """How much of a resource ("CPU", "GPU") the whole cluster has, whoever holds it."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return total.get(kind, 0.0)
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+class Flag:
+    """A wish to stop that travels: raised by the driver, seen by tasks and actors of a cluster."""
+
+    def __init__(self) -> None:
+        actor: Any = ray.remote(num_cpus=0)(_Flag)
+        self._actor: Any = actor.remote()
+
+    def set(self) -> None:
+        """Raise the flag; returns when everyone can see it."""
+        ray.get(self._actor.set.remote())
+
+    def is_set(self) -> bool:
+        """Whether it is raised: one question to the actor."""
+        return bool(ray.get(self._actor.is_set.remote()))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from services.shards.manifest import (
 from services.shards.store import open_store, read_url
 from services.shards.validate import check_name
 from services.shards.writer import ShardResult, build_split, write_shard
-from services.stream.cluster import capacity, connect
+from services.stream.cluster import Flag, capacity, connect
 from services.stream.pictures import picture_splits
 from services.tokens.tokenizer import load_tokenizer
 from services.types import TokenRows
@@ -117,8 +117,10 @@ class TokenizeActor:
         config: IngestConfig,
         pictures: ray.ObjectRef[dict[str, list[Picture]]],
         weights: bytes,
+        cancelled: Flag,
     ) -> None:
         self._config = config
+        self._cancelled = cancelled
         self._threads = max(1, round(config.cpus))
         torch.set_num_threads(self._threads)
         self._device = torch.device("cuda" if config.gpus and torch.cuda.is_available() else "cpu")
@@ -131,7 +133,8 @@ class TokenizeActor:
             yield self._shard(str(name), int(start), int(stop))
 
     def _shard(self, name: str, start: int, stop: int) -> dict[str, Any]:
-        pictures = self._pictures[name][start:stop]
+        cancelled = self._cancelled.is_set()
+        pictures = [] if cancelled else self._pictures[name][start:stop]
         spec = self._tokenizer.spec
         kept: list[Picture] = []
         ids: list[np.ndarray[Any, np.dtype[np.uint16]]] = []
@@ -202,19 +205,30 @@ def ingest(
     connect()
     results: dict[str, list[tuple[int, ShardResult]]] = {name: [] for name in splits}
     skipped: list[wire.Skipped] = []
+    cancelled = Flag()
+    rows = _run(config, splits, weights, jobs, cancelled)
+
+    def collect(row: dict[str, Any]) -> int:
+        skipped.extend(wire.Skipped(path=p, reason=r) for p, r in json.loads(row["skipped"]))
+        if not row["shard"]:
+            return 0
+        counts = np.frombuffer(row["code_counts"], "<i8").astype(np.int64)
+        shard = _SHARD.validate_json(row["shard"])
+        results[row["split"]].append((row["start"], ShardResult(shard, counts)))
+        return shard.rows
+
     done = 0
     try:
-        for row in _run(config, splits, weights, jobs):
-            skipped += [wire.Skipped(path=p, reason=r) for p, r in json.loads(row["skipped"])]
-            if row["shard"]:
-                counts = np.frombuffer(row["code_counts"], "<i8").astype(np.int64)
-                shard = _SHARD.validate_json(row["shard"])
-                results[row["split"]].append((row["start"], ShardResult(shard, counts)))
-                done += shard.rows
+        for row in rows:
+            done += collect(row)
             _check_skipped(skipped, total)
             if progress is not None:
                 progress(done + len(skipped), total)
     except BaseException:
+        # Shards under way are waited for, so that they can be taken back too; others never start.
+        cancelled.set()
+        for row in rows:
+            collect(row)
         _remove(config, results, standing)
         raise
     built = [
@@ -286,6 +300,7 @@ def _run(
     splits: dict[str, list[Picture]],
     weights: bytes,
     jobs: list[dict[str, Any]],
+    cancelled: Flag,
 ) -> Iterator[dict[str, Any]]:
     room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
@@ -294,7 +309,7 @@ def _run(
         TokenizeActor,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(config, ray.put(splits), weights),
+        fn_constructor_args=(config, ray.put(splits), weights, cancelled),
         compute=ActorPoolStrategy(size=actors),
         num_cpus=config.cpus,
         num_gpus=config.gpus or None,

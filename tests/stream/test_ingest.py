@@ -54,12 +54,12 @@ def pictures(folder: Path, classes: int = 2, each: int = 15) -> Path:
     return folder
 
 
-def config(tmp_path: Path, tokenizer: Path, **changes: object) -> IngestConfig:
+def config(tmp_path: Path, weights: Path, **changes: object) -> IngestConfig:
     made = IngestConfig(
         images=str(tmp_path / "images"),
         root=str(tmp_path / "data"),
         dataset="set",
-        tokenizer=str(tokenizer),
+        tokenizer=str(weights),
         rows_per_shard=10,
         batch=4,
         actors=1,

@@ -52,7 +52,8 @@ def main() -> None:
     if not have_ensurepip():
         install_ensurepip()
     python = ENVIRONMENT / "bin" / "python"
-    if not python.exists():
+    probe = [str(python), "-m", "pip", "--version"]  # an interrupted start leaves no pip
+    if not python.exists() or subprocess.run(probe, capture_output=True, check=False).returncode:
         venv.EnvBuilder(with_pip=True, clear=True).create(ENVIRONMENT)
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     steps = [

@@ -8,7 +8,7 @@ runs: `seit inspect` loads neither Ray nor torch.
 from __future__ import annotations
 
 import logging
-import subprocess
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +150,8 @@ def _ingest(args: list[str]) -> int:
         )
     out = Console()
     out.print(tables.manifest_view(report.committed))
+    for skip in report.skipped:
+        out.print(f"skipped {skip.reason}", markup=False)
     out.print(
         f"{report.rows:,} pictures in {report.seconds:.1f} s; {len(report.skipped):,} skipped"
     )
@@ -172,7 +174,8 @@ def _stream(args: list[str]) -> int:
 
 def _demo(args: list[str]) -> int:
     """A program of its own: `services` never imports `trainers`."""
-    return subprocess.run([sys.executable, "-m", "trainers.demo", *args], check=False).returncode
+    # In place of this process, so that a signal reaches the demo and its end is awaited.
+    os.execv(sys.executable, [sys.executable, "-m", "trainers.demo", *args])
 
 
 _PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {

@@ -151,25 +151,11 @@ def diff_view(diff: VersionDiff, classes: Sequence[str]) -> RenderableType:
     for values, what in ((diff.values, "value"), (diff.classes, "label"), (diff.assets, "file")):
         if values:
             parts.append(_value_table(values, what, diff))
-    table = _table(
-        "split",
-        "images>",
-        "change>",
-        "shards\nadded>",
-        "size>",
-        "shards\nremoved>",
-        "size>",
-        "shards\nshared>",
-        "size>",
-    )
+    table = _table("split", "images>", "change>", "added>", "removed>", "shared>")
     for split in diff.splits:
-        amounts = (
-            amount
-            for shards in (split.added, split.removed, split.shared)
-            for amount in _amounts(shards)
-        )
-        change = split.rows_after - split.rows_before
-        table.add_row(plain(split.name), f"{split.rows_after:,}", f"{change:+,}", *amounts)
+        change = f"{split.rows_after - split.rows_before:+,}"
+        shards = map(_amount, (split.added, split.removed, split.shared))
+        table.add_row(plain(split.name), f"{split.rows_after:,}", change, *shards)
     parts.append(table)
     for split in diff.splits:
         parts.extend(plain(line) for line in _split_in_words(split, classes))
@@ -185,16 +171,15 @@ def _value_table(values: Sequence[ValueDiff], what: str, diff: VersionDiff) -> T
     return table
 
 
-def _amounts(shards: ShardsDiff) -> tuple[str, str]:
-    return f"{shards.shards:,}", decimal(shards.bytes)
+def _amount(shards: ShardsDiff) -> str:
+    if not shards.shards:
+        return "none"
+    return f"{shards.shards:,} shard{'s' if shards.shards > 1 else ''}\n{decimal(shards.bytes)}"
 
 
 def _split_in_words(split: SplitDiff, classes: Sequence[str]) -> Iterable[str]:
     if split.moved:
-        yield (
-            f"{split.name}: {split.moved:,} shared shards have other row numbers than before, so a"
-            " run that stopped on the older version cannot go on with this one."
-        )
+        yield f"{split.name}: {split.moved:,} shared shards have other row numbers than before."
     if split.labels:
         named = [
             f"{_label(one.value, classes)} {one.after - one.before:+,}"
@@ -204,8 +189,8 @@ def _split_in_words(split: SplitDiff, classes: Sequence[str]) -> Iterable[str]:
     if split.codes:
         named = [f"{one.value} {one.after - one.before:+,}" for one in _largest(split.codes)]
         yield (
-            f"{split.name}: {split.code_shift:.2%} of the tokens would have to change their code"
-            f" for the older distribution; {len(split.codes):,} counts differ: {_shortened(named)}."
+            f"{split.name}: shares of the codes differ by {split.code_shift:.2%} (total variation);"
+            f" counts of {len(split.codes):,} codes: {_shortened(named)}."
         )
 
 

@@ -175,12 +175,13 @@ def test_a_command_that_is_passed_on_gets_its_arguments(
     seit: Seit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`seit demo` is a program of the trainers: here only the way to it, as it takes minutes."""
-    started: list[list[str]] = []
+    started: list[tuple[str, list[str]]] = []
 
-    def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        started.append(command)
-        return subprocess.CompletedProcess(command, 3)
+    def become(path: str, command: list[str]) -> None:
+        started.append((path, command))
+        raise SystemExit(3)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "execv", become)
     assert seit("demo", "--images", "x", "--help").code == 3
-    assert started == [[sys.executable, "-m", "trainers.demo", "--images", "x", "--help"]]
+    command = [sys.executable, "-m", "trainers.demo", "--images", "x", "--help"]
+    assert started == [(sys.executable, command)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from copy import deepcopy
 from pathlib import Path
 
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from services import cli_tables as tables
+from services.shards.diff import diff_manifests
 from services.shards.store import Entry, open_store
 from services.stats.report import storage_report, summarize
 from tests.small_datasets import write_dataset
@@ -56,6 +58,32 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
     text = " ".join(shown(tables.manifest_view(loaded)).split())
     assert "1,000 classes: class0," in text
     assert "class9 and 990 more." in text
+
+
+def test_a_difference_fits_80_columns_and_lists_are_cut(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    before = write_dataset(root, seed=1).manifest
+    after = write_dataset(root, seed=1, rows=6, codebook=b"another").manifest
+    after.classes = ["zero", "one", "[blue]two", *(f"class{number}" for number in range(20))]
+    text = shown(tables.diff_view(diff_manifests(before, after), after.classes), width=80)
+    assert "…" not in text
+    assert "[blue]two" in text
+    assert "and 11 more" in text
+    for asset in before.assets + after.assets:
+        assert asset.xxh3[:16] in text
+    tail = " ".join(text.split())
+    assert "train: images of 1 labels: 2 ([blue]two) +3." in tail
+    assert "train: shares of the codes differ by 3.47% (total variation)" in tail
+
+
+def test_rows_that_moved_are_told(tmp_path: Path) -> None:
+    before = write_dataset(open_store(str(tmp_path))).manifest
+    after = deepcopy(before)
+    after.splits[0].shards.reverse()
+    text = shown(tables.diff_view(diff_manifests(before, after), after.classes))
+    assert "train: 2 shared shards have other row numbers than before." in text
+    same = shown(tables.diff_view(diff_manifests(before, before), after.classes))
+    assert same == "Versions 1 and 1 hold the same rows in the same order.\n"
 
 
 def test_orphans_are_listed_with_sizes() -> None:

@@ -171,6 +171,13 @@ def claim(out: str, identity: Mapping[str, Any]) -> None:
     store.write(RUN, json.dumps(wanted, indent=2).encode())
 
 
+def claimed(out: str) -> dict[str, Any]:
+    """The identity of the run that stands in `out`, {} if none does."""
+    store = open_store(out)
+    known: dict[str, Any] = json.loads(store.read(RUN)) if store.exists(RUN) else {}
+    return known
+
+
 def export(out: str, model: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write OUT/model.safetensors: the weights alone, with `metadata` in its header."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.items()}

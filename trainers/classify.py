@@ -6,6 +6,7 @@ from trainers.command import run
 from trainers.config import ClassifyRun
 from trainers.recipes.classify import RECIPES
 from trainers.step import classify_worker
+from trainers.streams import settle
 
 if __name__ == "__main__":
-    raise SystemExit(run(ClassifyRun, RECIPES, classify_worker))
+    raise SystemExit(run(ClassifyRun, RECIPES, classify_worker, settle))

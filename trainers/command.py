@@ -9,7 +9,7 @@ from services.errors import SeitError
 from trainers.checkpoint import claim
 from trainers.context import Place
 from trainers.launch import launch
-from trainers.options import R, parse
+from trainers.options import R, parse, placed
 from trainers.progress import closing_table
 
 logger = logging.getLogger(__name__)
@@ -22,13 +22,19 @@ def run(
     kind: type[R],
     recipes: Mapping[str, Callable[[], R]],
     worker: Callable[[R, Place], dict[str, float]],
+    prepare: Callable[[R], R],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, launch, and log the closing table: 0 when finished, 2 after an error of ours."""
+    """Parse, launch, and log the closing table: 0 when finished, 2 after an error of ours.
+
+    prepare: looks at the run's data and settles what the command line left open; what it refuses
+    is refused before anything is written or a cluster starts.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = parse(kind, recipes, argv)
     try:
-        claim(config.out, config.identity())  # before a cluster is started for nothing
+        config = prepare(placed(config))
+        claim(config.out, config.identity())
         figures = launch(config, config.cluster, worker)
     except SeitError as error:
         logger.error("%s", error)

@@ -274,8 +274,12 @@ class ClusterConfig:
     """GPUs that a worker asks for."""
     augment_actors: int = 1
     """Augmentation actors of each worker's stream (count)."""
+    augment_max_actors: int = 0
+    """Augmentation actors that a stream may grow to (count); 0 for no more than augment_actors."""
     augment_cpus_per_actor: float = 0.5
     """CPU cores that an augmentation actor asks for; fractions leave room for fetching."""
+    augment_gpus_per_actor: float = 0.0
+    """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
@@ -285,8 +289,8 @@ class ClusterConfig:
         for name in ("workers", "augment_actors"):
             require(getattr(self, name) >= 1, f"cluster.{name}", getattr(self, name), "at least 1")
         for name in (
-            *("cpus_per_worker", "gpus_per_worker"),
-            *("augment_cpus_per_actor", "max_failures"),
+            *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
+            *("augment_cpus_per_actor", "augment_gpus_per_actor", "max_failures"),
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
         require(

@@ -6,9 +6,11 @@ when the demo is started again; a training step that was interrupted goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 import tyro
 
 from services.errors import InvalidInputError, SeitError
-from services.pictures import list_pictures, write_digits
+from services.pictures import Picture, list_pictures, write_digits
 from services.stream.cluster import local_cluster
 from trainers.demo_report import closing_table, write_pictures
 
@@ -52,12 +54,13 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """One program of the chain. outputs: files that must stand when it is done."""
+    """One program of the chain. outputs: names in its folder that stand when it is done."""
 
     name: str
     about: str
     command: Sequence[str]
-    outputs: Sequence[Path]
+    folder: Path
+    outputs: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,36 +80,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: DemoConfig) -> int:
     out = config.out.resolve()
     images = config.images.resolve() if config.images else write_digits(out / "pictures", size=32)
-    list_pictures(images)  # bad pictures are said before a cluster starts
+    listing = list_pictures(images)  # bad pictures are said before a cluster starts
+    files = [picture for found in listing.splits.values() for picture in found]
+    fingerprint = _fingerprint(files)
     notes = out / "steps"
     notes.mkdir(parents=True, exist_ok=True)
+    os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
     seconds: dict[str, float] = {}
     with local_cluster() as address:
-        environment = {**os.environ, "RAY_ADDRESS": address, "SEIT_CACHE_DIR": str(out / "cache")}
+        environment = {**os.environ, "RAY_ADDRESS": address}
         redone = False
         for step in chain(config, images, out):
             note = notes / f"{step.name}.json"
-            # Once one step ran anew, all that follow build on something new.
-            if not redone and _done(note, step):
-                seconds[step.name] = json.loads(note.read_text())["seconds"]
+            mark = {"command": list(step.command), "pictures": fingerprint}
+            known = json.loads(note.read_text()) if note.exists() else {}
+            same = known.get("mark") == mark
+            if same and not redone and known.get("seconds") is not None and _stand(step):
+                seconds[step.name] = known["seconds"]
                 logger.info("[%s] done before, in %.0f s", step.name, seconds[step.name])
                 continue
+            if known and (not same or redone):  # ours, and made from something else
+                shutil.rmtree(step.folder, ignore_errors=True)
             redone = True
-            note.unlink(missing_ok=True)
+            note.write_text(json.dumps({"mark": mark, "seconds": None}))
             logger.info("[%s] %s", step.name, step.about)
             logger.info("  $ %s", " ".join(_short(word, out) for word in step.command))
             began = time.monotonic()
-            code = subprocess.run(step.command, env=environment, check=False).returncode
+            code = _call(step.command, environment)
             if code:
                 logger.error(
                     "[%s] ended with code %d; the same command goes on from here", step.name, code
                 )
                 return code
             seconds[step.name] = time.monotonic() - began
-            note.write_text(
-                json.dumps({"command": list(step.command), "seconds": seconds[step.name]})
-            )
+            note.write_text(json.dumps({"mark": mark, "seconds": seconds[step.name]}))
     return _finish(config, out, images, seconds)
+
+
+def _call(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Exit code of a program. Ctrl-C reaches it too, and it is given the time to end well."""
+    with subprocess.Popen(command, env=environment) as program:
+        try:
+            return program.wait()
+        except KeyboardInterrupt:
+            program.wait()
+            raise
+
+
+def _fingerprint(pictures: Sequence[Picture]) -> str:
+    """Digest of names, sizes and times of all pictures: changes when one of them does."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        status = picture.path.stat()
+        digest.update(os.fsencode(f"{picture.key}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+    return digest.hexdigest()
 
 
 def _finish(config: DemoConfig, out: Path, images: Path, seconds: dict[str, float]) -> int:
@@ -122,11 +149,8 @@ def _finish(config: DemoConfig, out: Path, images: Path, seconds: dict[str, floa
     return 0
 
 
-def _done(note: Path, step: Step) -> bool:
-    if not note.exists() or not all(path.exists() for path in step.outputs):
-        return False
-    known: bool = json.loads(note.read_text())["command"] == list(step.command)
-    return known
+def _stand(step: Step) -> bool:
+    return all((step.folder / name).exists() for name in step.outputs)
 
 
 def _short(word: str, out: Path) -> str:
@@ -154,7 +178,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                 *("tokenizer", "--recipe", "tokenizer-tiny", "--pictures.images", str(images)),
                 out=out / "tokenizer",
             ),
-            [tokenizer],
+            out / "tokenizer",
+            [tokenizer.name],
         ),
         Step(
             "ingest",
@@ -164,7 +189,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                 *("--root", str(out / "data"), "--dataset", DATASET, "--mode", "replace"),
                 *("--tokenizer", str(tokenizer), "--rows-per-shard", "256", "--actors", "1"),
             ],
-            [out / "data" / DATASET / "versions"],
+            out / "data" / DATASET,
+            ["versions/00000001.json"],
         ),
         Step(
             "tokenadapt",
@@ -174,7 +200,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                 *("--tokenizer", str(tokenizer)),
                 out=out / "tokenadapt",
             ),
-            [adapt],
+            out / "tokenadapt",
+            [adapt.name],
         ),
         Step(
             "mtm",
@@ -183,7 +210,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                 *("mtm", "--recipe", "mtm-tiny", *tokens, "--augment.tokenadapt", str(adapt)),
                 out=out / "mtm",
             ),
-            [out / "mtm" / "model.safetensors"],
+            out / "mtm",
+            ["model.safetensors"],
         ),
     ]
     for seed in range(config.seeds):
@@ -198,7 +226,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                     *("--loop.seed", str(seed)),
                     out=tuned,
                 ),
-                [tuned / "model.safetensors"],
+                tuned,
+                ["model.safetensors"],
             ),
             Step(
                 scratch.name,
@@ -207,7 +236,8 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                     *("classify", "--recipe", "scratch-tiny", *tokens, "--loop.seed", str(seed)),
                     out=scratch,
                 ),
-                [scratch / "model.safetensors"],
+                scratch,
+                ["model.safetensors"],
             ),
         ]
     steps.append(
@@ -218,9 +248,10 @@ def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:
                 *(sys.executable, "-m", "services.cli", "stream", "--root", str(out / "data")),
                 *("--dataset", DATASET, "--crop", "8", "--batch", "256", "--block", "32"),
                 *("--tokenadapt", str(adapt), "--seconds", "2" if config.quick else "10"),
-                *("--report", str(out / "stream.json")),
+                *("--report", str(out / "stream" / "report.json")),
             ],
-            [out / "stream.json"],
+            out / "stream",
+            ["report.json"],
         )
     )
     return steps

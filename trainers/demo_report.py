@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from services.pictures import list_pictures, split
+from services.pictures import list_pictures
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.stats.report import storage_report
+from services.stream.pictures import picture_splits
 from trainers.charts import Curve, draw_curves, draw_storage, read_curve
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig
@@ -24,15 +25,14 @@ def write_pictures(out: Path, images: Path, dataset: str, seeds: int) -> list[Pa
     """Gallery, loss curves and storage chart in OUT/gallery; their paths."""
     folder = out / "gallery"
     defaults = PicturesConfig()
-    listing = list_pictures(images)
-    held_out = listing.splits.get("validation")
-    if held_out is None:
-        _, held_out = split(listing.splits["train"], defaults.validation_fraction, defaults.seed)
+    splits = picture_splits(
+        list_pictures(images).splits, defaults.validation_fraction, defaults.seed
+    )
     loaded = load_manifest(open_store(str(out / "data")), dataset)
     tuned, scratch = _runs(out, "finetune", seeds), _runs(out, "scratch", seeds)
     return [
         draw_gallery(
-            held_out,
+            splits["validation"],
             out / "tokenizer" / "tokenizer.safetensors",
             out / "tokenadapt" / "tokenadapt.safetensors",
             folder / "augmentations.png",
@@ -64,7 +64,7 @@ def closing_table(out: Path, dataset: str, seeds: int, seconds: dict[str, float]
     total = storage_report(load_manifest(open_store(str(out / "data")), dataset).manifest).total
     assert total is not None  # the report always has one
     operations = json.loads((out / "tokenadapt" / "report.json").read_text())["operations"]
-    stream = json.loads((out / "stream.json").read_text())
+    stream = json.loads((out / "stream" / "report.json").read_text())
     table = Table("what", "figure", title="from pictures to a trained token model")
     table.add_row("images", f"{total.rows:,}")
     table.add_row(

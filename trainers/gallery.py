@@ -6,6 +6,8 @@ tokenized (what is wanted), naively on the tokens, and through TokenAdapt.
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from torch import Tensor
 
 from services.augment.color import color_adapt
 from services.augment.tokenadapt import TokenAdapt
-from services.pictures import Picture, read_picture
+from services.errors import InvalidInputError
+from services.pictures import ByteArray, Picture, read_picture
 from services.plan.draws import Draws
 from services.tokens.tokenizer import load_tokenizer, resized
 from trainers.picture_config import ViewConfig
 from trainers.tokenadapt_step import alone
 from trainers.views import draw_views
+
+logger = logging.getLogger(__name__)
 
 OPERATIONS = ("hflip", "affine", "crop")
 METHODS = ("true", "naive", "TokenAdapt")
@@ -62,12 +67,27 @@ def panels(
     return found
 
 
-def choose(pictures: Sequence[Picture], count: int) -> list[Picture]:
-    """The first picture of each class, up to `count` of them, classes spread over their range."""
-    first = {picture.label: picture for picture in reversed(pictures)}
-    labels = sorted(first)
+def choose(pictures: Sequence[Picture], count: int, size: tuple[int, int]) -> list[ByteArray]:
+    """The first readable picture of each class, (3, *size), up to `count` of them.
+
+    Classes are spread over their range.
+    """
+    by_label: dict[int, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        by_label[picture.label].append(picture)
+    labels = sorted(by_label)
     picks = np.linspace(0, len(labels) - 1, min(count, len(labels))).round().astype(int)
-    return [first[labels[pick]] for pick in picks]
+    found = (_first_readable(by_label[labels[pick]], size) for pick in picks)
+    return [array for array in found if array is not None]
+
+
+def _first_readable(pictures: Sequence[Picture], size: tuple[int, int]) -> ByteArray | None:
+    for picture in pictures:
+        try:
+            return read_picture(picture.path, *size)
+        except InvalidInputError as error:
+            logger.warning("not in the gallery: %s", error)
+    return None
 
 
 def draw_gallery(
@@ -82,10 +102,7 @@ def draw_gallery(
 ) -> Path:
     """Write the gallery of a few pictures, one of a class, as a PNG file."""
     spec = load_tokenizer(tokenizer_file).spec
-    arrays = [
-        read_picture(picture.path, spec.image_height, spec.image_width)
-        for picture in choose(pictures, count)
-    ]
+    arrays = choose(pictures, count, (spec.image_height, spec.image_width))
     images = torch.from_numpy(np.stack(arrays)).float() / 255
     columns = panels(images, tokenizer_file, tokenadapt_file, views, seed)
     rows = len(images)

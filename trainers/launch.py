@@ -1,7 +1,7 @@
 """Where a run computes: Ray Train workers on a cluster, or this process alone.
 
 The only module of the trainers that knows Ray. A worker function gets the run and a
-`WorkerContext`; it never learns which of the two it runs under.
+`Place`; it never learns which of the two it runs under.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def launch(config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metri
     """
     with _stop_on_signal() as stop:
         if cluster.no_ray:
+            torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
             return worker(config, _alone(stop))
         return _with_ray(config, cluster, worker, stop)
 
@@ -114,7 +115,7 @@ def _with_ray(
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # types are those of the old API
             # Checkpoints are ours, on the run's own store; Ray only notes its state here.
-            storage_path=os.path.join(tempfile.gettempdir(), "seit-ray-train"),
+            storage_path=os.path.join(tempfile.gettempdir(), f"seit-ray-train-{os.getuid()}"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -181,7 +182,12 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     cluster: ClusterConfig = sent["cluster"]
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
-    pool = Pool(actors=cluster.augment_actors, cpus=cluster.augment_cpus_per_actor)
+    pool = Pool(
+        actors=cluster.augment_actors,
+        max_actors=cluster.augment_max_actors,
+        cpus=cluster.augment_cpus_per_actor,
+        gpus=cluster.augment_gpus_per_actor,
+    )
     place = Place(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
@@ -192,12 +198,20 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     worker = getattr(importlib.import_module(sent["module"]), sent["name"])
+    flag: Flag = sent["flag"]
+    if (noted := flag.error()) is not None:
+        return noted  # on every rank alike, before any of them waits for another
     try:
         return worker(sent["config"], place)
     except (StoreError, IntegrityError):
         raise  # a storage may recover: worth what `max_failures` allows
     except SeitError as error:
-        return error  # would only happen again; every rank finds the same
+        if place.world == 1:
+            return error
+        # It would only happen again, but the other ranks may be waiting for this one: raising
+        # ends them all, and the next start of the group finds the note.
+        flag.give_up(error)
+        raise
 
 
 def _log_ours() -> None:

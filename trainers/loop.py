@@ -161,7 +161,8 @@ class _Trainer:
         context, device = self._context, self._context.device
         self._forward.train()
         if device.type == "cuda":
-            batch = batch.pin().to(device, non_blocking=True)
+            batch = batch.pin()
+        batch = batch.to(device, non_blocking=True)
         weight = batch.weight.sum()
         total = sum_over_ranks(weight.clone(), context.world)
         parts = _parts(batch, self._config.loop.grad_accum)
@@ -171,7 +172,7 @@ class _Trainer:
                 with self._autocast():
                     loss = self._task.loss(self._forward, part)
                 # DDP averages over ranks: times world / total it is the mean over all rows.
-                (loss * (context.world / total)).backward()  # type: ignore[no-untyped-call]
+                (loss * (context.world / total.clamp(min=1))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         lr, norm = self._rate(), self._clip()
         self._update(lr, norm)
@@ -215,7 +216,7 @@ class _Trainer:
         losses, weights = sums[:-1].view(-1, 2).unbind(1)
         norms = table[:, 2].cpu()
         for (step, epoch, lr, _), loss, norm in zip(
-            self._pending, (losses / weights).tolist(), norms.tolist(), strict=True
+            self._pending, (losses / weights.clamp(min=1)).tolist(), norms.tolist(), strict=True
         ):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
@@ -227,7 +228,7 @@ class _Trainer:
         now = time.monotonic()
         elapsed = max(now - self._read_at, 1e-9)
         self._metrics |= {
-            "loss": float(losses[-1] / weights[-1]),
+            "loss": float(losses[-1] / weights[-1].clamp(min=1)),
             "images_per_second": float(weights.sum()) / elapsed,
             "stalled_share": min(1.0, self._waited / elapsed),
         }

@@ -6,6 +6,7 @@ from trainers.command import run
 from trainers.config import MtmRun
 from trainers.recipes.mtm import RECIPES
 from trainers.step import mtm_worker
+from trainers.streams import settle
 
 if __name__ == "__main__":
-    raise SystemExit(run(MtmRun, RECIPES, mtm_worker))
+    raise SystemExit(run(MtmRun, RECIPES, mtm_worker, settle))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import tyro
 
+from services.shards.store import absolute_url
 from trainers.config import Run
 
 R = TypeVar("R", bound=Run)
@@ -48,3 +50,23 @@ def parse(
         description=about,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+_PLACES = {"out", "root", "images", "tokenizer", "tokenadapt", "init"}
+"""Options that name a file or folder."""
+
+_P = TypeVar("_P")
+
+
+def placed(part: _P) -> _P:
+    """A run whose paths are absolute: workers compute elsewhere, in folders of their own."""
+    assert is_dataclass(part)
+    assert not isinstance(part, type)
+    changes: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            changes[field.name] = placed(value)
+        elif field.name in _PLACES:
+            changes[field.name] = absolute_url(value)
+    return replace(part, **changes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from services.augment.config import AdaptConfig, CropConfig, MixConfig
 from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
@@ -173,6 +173,12 @@ class PictureRun(Run):
         for name, only in (("smoothing", 0.0), ("layer_decay", 1.0)):
             value = getattr(self.optim, name)
             require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
+        for field in fields(self.cluster):
+            value = getattr(self.cluster, field.name)
+            if field.name.startswith("augment_"):
+                name = f"cluster.{field.name}"
+                valid = f"{field.default} here: pictures need no augmentation actors"
+                require(value == field.default, name, value, valid)
 
 
 @dataclass(frozen=True)

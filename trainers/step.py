@@ -69,6 +69,7 @@ class MtmTask(PlainTask):
             patch=model.patch,
             token_dropout=model.dropout,
             decoder_dropout=model.dropout,
+            smoothing=config.optim.smoothing,
             ratio=MaskRatio(model.mask_mean, model.mask_std, model.mask_min, model.mask_max),
         )
 
@@ -153,14 +154,14 @@ class ClassifyTask(PlainTask):
             )
 
     def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
-        logits = model(_readable(batch.inputs))
+        logits = model(batch.inputs)
         rows = soft_cross_entropy(
             logits, batch.label, batch.label_b, batch.mix, self._config.optim.smoothing
         )
         return (rows * batch.weight).sum()
 
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
-        logits = model(_readable(batch.inputs)).float()
+        logits = model(batch.inputs).float()
         loss = F.cross_entropy(logits, batch.label, reduction="none")
         best = logits.topk(min(5, logits.shape[1])).indices == batch.label[:, None]  # (N, <=5)
         figures = torch.stack([loss, best[:, 0].float(), best.any(1).float()])  # (3, N)
@@ -201,10 +202,3 @@ def _size(model: ViTConfig) -> ViTSize:
         depth=model.depth or named.depth,
         heads=model.heads or named.heads,
     )
-
-
-def _readable(inputs: Tensor) -> Tensor:
-    """Embeddings travel as bfloat16: widened, unless autocast takes them as they are."""
-    if inputs.is_floating_point() and not torch.is_autocast_enabled(inputs.device.type):
-        return inputs.float()
-    return inputs

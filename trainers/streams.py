@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from services.augment.recipe import RECIPES, RecipeConfig
-from services.errors import InvalidInputError, NotFoundError
+from services.errors import InvalidInputError
 from services.settings import load_settings
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
@@ -17,11 +19,35 @@ from services.stream.batch import StreamBatch
 from services.stream.loader import Stream, resume_step
 from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
+from trainers.checkpoint import claimed
 from trainers.config import AugmentConfig, TokenRun
 from trainers.context import Place
 from trainers.loop import WorkerContext
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=TokenRun)
+
+
+def settle(run: T) -> T:
+    """The run with its dataset version as a number: all workers, and all restarts, read the same.
+
+    A run that stands in `out` keeps the version that it began with. The run's streams are opened
+    once, so that data and recipe that do not fit are refused here.
+
+    Raises: NotFoundError, InvalidInputError, FormatError.
+    """
+    data = run.data
+    if data.version is None:
+        version = (claimed(run.out).get("data") or {}).get("version")
+        if version is None:
+            root = open_store(data.root)
+            version = load_manifest(root, data.dataset).manifest.version
+        run = replace(run, data=replace(data, version=version))
+    context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
+    context.open_train(None)
+    context.open_validation()
+    return run
 
 
 def open_context(run: TokenRun, place: Place) -> WorkerContext:
@@ -32,8 +58,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
     root = open_store(run.data.root)
     loaded = load_manifest(root, run.data.dataset, run.data.version)
     manifest = loaded.manifest
-    if manifest.spec is None:
-        raise NotFoundError(f"dataset {run.data.dataset!r} does not describe its token grid")
+    spec = loaded.spec
     settings = load_settings()
     common: dict[str, Any] = {
         "root": root.url,
@@ -46,11 +71,11 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
     }
     training = StreamRequest(
         RowsRequest(split=run.data.train_split, **common),
-        recipe_of(run.augment, manifest.spec),
+        recipe_of(run.augment, spec),
         run.augment.tokenadapt,
     )
     crop = (run.augment.crop, run.augment.crop)
-    evaluation = RECIPES["eval"](manifest.spec, crop)
+    evaluation = RECIPES["eval"](spec, crop)
     validation = StreamRequest(
         RowsRequest(split=run.data.validation_split, sequential=True, **common),
         replace(evaluation, output=training.recipe.output),
@@ -59,7 +84,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         rank=place.rank,
         world=place.world,
         device=place.device,
-        spec=manifest.spec,
+        spec=spec,
         classes=manifest.classes,
         open_train=partial(_open_training, training, run.loop.epochs, place),
         open_validation=partial(_open_validation, validation, place),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trainers.command import run
 from trainers.picture_config import TokenizerRun
+from trainers.picture_streams import check_pictures
 from trainers.recipes.tokenizer import RECIPES
 from trainers.tokenizer_step import tokenizer_worker
 
 if __name__ == "__main__":
-    raise SystemExit(run(TokenizerRun, RECIPES, tokenizer_worker))
+    raise SystemExit(run(TokenizerRun, RECIPES, tokenizer_worker, check_pictures))

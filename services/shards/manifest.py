@@ -254,8 +254,15 @@ def named_files(manifest: wire.Manifest) -> set[str]:
     return set(_files(manifest))
 
 
-def extend(base: LoadedManifest, splits: Sequence[wire.Split], message: str) -> wire.Manifest:
+def extend(
+    base: LoadedManifest,
+    splits: Sequence[wire.Split],
+    message: str,
+    skipped: Sequence[wire.Skipped] = (),
+) -> wire.Manifest:
     """The manifest with more shards: those of a known split follow its own, new splits come last.
+
+    skipped: pictures that could not be read, added to those of `base`.
 
     Shards of `base` are shared, not copied. Pass the result to `commit`, with
     `rebase=lambda newest: extend(newest, splits, message)` to append to whatever is the newest.
@@ -270,7 +277,12 @@ def extend(base: LoadedManifest, splits: Sequence[wire.Split], message: str) -> 
             )
         merged[split.name] = split
     return replace(
-        base.manifest, splits=list(merged.values()), message=message, parent=base.digest, writer=""
+        base.manifest,
+        splits=list(merged.values()),
+        skipped=[*base.manifest.skipped, *skipped],
+        message=message,
+        parent=base.digest,
+        writer="",
     )
 
 

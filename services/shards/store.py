@@ -295,6 +295,11 @@ def open_store(url: str, *, retry: RetryPolicy | None = None, **storage_options:
     return ObjectStore(url, storage_options, policy)
 
 
+def absolute_url(url: str) -> str:
+    """A plain path made absolute, so that it means the same in every process; URLs as they are."""
+    return url if not url or "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
 def read_url(url: str, **storage_options: Any) -> bytes:
     """The whole file behind a path or URL. NotFoundError if there is none."""
     folder, separator, name = url.rpartition("/")

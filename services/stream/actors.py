@@ -13,13 +13,13 @@ class AugmentActor:
     """Callable class for `Dataset.map_batches`: whole shares in, whole shares out.
 
     threads: torch's intra-op threads; an actor that may use a fraction of a core takes one, or the
-    pool's actors would fight each other for the same cores.
+    pool's actors would fight each other for the same cores. device: "cpu" or "cuda".
     """
 
-    def __init__(self, request: StreamRequest, threads: int) -> None:
+    def __init__(self, request: StreamRequest, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self._request = request
-        augmenter_for(request)
+        self._request, self._device = request, device
+        augmenter_for(request, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return augment_share(self._request, table)
+        return augment_share(self._request, table, self._device)

@@ -35,45 +35,42 @@ def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
 
 
 @lru_cache(maxsize=4)
-def augmenter_for(request: StreamRequest) -> Augmenter:
+def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
     """The request's recipe with its networks, in evaluation mode, built once a process."""
     rows = request.rows
     loaded = load_manifest(open_store(rows.root), rows.dataset, rows.version)
-    spec = loaded.manifest.spec
-    if spec is None:
-        raise NotFoundError(f"dataset {rows.dataset!r} does not describe its token grid")
     codebook = codebook_of(rows.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
         tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt))
-    return Augmenter(request.recipe, spec, codebook.weight, tokenadapt).eval()
+    return Augmenter(request.recipe, loaded.spec, codebook.weight, tokenadapt).eval().to(device)
 
 
 @torch.inference_mode()
-def augment_share(request: StreamRequest, table: pa.Table) -> pa.Table:
+def augment_share(request: StreamRequest, table: pa.Table, device: str = "cpu") -> pa.Table:
     """One fetched share, augmented: columns as `services.stream.batch.unpack` reads them."""
     step, epoch = position(table)
     rows = numbers(table, "row").astype(np.int64)
     ids, _ = inputs_of(table)
-    batch = augmenter_for(request)(
-        torch.from_numpy(ids.astype(np.int64)),
-        torch.from_numpy(numbers(table, "label").astype(np.int64)),
+    batch = augmenter_for(request, device)(
+        torch.from_numpy(ids.astype(np.int64)).to(device),
+        torch.from_numpy(numbers(table, "label").astype(np.int64)).to(device),
         Draws(seed=request.rows.order.seed, epoch=epoch, rows=rows),
         blocks=len(rows) // request.rows.order.block_rows,
     )
     if batch.inputs.is_floating_point():
         dtype = "bfloat16"
-        inputs = batch.inputs.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+        inputs = batch.inputs.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy()
     else:
         dtype = "uint16"
-        inputs = batch.inputs.numpy().astype(np.uint16)
+        inputs = batch.inputs.cpu().numpy().astype(np.uint16)
     return pack(
         step,
         epoch,
         rows,
         inputs,
         dtype,
-        label=batch.label.numpy(),
-        label_b=batch.label_b.numpy(),
-        mix=batch.mix.numpy(),
+        label=batch.label.cpu().numpy(),
+        label_b=batch.label_b.cpu().numpy(),
+        mix=batch.mix.cpu().numpy(),
     )

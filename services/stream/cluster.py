@@ -49,6 +49,7 @@ def capacity(kind: str) -> float:
 class _Flag:
     def __init__(self) -> None:
         self._set = False
+        self._error: Exception | None = None
 
     def set(self) -> None:
         self._set = True
@@ -56,9 +57,18 @@ class _Flag:
     def is_set(self) -> bool:
         return self._set
 
+    def give_up(self, error: Exception) -> None:
+        self._error = self._error or error
+
+    def error(self) -> Exception | None:
+        return self._error
+
 
 class Flag:
-    """A wish to stop that travels: raised by the driver, seen by tasks and actors of a cluster."""
+    """A wish to stop that travels: raised by the driver, seen by tasks and actors of a cluster.
+
+    It also keeps the first error for which trying again makes no sense.
+    """
 
     def __init__(self) -> None:
         actor: Any = ray.remote(num_cpus=0)(_Flag)
@@ -71,6 +81,15 @@ class Flag:
     def is_set(self) -> bool:
         """Whether it is raised: one question to the actor."""
         return bool(ray.get(self._actor.is_set.remote()))
+
+    def give_up(self, error: Exception) -> None:
+        """Note an error that would only happen again; the first one stays."""
+        ray.get(self._actor.give_up.remote(error))
+
+    def error(self) -> Exception | None:
+        """What was noted, None if nothing was."""
+        error: Exception | None = ray.get(self._actor.error.remote())
+        return error
 
 
 @contextmanager

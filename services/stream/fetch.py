@@ -49,12 +49,6 @@ def opened(request: RowsRequest) -> tuple[DatasetReader, RowPlan]:
         return _open(request)
 
 
-def cache_counts(request: RowsRequest) -> tuple[int, int]:
-    """(bytes fetched from the store, bytes answered by the cache) by this process so far."""
-    counters = _cache_at(request.cache_dir, request.cache_bytes).counters
-    return counters.bytes_fetched, counters.bytes_hit
-
-
 def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> pa.Table:
     """The rows of `step` that `rank` of `world` gets, as stored: columns of `pack`, and `label`.
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from pydantic import TypeAdapter
 from ray.data import ActorPoolStrategy
 
-from services.errors import InvalidInputError
+from services.errors import CapacityError, InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture, source_bytes
 from services.shards.manifest import (
     LoadedManifest,
@@ -29,9 +29,10 @@ from services.shards.manifest import (
     extend,
     list_versions,
     load_manifest,
+    named_files,
     put_asset,
 )
-from services.shards.store import open_store, read_url
+from services.shards.store import absolute_url, open_store, read_url
 from services.shards.validate import check_name
 from services.shards.writer import ShardResult, build_split, write_shard
 from services.stream.cluster import Flag, capacity, connect
@@ -192,6 +193,12 @@ def ingest(
     when more than 1 % of the pictures cannot be read (the shards written so far are removed).
     """
     began = time.monotonic()
+    config = replace(
+        config,
+        images=absolute_url(config.images),
+        root=absolute_url(config.root),
+        tokenizer=absolute_url(config.tokenizer),
+    )
     root = open_store(config.root)
     standing = _standing(config)
     weights = read_url(config.tokenizer)
@@ -229,7 +236,7 @@ def ingest(
         cancelled.set()
         for row in rows:
             collect(row)
-        _remove(config, results, standing)
+        _remove(config, results)
         raise
     built = [
         build_split(
@@ -304,7 +311,15 @@ def _run(
 ) -> Iterator[dict[str, Any]]:
     room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
-    listed = ray.data.from_arrow(pa.Table.from_pylist(jobs)).repartition(len(jobs))
+    for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
+        if actors * each > capacity(kind):
+            raise CapacityError(
+                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
+                f" {capacity(kind):g}, so the job would wait for ever: use fewer or smaller actors"
+                " (--actors, --cpus, --gpus) or a larger cluster"
+            )
+    # One block a job, made here: no task that would need a CPU beside the actors'.
+    listed = ray.data.from_arrow([pa.Table.from_pylist([job]) for job in jobs])
     dataset = listed.map_batches(
         TokenizeActor,
         batch_size=1,
@@ -329,14 +344,13 @@ def _check_skipped(skipped: list[wire.Skipped], total: int) -> None:
         )
 
 
-def _remove(
-    config: IngestConfig,
-    results: dict[str, list[tuple[int, ShardResult]]],
-    standing: LoadedManifest | None,
-) -> None:
-    """Take back the shards of a run that failed, but for those that a version already names."""
-    named = {s.path for part in (standing.manifest.splits if standing else []) for s in part.shards}
-    folder = open_store(config.root).child(config.dataset)
+def _remove(config: IngestConfig, results: dict[str, list[tuple[int, ShardResult]]]) -> None:
+    """Take back the shards of a run that failed, but for those that any version names."""
+    root = open_store(config.root)
+    versions = list_versions(root, config.dataset)
+    loaded = (load_manifest(root, config.dataset, version) for version in versions)
+    named = {path for version in loaded for path in named_files(version.manifest)}
+    folder = root.child(config.dataset)
     for found in results.values():
         for _, result in found:
             if result.shard.path not in named:
@@ -357,8 +371,8 @@ def _commit(
     if config.mode == "append" and standing is not None:
         return commit(
             root,
-            extend(standing, built, message),
-            rebase=lambda newest: extend(newest, built, message),
+            extend(standing, built, message, skipped),
+            rebase=lambda newest: extend(newest, built, message, skipped),
         )
     assets = [
         put_asset(root, config.dataset, "codebook", tokenizer.codebook.to_bytes()),

@@ -1,4 +1,4 @@
-"""What flows through one rank's stream: rows, waiting, bytes. Cumulative, cheap, thread-safe."""
+"""What flows through one rank's stream: rows, and waiting for them. Cumulative, thread-safe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.wire.seit import v1 as wire
 class Meter:
     """Counts what a consumer receives and how long it waited for it.
 
-    Between two batches the time belongs to the consumer; inside `waiting` it belongs to the stream.
+    The wait for the first batch is start-up; from then on a wait is a stall.
     """
 
     def __init__(self, stream: str, rank: int, world: int, step_target: int) -> None:
@@ -30,7 +30,7 @@ class Meter:
                 self._first = time.monotonic()
             else:
                 self._rows_after_first += rows
-                self._flow.stall_augment_seconds += waited_seconds
+                self._flow.stall_seconds += waited_seconds
             self._flow.rows += rows
             self._flow.steps += 1
 

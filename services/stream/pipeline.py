@@ -132,7 +132,11 @@ def build(
         AugmentActor,
         batch_size=source.share_rows,
         batch_format="pyarrow",
-        fn_constructor_args=(request, max(1, math.floor(pool.cpus))),
+        fn_constructor_args=(
+            request,
+            max(1, math.floor(pool.cpus)),
+            "cuda" if pool.gpus else "cpu",
+        ),
         compute=ActorPoolStrategy(min_size=pool.actors, max_size=max(pool.actors, pool.max_actors)),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,

@@ -115,5 +115,6 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
     meter = stream.meter
     report = ProbeReport(flow.rows, meter.rows_per_second, meter.first_batch_seconds)
     if config.report:
+        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
         Path(config.report).write_text(json.dumps(asdict(report)))
     return report

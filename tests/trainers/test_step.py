@@ -139,7 +139,7 @@ def test_embeddings_in_half_precision_are_read(tmp_path: Path) -> None:
     task = ClassifyTask(replace(run, augment=replace(run.augment, recipe="scratch")), SPEC, CLASSES)
     batch = make_batch(0)
     maps = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 6, 4, 4)))
-    half = replace(batch, inputs=maps.to(torch.bfloat16))
+    half = replace(batch, inputs=maps.to(torch.bfloat16)).to(torch.device("cpu"))
     loss = task.loss(task.build_model(fresh=True), half)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)

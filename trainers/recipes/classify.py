@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from trainers.config import (
     AugmentConfig,
@@ -88,16 +89,16 @@ def scratch_base() -> ClassifyRun:
 def finetune_tiny() -> ClassifyRun:
     """A small ViT from `mtm-tiny`, 8x8 tokens of handwritten digits, minutes on one CPU core.
 
-    python trainers/classify.py --recipe finetune-tiny --data.root demo-out/data
-        --model.init demo-out/mtm --augment.tokenadapt demo-out/tokenadapt.safetensors
-        --out demo-out/finetune
+    python trainers/classify.py --recipe finetune-tiny --data.root demo-out/data --data.dataset demo
+        --model.init demo-out/mtm --augment.tokenadapt demo-out/tokenadapt/tokenadapt.safetensors
+        --out runs/finetune-tiny
 
     Should reach: more than `scratch-tiny` without TokenAdapt and ColorAdapt, over several seeds.
     Source: `make demo` of this project; the method is that of `finetune-base`.
     """
     return ClassifyRun(
         out="runs/finetune-tiny",
-        data=DataConfig(dataset="digits"),
+        data=DataConfig(root="demo-out/data", dataset="demo"),
         order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
         # A mirrored digit is another sign, half a digit is none, and two of them mixed are noise
         # at this size: so no flip, no small crops, no mixing.
@@ -134,42 +135,20 @@ def finetune_tiny() -> ClassifyRun:
 def scratch_tiny() -> ClassifyRun:
     """A small ViT from scratch, 8x8 tokens of handwritten digits, minutes on one CPU core.
 
-    python trainers/classify.py --recipe scratch-tiny --data.root demo-out/data
-        --out demo-out/scratch
+    python trainers/classify.py --recipe scratch-tiny --data.root demo-out/data --data.dataset demo
+        --out runs/scratch-tiny
 
     Should reach: the baseline that `finetune-tiny` is compared with, at the same budget.
     Source: `make demo` of this project; the method is that of `scratch-base`.
     """
-    return ClassifyRun(
+    tuned = finetune_tiny()
+    overrides = {**tuned.augment.overrides, "color.coloradapt_probability": 0.0}
+    return replace(
+        tuned,
         out="runs/scratch-tiny",
-        data=DataConfig(dataset="digits"),
-        order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
-        # What `finetune-tiny` does, less TokenAdapt (no weights are given) and ColorAdapt; the
-        # same inputs and model, so that the two can be compared.
-        augment=AugmentConfig(
-            recipe="finetune",
-            crop=8,
-            overrides={
-                "plain_crop.area.0": 0.6,
-                "plain_mix.probability": 0.0,
-                "color.noise_probability": 0.25,
-                "color.coloradapt_probability": 0.0,
-            },
-        ),
-        model=ClassifierModelConfig(width=64, depth=3, heads=4, drop_path=0.05),
-        optim=OptimConfig(
-            base_lr=2e-3,
-            base_batch=64,
-            min_lr=1e-6,
-            warmup_epochs=2,
-            weight_decay=0.1,
-            layer_decay=1.0,
-            beta2=0.999,
-            clip=3.0,
-            smoothing=0.1,
-        ),
-        loop=LoopConfig(epochs=20, precision="float32", validate_every=4, checkpoint_every=100),
-        cluster=_ONE_CORE,
+        # No TokenAdapt (no weights are given), no ColorAdapt; all else is the same.
+        augment=replace(tuned.augment, overrides=overrides),
+        optim=replace(tuned.optim, layer_decay=1.0),  # for layers that start from something
     )
 
 

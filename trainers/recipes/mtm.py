@@ -50,15 +50,15 @@ def mtm_base() -> MtmRun:
 def mtm_tiny() -> MtmRun:
     """A small ViT on 8x8 tokens of handwritten digits, a few minutes on one CPU core.
 
-    python trainers/mtm.py --recipe mtm-tiny --data.root demo-out/data --data.dataset digits
-        --augment.tokenadapt demo-out/tokenadapt.safetensors --out demo-out/mtm
+    python trainers/mtm.py --recipe mtm-tiny --data.root demo-out/data --data.dataset demo
+        --augment.tokenadapt demo-out/tokenadapt/tokenadapt.safetensors --out runs/mtm-tiny
 
     Should reach: a validation loss clearly below ln K, what guessing costs.
     Source: `make demo` of this project; the method is that of `mtm-base`.
     """
     return MtmRun(
         out="runs/mtm-tiny",
-        data=DataConfig(dataset="digits"),
+        data=DataConfig(root="demo-out/data", dataset="demo"),
         order=OrderConfig(global_batch=64, block=32, lanes=2, window_shards=4),
         # A crop of a fifth of 8x8 tokens would be three tokens wide.
         augment=AugmentConfig(

@@ -49,8 +49,8 @@ def tokenadapt_base() -> TokenAdaptRun:
 def tokenadapt_tiny() -> TokenAdaptRun:
     """For the 8x8 tokens of `tokenizer-tiny`, about a minute on one CPU core.
 
-    python trainers/tokenadapt.py --recipe tokenadapt-tiny --pictures.images demo-out/images
-        --tokenizer demo-out/tokenizer/tokenizer.safetensors --out demo-out/tokenadapt
+    python trainers/tokenadapt.py --recipe tokenadapt-tiny --pictures.images demo-out/pictures
+        --tokenizer demo-out/tokenizer/tokenizer.safetensors --out runs/tokenadapt-tiny
 
     Should reach: more than the naive operations on tokens in every line of its report.
     Source: measured with this project; the method is that of `tokenadapt-base`.
@@ -58,7 +58,7 @@ def tokenadapt_tiny() -> TokenAdaptRun:
     return TokenAdaptRun(
         out="runs/tokenadapt-tiny",
         tokenizer="demo-out/tokenizer/tokenizer.safetensors",
-        pictures=PicturesConfig(images="demo-out/images"),
+        pictures=PicturesConfig(images="demo-out/pictures"),
         order=OrderConfig(global_batch=32, block=16, lanes=2, window_shards=1),
         views=ViewConfig(crop_probability=0.5, crop_area=0.3, mixup_probability=0.2),
         model=TokenAdaptModelConfig(

@@ -33,15 +33,15 @@ _GENTLE = ViewConfig(affine_probability=0.0, crop_area=0.2)
 def tokenizer_tiny() -> TokenizerRun:
     """8x8 tokens of 64 codes for pictures of 32x32 pixels, about a minute on one CPU core.
 
-    python trainers/tokenizer.py --recipe tokenizer-tiny --pictures.images demo-out/images
-        --out demo-out/tokenizer
+    python trainers/tokenizer.py --recipe tokenizer-tiny --pictures.images demo-out/pictures
+        --out runs/tokenizer-tiny
 
     Should reach: 24 dB and most of the codes in use on scikit-learn's handwritten digits.
     Source: measured with this project; the method is that of `tokenizer-base`.
     """
     return TokenizerRun(
         out="runs/tokenizer-tiny",
-        pictures=PicturesConfig(images="demo-out/images"),
+        pictures=PicturesConfig(images="demo-out/pictures"),
         order=OrderConfig(global_batch=16, block=8, lanes=2, window_shards=1),
         views=ViewConfig(
             flip_probability=0.25, affine_probability=0.5, crop_probability=0.5, crop_area=0.3

@@ -177,85 +177,59 @@ default_message_pool.register_message("seit.v1", "DatasetSummary", DatasetSummar
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Flow(betterproto2.Message):
     """
-    What flowed through one stream, cumulative since it started; written by the meter.
+    What flowed through one stream, cumulative since it started; counted by the meter.
     """
 
     stream: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         1, betterproto2.TYPE_STRING
     )
     """
-    name of the run
+    dataset/split
     """
 
-    job: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
-        2, betterproto2.TYPE_STRING
-    )
-
     rank: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
-        3, betterproto2.TYPE_UINT32
+        2, betterproto2.TYPE_UINT32
     )
 
     workers: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
-        4, betterproto2.TYPE_UINT32
+        3, betterproto2.TYPE_UINT32
     )
 
     updated: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
-        5, betterproto2.TYPE_STRING
+        4, betterproto2.TYPE_STRING
     )
     """
     RFC 3339, UTC
     """
 
     rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    that exist
+    """
+
+    steps: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
         6, betterproto2.TYPE_UINT64
     )
 
-    steps: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+    step_target: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
         7, betterproto2.TYPE_UINT64
     )
 
-    step_target: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
-        8, betterproto2.TYPE_UINT64
-    )
+    seconds: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
 
-    seconds: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
-
-    bytes_fetched: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
-        10, betterproto2.TYPE_UINT64
-    )
+    stall_seconds: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
     """
-    from the store
+    the consumer waited, the first batch apart
     """
-
-    bytes_cached: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
-        11, betterproto2.TYPE_UINT64
-    )
-    """
-    answered by the node's cache
-    """
-
-    stall_storage_seconds: "float" = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
-
-    stall_augment_seconds: "float" = betterproto2.field(13, betterproto2.TYPE_DOUBLE)
-
-    stall_consumer_seconds: "float" = betterproto2.field(14, betterproto2.TYPE_DOUBLE)
-
-    retries: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
-        15, betterproto2.TYPE_UINT64
-    )
-
-    quarantined_shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
-        betterproto2.field(16, betterproto2.TYPE_UINT64)
-    )
 
     state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
-        17, betterproto2.TYPE_STRING
+        10, betterproto2.TYPE_STRING
     )
     """
     "running", "finished", "failed"
     """
-
-    source: "Source | None" = betterproto2.field(18, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("seit.v1", "Flow", Flow)

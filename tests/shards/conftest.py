@@ -1,15 +1,15 @@
-"""Stores, small datasets and a faulty S3 server for the tests of the token store."""
+"""Stores and small datasets for the tests of the token store."""
 
 from __future__ import annotations
 
-import http.client
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
+import fsspec
 import numpy as np
 import pytest
 import xxhash
@@ -20,6 +20,8 @@ from services.shards.retry import RetryPolicy
 from services.shards.store import Store, open_store
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
+from tests.shards.faulty_s3 import FaultyS3
+from tests.shards.swift_server import KEY, SECRET, swift_server
 
 SPEC = wire.TokenSpec(
     grid_height=4, grid_width=6, codes=391, channels=8, image_height=32, image_width=48
@@ -96,121 +98,60 @@ def make_manifest(
     return make
 
 
-_CODES = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server of this session. checks: it compares what arrives with what was signed."""
 
-
-class FaultyS3:
-    """A proxy before an S3 server that spoils answers on a schedule.
-
-    faults: what happens to the next requests, first to last: an HTTP status, "reset" (the server
-    acts, the answer is lost), "truncate", "flip" (of the body) or "forge" (the same, without
-    the checksum that would give it away); None lets one pass.
-    lenient: drop `If-None-Match`, as a server does that knows no conditional writes.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self.faults: list[int | str | None] = []
-        self.lenient = False
-        self.requests = 0
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self) -> None:
-                proxy.requests += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                fault = proxy.faults.pop(0) if proxy.faults else None
-                if isinstance(fault, int):
-                    code = _CODES[fault]
-                    text = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
-                    self.reply(fault, [], text.encode())
-                    return
-                headers = dict(self.headers.items())
-                if proxy.lenient:
-                    headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
-                back = http.client.HTTPConnection(host, port, timeout=10)
-                back.request(self.command, self.path, body, headers)
-                found = back.getresponse()
-                data = found.read()
-                if fault == "reset":
-                    self.close_connection = True
-                    return
-                answers = found.getheaders()
-                if fault in ("flip", "forge"):
-                    data = bytes([data[0] ^ 1]) + data[1:]
-                if fault == "forge":
-                    answers = [pair for pair in answers if "checksum" not in pair[0].lower()]
-                self.reply(found.status, answers, data, cut=fault == "truncate")
-                back.close()
-
-            def reply(
-                self, status: int, headers: list[tuple[str, str]], data: bytes, cut: bool = False
-            ) -> None:
-                skip = {"content-length", "connection", "transfer-encoding", "server", "date"}
-                length = len(data)
-                if self.command == "HEAD":
-                    length = int(dict(headers).get("Content-Length", 0))
-                self.send_response(status)
-                for name, value in headers:
-                    if name.lower() not in skip:
-                        self.send_header(name, value)
-                self.send_header("Content-Length", str(length))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data[: length // 2] if cut else data)
-                self.close_connection = cut
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing: the tests count requests instead."""
-
-        for verb in ("GET", "PUT", "HEAD", "DELETE", "POST"):
-            setattr(Handler, f"do_{verb}", Handler.answer)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    host: str
+    port: int
+    key: str
+    secret: str
+    checks: bool
 
 
 @pytest.fixture(scope="session")
-def moto_address() -> Iterator[tuple[str, int]]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """moto's server, or Swift's where the environment names its Python (swift_server.py)."""
+    python = os.environ.get("SEIT_TEST_SWIFT")
+    if python:
+        with swift_server(python, tmp_path_factory.mktemp("swift")) as (host, port):
+            yield S3Server(host, port, KEY, SECRET, checks=True)
+        return
     moto = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    yield host, port
+    yield S3Server(*server.get_host_and_port(), "test", "test", checks=False)
     server.stop()
 
 
 @pytest.fixture
-def faulty_s3(moto_address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The proxy before moto's server, with credentials for it in the environment."""
+def faulty_s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The proxy before the S3 server, with credentials for it in the environment."""
     for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": s3_server.key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret,
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    proxy = FaultyS3(*moto_address)
+    proxy = FaultyS3(s3_server.host, s3_server.port)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def s3_store(faulty_s3: FaultyS3) -> Store:
-    """An empty bucket of its own behind the proxy, with short pauses between retries."""
+def s3_bucket(faulty_s3: FaultyS3) -> str:
+    """A new bucket, made through the proxy."""
     bucket = f"test-{uuid.uuid4().hex}"
-    connection = http.client.HTTPConnection(faulty_s3.url.removeprefix("http://"), timeout=10)
-    connection.request("PUT", f"/{bucket}")
-    assert connection.getresponse().status == 200
-    connection.close()
+    fsspec.filesystem("s3", endpoint_url=faulty_s3.url, skip_instance_cache=True).mkdir(bucket)
     faulty_s3.requests = 0
-    return open_store(f"s3://{bucket}/some/prefix", retry=FAST, endpoint_url=faulty_s3.url)
+    return bucket
+
+
+@pytest.fixture
+def s3_store(faulty_s3: FaultyS3, s3_bucket: str) -> Store:
+    """An empty bucket of its own behind the proxy, with short pauses between retries."""
+    return open_store(f"s3://{s3_bucket}/some/prefix", retry=FAST, endpoint_url=faulty_s3.url)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +72,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
         *("--num-cpus", "3", "--object-store-memory", "200000000", "--disable-usage-stats"),
         *("--include-dashboard", "true", "--temp-dir", str(scratch)),
+        # The default would be taken where another cluster runs on this machine.
+        *("--dashboard-agent-listen-port", str(free_port())),
     ]
     started = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
     )
     assert started.returncode == 0, started.stdout + started.stderr
     try:
-        yield Head(f"http://127.0.0.1:{dashboard}", environment)
+        head = Head(f"http://127.0.0.1:{dashboard}", environment)
+        _wait_for_agent(head, folder)
+        yield head
     finally:
         ours = [
             p
@@ -97,3 +102,16 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
+
+
+def _wait_for_agent(head: Head, folder: Path) -> None:
+    """`ray start` returns before the node's agent can take a job: ask until it does."""
+    command = ["ray", "job", "submit", "--address", head.dashboard, "--", "true"]
+    end = time.monotonic() + 90
+    while True:
+        asked = subprocess.run(
+            command, env=head.environment, cwd=folder, capture_output=True, text=True, timeout=90
+        )
+        if asked.returncode == 0:
+            return
+        assert time.monotonic() < end, asked.stdout + asked.stderr

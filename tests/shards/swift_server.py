@@ -1,0 +1,118 @@
+"""OpenStack Swift with its S3 API on loopback: a durable S3 server that checks what it is sent.
+
+It is not among the project's requirements. `python -m venv X && X/bin/pip install swift
+keystonemiddleware` (123 MB) makes an environment for it, and `SEIT_TEST_SWIFT=X/bin/python`
+lets the tests of the token store run against it in place of moto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import http.client
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+KEY, SECRET = "test:tester", "testing"
+_START_SECONDS = 30.0
+_SERVERS = ("account", "container", "object")
+_FILTERS = {
+    "catch_errors": "swift#catch_errors",
+    "cache": "swift#memcache",
+    "s3api": "swift#s3api",
+    "tempauth": "swift#tempauth",
+    "copy": "swift#copy",
+    "slo": "swift#slo",
+}
+# The servers read /etc/swift/swift.conf unless told otherwise, before anything else is imported.
+_PROGRAM = (
+    "import sys, importlib, swift.common.utils as utils\n"
+    "kind, utils.SWIFT_CONF_FILE = sys.argv.pop(1), sys.argv.pop(1)\n"
+    "sys.argv[0] = f'swift-{kind}-server'\n"
+    "module = 'obj' if kind == 'object' else kind\n"
+    "importlib.import_module(f'swift.{module}.server').main()\n"
+)
+
+
+@contextlib.contextmanager
+def swift_server(python: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """Host and port of a fresh server whose files stand in `folder`; ends with the context."""
+    ports = dict(zip(("proxy", *_SERVERS), _free_ports(1 + len(_SERVERS)), strict=True))
+    (folder / "node" / "d1").mkdir(parents=True)
+    (folder / "swift.conf").write_text(
+        "[swift-hash]\nswift_hash_path_prefix = a\nswift_hash_path_suffix = b\n"
+        "[storage-policy:0]\nname = default\ndefault = yes\n"
+    )
+    for kind in _SERVERS:
+        _build_ring(python, folder, kind, ports[kind])
+        _configure(folder, kind, ports[kind], f"devices = {folder / 'node'}\nmount_check = false\n",
+                   f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n")  # fmt: skip
+    order = " ".join(_FILTERS)
+    sections = "".join(f"[filter:{name}]\nuse = egg:{egg}\n" for name, egg in _FILTERS.items())
+    sections = sections.replace(
+        "#tempauth\n", f"#tempauth\nuser_{KEY.replace(':', '_')} = {SECRET} .admin\n"
+    ).replace("#s3api\n", "#s3api\ns3_acl = false\ncheck_bucket_owner = false\n")
+    _configure(folder, "proxy", ports["proxy"], "",
+               f"[pipeline:main]\npipeline = {order} proxy-server\n[app:proxy-server]\nuse = egg:swift#proxy\n"
+               f"account_autocreate = true\n{sections}")  # fmt: skip
+    running = []
+    try:
+        for kind in ports:
+            log = (folder / f"{kind}.log").open("wb")
+            arguments = [kind, str(folder / "swift.conf"), str(folder / f"{kind}.conf")]
+            running.append(
+                subprocess.Popen([python, "-c", _PROGRAM, *arguments], stdout=log, stderr=log)
+            )
+        _await(ports["proxy"], folder)
+        yield "127.0.0.1", ports["proxy"]
+    finally:
+        for process in running:
+            process.kill()
+        for process in running:
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _build_ring(python: str, folder: Path, kind: str, port: int) -> None:
+    builder = str(folder / f"{kind}.builder")
+    for step in (
+        ("create", "4", "1", "0"),
+        ("add", f"r1z1-127.0.0.1:{port}/d1", "1"),
+        ("rebalance",),
+    ):
+        command = [Path(python).with_name("swift-ring-builder"), builder, *step]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _configure(folder: Path, kind: str, port: int, more: str, sections: str) -> None:
+    (folder / f"{kind}.conf").write_text(
+        f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nswift_dir = {folder}\n"
+        f"user = {getpass.getuser()}\nlog_level = WARNING\n{more}{sections}"
+    )
+
+
+def _await(port: int, folder: Path) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        with contextlib.suppress(OSError):
+            connection.request("GET", "/")
+            connection.getresponse()  # of any kind: it is up
+            return
+        connection.close()
+        time.sleep(0.1)
+    logs = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
+    raise AssertionError(
+        f"Swift does not answer after {_START_SECONDS} s (pid {os.getpid()}): {logs}"
+    )

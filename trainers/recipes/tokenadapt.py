@@ -73,7 +73,7 @@ def tokenadapt_tiny() -> TokenAdaptRun:
             beta2=0.99,
             clip=1.0,
         ),
-        loop=LoopConfig(epochs=15, precision="float32", validate_every=15, checkpoint_every=200),
+        loop=LoopConfig(epochs=12, precision="float32", validate_every=12, checkpoint_every=200),
         cluster=ClusterConfig(workers=1, cpus_per_worker=1),
     )
 

@@ -66,7 +66,7 @@ def tokenizer_tiny() -> TokenizerRun:
             beta2=0.99,
             clip=1.0,
         ),
-        loop=LoopConfig(epochs=18, precision="float32", validate_every=6, checkpoint_every=200),
+        loop=LoopConfig(epochs=14, precision="float32", validate_every=7, checkpoint_every=200),
         cluster=ClusterConfig(workers=1, cpus_per_worker=1),
     )
 

@@ -20,7 +20,7 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Chaos:
-    """Faults at random: `limit` of them altogether, each on a `share` of the requests.
+    """Faults on a random `share` of the requests, of all kinds alike, `limit` of them altogether.
 
     Never more than `MOST_IN_A_ROW` hit requests of one kind for one object, so that a client which
     tries again a bounded number of times comes through. Bits flip only in shards, whose checksums
@@ -51,7 +51,7 @@ class Chaos:
                 self._streaks[verb, path] = 0
                 self._flipped.discard(name)
                 return None
-            fault = self._random.choice(kinds)
+            fault = min(kinds, key=lambda kind: (self.injected[kind], self._random.random()))
             self._streaks[verb, path] += 1
             self.injected[fault] += 1
             if fault in _SPOILT_BODIES:

@@ -7,6 +7,7 @@ lets the tests of the token store run against it in place of moto.
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import getpass
 import http.client
@@ -20,13 +21,13 @@ from pathlib import Path
 KEY, SECRET = "test:tester", "testing"
 _START_SECONDS = 30.0
 _SERVERS = ("account", "container", "object")
-_FILTERS = {
-    "catch_errors": "swift#catch_errors",
-    "cache": "swift#memcache",
-    "s3api": "swift#s3api",
-    "tempauth": "swift#tempauth",
-    "copy": "swift#copy",
-    "slo": "swift#slo",
+_FILTERS = {  # of the proxy, in the order in which a request passes them
+    "catch_errors": {"use": "egg:swift#catch_errors"},
+    "cache": {"use": "egg:swift#memcache"},
+    "s3api": {"use": "egg:swift#s3api", "s3_acl": "false", "check_bucket_owner": "false"},
+    "tempauth": {"use": "egg:swift#tempauth", f"user_{KEY.replace(':', '_')}": f"{SECRET} .admin"},
+    "copy": {"use": "egg:swift#copy"},
+    "slo": {"use": "egg:swift#slo"},
 }
 # The servers read /etc/swift/swift.conf unless told otherwise, before anything else is imported.
 _PROGRAM = (
@@ -43,22 +44,30 @@ def swift_server(python: str, folder: Path) -> Iterator[tuple[str, int]]:
     """Host and port of a fresh server whose files stand in `folder`; ends with the context."""
     ports = dict(zip(("proxy", *_SERVERS), _free_ports(1 + len(_SERVERS)), strict=True))
     (folder / "node" / "d1").mkdir(parents=True)
-    (folder / "swift.conf").write_text(
-        "[swift-hash]\nswift_hash_path_prefix = a\nswift_hash_path_suffix = b\n"
-        "[storage-policy:0]\nname = default\ndefault = yes\n"
-    )
-    for kind in _SERVERS:
-        _build_ring(python, folder, kind, ports[kind])
-        _configure(folder, kind, ports[kind], f"devices = {folder / 'node'}\nmount_check = false\n",
-                   f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n")  # fmt: skip
-    order = " ".join(_FILTERS)
-    sections = "".join(f"[filter:{name}]\nuse = egg:{egg}\n" for name, egg in _FILTERS.items())
-    sections = sections.replace(
-        "#tempauth\n", f"#tempauth\nuser_{KEY.replace(':', '_')} = {SECRET} .admin\n"
-    ).replace("#s3api\n", "#s3api\ns3_acl = false\ncheck_bucket_owner = false\n")
-    _configure(folder, "proxy", ports["proxy"], "",
-               f"[pipeline:main]\npipeline = {order} proxy-server\n[app:proxy-server]\nuse = egg:swift#proxy\n"
-               f"account_autocreate = true\n{sections}")  # fmt: skip
+    _write(folder / "swift.conf", {
+        "swift-hash": {"swift_hash_path_prefix": "a", "swift_hash_path_suffix": "b"},
+        "storage-policy:0": {"name": "default", "default": "yes"},
+    })  # fmt: skip
+    common = {
+        "bind_ip": "127.0.0.1",
+        "workers": "0",
+        "swift_dir": str(folder),
+        "user": getpass.getuser(),
+        "devices": str(folder / "node"),
+        "mount_check": "false",
+        "log_level": "WARNING",
+    }
+    for kind, port in ports.items():
+        filters = _FILTERS if kind == "proxy" else {}
+        named = {f"filter:{name}": filter_options for name, filter_options in filters.items()}
+        _write(folder / f"{kind}.conf", {
+            "DEFAULT": {**common, "bind_port": str(port)},
+            "pipeline:main": {"pipeline": " ".join([*filters, f"{kind}-server"])},
+            f"app:{kind}-server": {"use": f"egg:swift#{kind}", "account_autocreate": "true"},
+            **named,
+        })  # fmt: skip
+        if kind != "proxy":
+            _build_ring(python, folder, kind, port)
     running = []
     try:
         for kind in ports:
@@ -95,11 +104,11 @@ def _build_ring(python: str, folder: Path, kind: str, port: int) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _configure(folder: Path, kind: str, port: int, more: str, sections: str) -> None:
-    (folder / f"{kind}.conf").write_text(
-        f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nswift_dir = {folder}\n"
-        f"user = {getpass.getuser()}\nlog_level = WARNING\n{more}{sections}"
-    )
+def _write(path: Path, sections: dict[str, dict[str, str]]) -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_dict(sections)
+    with path.open("w") as file:
+        parser.write(file)
 
 
 def _await(port: int, folder: Path) -> None:

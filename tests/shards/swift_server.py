@@ -11,7 +11,6 @@ import configparser
 import contextlib
 import getpass
 import http.client
-import os
 import socket
 import subprocess
 import time
@@ -30,8 +29,13 @@ _FILTERS = {  # of the proxy, in the order in which a request passes them
     "slo": {"use": "egg:swift#slo"},
 }
 # The servers read /etc/swift/swift.conf unless told otherwise, before anything else is imported.
+# A server ends when its standard input does: also when the tests are killed.
 _PROGRAM = (
-    "import sys, importlib, swift.common.utils as utils\n"
+    "import os, sys, threading, importlib\n"
+    "kept = os.dup(0)  # Swift closes its own\n"
+    "ended = lambda: (os.read(kept, 1), os._exit(0))\n"
+    "threading.Thread(target=ended, daemon=True).start()\n"
+    "import swift.common.utils as utils\n"
     "kind, utils.SWIFT_CONF_FILE = sys.argv.pop(1), sys.argv.pop(1)\n"
     "sys.argv[0] = f'swift-{kind}-server'\n"
     "module = 'obj' if kind == 'object' else kind\n"
@@ -71,18 +75,19 @@ def swift_server(python: str, folder: Path) -> Iterator[tuple[str, int]]:
     running = []
     try:
         for kind in ports:
-            log = (folder / f"{kind}.log").open("wb")
             arguments = [kind, str(folder / "swift.conf"), str(folder / f"{kind}.conf")]
-            running.append(
-                subprocess.Popen([python, "-c", _PROGRAM, *arguments], stdout=log, stderr=log)
-            )
+            with (folder / f"{kind}.log").open("wb") as log:
+                command = [python, "-c", _PROGRAM, *arguments]
+                running.append(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+                )
         _await(ports["proxy"], folder)
         yield "127.0.0.1", ports["proxy"]
     finally:
         for process in running:
             process.kill()
         for process in running:
-            process.wait()
+            process.communicate()
 
 
 def _free_ports(count: int) -> list[int]:
@@ -122,6 +127,4 @@ def _await(port: int, folder: Path) -> None:
         connection.close()
         time.sleep(0.1)
     logs = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
-    raise AssertionError(
-        f"Swift does not answer after {_START_SECONDS} s (pid {os.getpid()}): {logs}"
-    )
+    raise AssertionError(f"Swift does not answer after {_START_SECONDS} s: {logs}")

@@ -27,7 +27,7 @@ from tyro.conf import Positional
 
 from services import cli_tables as tables
 from services.errors import InvalidInputError, NotFoundError
-from services.shards.manifest import load_manifest
+from services.shards.manifest import file_sizes, load_manifest
 from services.shards.store import LocalStore, Store, open_store
 
 Root: TypeAlias = Annotated[
@@ -70,8 +70,7 @@ class Verify:
 
         root = standing(self.root)
         manifest = load_manifest(root, self.dataset, self.version).manifest
-        size = sum(shard.bytes for split in manifest.splits for shard in split.shards)
-        size += sum(asset.bytes for asset in manifest.assets)
+        size = sum(file_sizes(manifest).values())
         with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
             task = progress.add_task("verify", total=size)
             for check in verify_dataset(root, self.dataset, manifest.version):

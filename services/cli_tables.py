@@ -88,6 +88,8 @@ def storage_table(report: wire.StorageReport) -> Table:
         "of\nsource>",
         "of\npixels>",
         "codes\nused>",
+        "codes\ndead>",
+        "same\ngrid>",
     )
     rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
     for one in rows:
@@ -101,6 +103,8 @@ def storage_table(report: wire.StorageReport) -> Table:
             _share(one.share_of_source),
             _share(one.share_of_pixels),
             f"{one.used_codes:,}",
+            f"{one.dead_codes:,}",
+            _count(one.duplicate_rows),
             style="bold" if one is report.total else "",
         )
     return table
@@ -148,7 +152,12 @@ def diff_view(diff: VersionDiff, classes: Sequence[str]) -> RenderableType:
             f"Versions {diff.before} and {diff.after} hold the same rows in the same order."
         )
     parts: list[RenderableType] = []
-    for values, what in ((diff.values, "value"), (diff.classes, "label"), (diff.assets, "file")):
+    for values, what in (
+        (diff.values, "value"),
+        (diff.classes, "label"),
+        (diff.assets, "file"),
+        (diff.columns, "column"),
+    ):
         if values:
             parts.append(_value_table(values, what, diff))
     table = _table("split", "images>", "change>", "added>", "removed>", "shared>")
@@ -180,6 +189,9 @@ def _amount(shards: ShardsDiff) -> str:
 def _split_in_words(split: SplitDiff, classes: Sequence[str]) -> Iterable[str]:
     if split.moved:
         yield f"{split.name}: {split.moved:,} shared shards have other row numbers than before."
+    if split.duplicates_before != split.duplicates_after:
+        before, after = map(_count, (split.duplicates_before, split.duplicates_after))
+        yield f"{split.name}: rows that repeat a grid: {before}, now {after}."
     if split.labels:
         named = [
             f"{_label(one.value, classes)} {one.after - one.before:+,}"
@@ -220,6 +232,10 @@ def _table(*columns: str) -> Table:
         else:
             table.add_column(column, overflow="fold", min_width=10)
     return table
+
+
+def _count(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _share(share: float) -> str:

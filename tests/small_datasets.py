@@ -53,8 +53,8 @@ def write_dataset(
             assets=[put_asset(root, name, "codebook", codebook)],
             classes=["zero", "one", "[red]two"],
             splits=[
-                build_split("train", train, spec.codes),
-                build_split("validation", validation, spec.codes),
+                build_split(root, name, "train", train, spec.codes),
+                build_split(root, name, "validation", validation, spec.codes),
             ],
             skipped=[wire.Skipped(path="a/broken.png", reason="no picture\x1b[2J")],
             message=f"seed {seed}",

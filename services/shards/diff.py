@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
 
+import xxhash
+
 from services.wire.seit import v1 as wire
 
 
@@ -39,6 +41,8 @@ class SplitDiff:
     added, removed, shared: its shards. moved: those of the shared shards whose rows have other
     row numbers than before, because other shards stand before them.
     labels, codes: those whose counts differ, ascending.
+    duplicates_before, duplicates_after: rows whose whole grid another row has before them; None
+        where it is not known.
     code_shift: half the sum of |difference of a code's share of all tokens| over all codes: 0 for
         equal distributions, 1 for disjoint ones, also for an empty and a filled split.
     """
@@ -53,6 +57,8 @@ class SplitDiff:
     labels: tuple[CountDiff, ...]
     codes: tuple[CountDiff, ...]
     code_shift: float
+    duplicates_before: int | None
+    duplicates_after: int | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class VersionDiff:
 
     before, after: their numbers. values: size by size of the spec, the tokenizer, the number of
     skipped pictures. classes: labels whose name differs. assets: kinds whose file differs, as
-    xxh3. splits: all splits of both, those of `after` first, in order.
+    xxh3. columns: added columns whose values differ, as SPLIT/COLUMN. splits: all splits of both,
+    those of `after` first, in order.
     """
 
     before: int
@@ -78,12 +85,13 @@ class VersionDiff:
     values: tuple[ValueDiff, ...]
     classes: tuple[ValueDiff, ...]
     assets: tuple[ValueDiff, ...]
+    columns: tuple[ValueDiff, ...]
     splits: tuple[SplitDiff, ...]
 
     @property
     def same_content(self) -> bool:
         """Whether a reader gets the same rows in the same order, and all else the same."""
-        return not (self.values or self.classes or self.assets) and not any(
+        return not (self.values or self.classes or self.assets or self.columns) and not any(
             split.added.shards or split.removed.shards or split.moved for split in self.splits
         )
 
@@ -109,6 +117,7 @@ def diff_manifests(before: wire.Manifest, after: wire.Manifest) -> VersionDiff:
             {asset.kind: asset.xxh3 for asset in before.assets},
             {asset.kind: asset.xxh3 for asset in after.assets},
         ),
+        columns=_values(_columns(before), _columns(after)),
         splits=tuple(
             _diff_splits(name, old.get(name, empty), new.get(name, empty)) for name in names
         ),
@@ -125,6 +134,22 @@ def _described(manifest: wire.Manifest) -> dict[str, str]:
         "tokenizer": manifest.tokenizer_kind,
         "skipped pictures": str(len(manifest.skipped)),
     }
+
+
+def _columns(manifest: wire.Manifest) -> dict[str, str]:
+    """SPLIT/COLUMN to its type, its share of the shards and a digest of its values' files."""
+    described = {}
+    for split in manifest.splits:
+        parts = [part for shard in split.shards for part in shard.columns]
+        for name, kind in {part.name: part.type for part in parts}.items():
+            owners = sum(any(p.name == name for p in shard.columns) for shard in split.shards)
+            files = xxhash.xxh3_64_hexdigest(
+                "".join(p.xxh3 for p in parts if p.name == name).encode()
+            )
+            described[f"{split.name}/{name}"] = (
+                f"{kind} in {owners} of {len(split.shards)} shards, {files}"
+            )
+    return described
 
 
 def _values(before: dict[str, str], after: dict[str, str]) -> tuple[ValueDiff, ...]:
@@ -156,6 +181,8 @@ def _diff_splits(name: str, before: wire.Split, after: wire.Split) -> SplitDiff:
             Counter(dict(enumerate(after.code_counts))),
         ),
         code_shift=_shift(before.code_counts, after.code_counts),
+        duplicates_before=before.duplicate_rows if before.shards else 0,
+        duplicates_after=after.duplicate_rows if after.shards else 0,
     )
 
 

@@ -2,7 +2,7 @@
 
     ROOT/NAME/versions/00000001.json     wire.Manifest as JSON, never changed
     ROOT/NAME/shards/*.parquet           shared by the versions that name them
-    ROOT/NAME/assets/KIND-DIGEST.safetensors
+    ROOT/NAME/assets/KIND-DIGEST.safetensors, grid-hashes-DIGEST.npy
 
 Shards and assets are written first, the manifest last and exclusively, so a reader sees a whole
 version or none, and of two writers neither overwrites the other.
@@ -28,6 +28,8 @@ from services.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from services.shards.checked import NamedFile, read_checked
+from services.shards.grid_hashes import join_hashes
 from services.shards.store import Store
 from services.shards.validate import MANIFEST_FORMAT, check_manifest, check_name
 from services.wire.seit import v1 as wire
@@ -228,13 +230,10 @@ def _writer() -> str:
 
 def _check_files(folder: Store, manifest: wire.Manifest, newest: LoadedManifest | None) -> None:
     """Shards first, manifest last: refuse to name files that do not stand in their full size."""
-    standing = _files(newest.manifest) if newest else {}
-    wanted = {path: size for path, size in _files(manifest).items() if path not in standing}
-    if not wanted:
-        return
-    found = {
-        entry.path: entry.bytes for part in ("shards", "assets") for entry in folder.scan(part)
-    }
+    standing = file_sizes(newest.manifest) if newest else {}
+    wanted = {path: size for path, size in file_sizes(manifest).items() if path not in standing}
+    parts = {path.partition("/")[0] for path in wanted}
+    found = {entry.path: entry.bytes for part in sorted(parts) for entry in folder.scan(part)}
     for path, size in wanted.items():
         if found.get(path) != size:
             raise IntegrityError(
@@ -243,18 +242,23 @@ def _check_files(folder: Store, manifest: wire.Manifest, newest: LoadedManifest 
             )
 
 
-def _files(manifest: wire.Manifest) -> dict[str, int]:
-    """Path to size of every file that a manifest names."""
-    shards = {shard.path: shard.bytes for split in manifest.splits for shard in split.shards}
-    return shards | {asset.path: asset.bytes for asset in manifest.assets}
+def file_sizes(manifest: wire.Manifest) -> dict[str, int]:
+    """Path, relative to the dataset's folder, to size of every file that a manifest names."""
+    files: list[NamedFile] = [*manifest.assets]
+    for split in manifest.splits:
+        files += split.grid_hashes
+        for shard in split.shards:
+            files += [shard, *shard.columns]
+    return {file.path: file.bytes for file in files}
 
 
 def named_files(manifest: wire.Manifest) -> set[str]:
     """Paths, relative to the dataset's folder, of every file that a manifest names."""
-    return set(_files(manifest))
+    return set(file_sizes(manifest))
 
 
 def extend(
+    root: Store,
     base: LoadedManifest,
     splits: Sequence[wire.Split],
     message: str,
@@ -264,16 +268,24 @@ def extend(
 
     skipped: pictures that could not be read, added to those of `base`.
 
-    Shards of `base` are shared, not copied. Pass the result to `commit`, with
-    `rebase=lambda newest: extend(newest, splits, message)` to append to whatever is the newest.
+    Shards of `base` are shared, not copied; of its files only the hashes of grids are read, to
+    count duplicates over old and new rows. Pass the result to `commit`, with
+    `rebase=lambda newest: extend(root, newest, splits, message)` to append to whatever is newest.
+    Columns that were added to `base` do not reach the new shards: see `columns.add_column`.
     """
+    dataset = base.manifest.dataset
     merged = {split.name: split for split in base.manifest.splits}
     for split in splits:
         old = merged.get(split.name)
         if old is not None:
             counts = [a + b for a, b in zip(old.code_counts, split.code_counts, strict=True)]
+            hashes, duplicates = join_hashes(root, dataset, old, split)
             split = wire.Split(
-                name=split.name, shards=[*old.shards, *split.shards], code_counts=counts
+                name=split.name,
+                shards=[*old.shards, *split.shards],
+                code_counts=counts,
+                grid_hashes=hashes,
+                duplicate_rows=duplicates,
             )
         merged[split.name] = split
     return replace(
@@ -296,12 +308,4 @@ def put_asset(root: Store, dataset: str, kind: str, data: bytes) -> wire.Asset:
 
 def read_asset(root: Store, dataset: str, asset: wire.Asset) -> bytes:
     """The bytes of an asset; IntegrityError if they are not those that the manifest names."""
-    folder = root.child(check_name(dataset))
-    data = folder.read(asset.path)
-    found = xxhash.xxh3_128_hexdigest(data)
-    if found != asset.xxh3:
-        raise IntegrityError(
-            f"{folder.url}/{asset.path}: {len(data)} bytes of xxh3 {found}, expected {asset.bytes} "
-            f"of {asset.xxh3}: the file is damaged; restore it or commit a new {asset.kind}"
-        )
-    return data
+    return read_checked(root.child(check_name(dataset)), asset)

@@ -15,7 +15,7 @@ from services.shards.manifest import list_versions, load_manifest, named_files
 from services.shards.store import Entry, Store
 from services.shards.validate import check_name
 
-_OURS = re.compile(r"(shards|assets)/.+|(.+/)?\.[^/]+\.tmp|\.probe-[0-9a-f]+")
+_OURS = re.compile(r"(shards|assets|columns)/.+|(.+/)?\.[^/]+\.tmp|\.probe-[0-9a-f]+")
 
 
 def find_orphans(

@@ -83,7 +83,7 @@ def import_release(
                 writer.add(rows)
                 done += len(rows)
                 progress(done, total)
-        splits[name] = build_split(name, writer.results, spec.codes)
+        splits[name] = build_split(root, dataset, name, writer.results, spec.codes)
         logger.info("%s: %d shards of split %s", files.stem, len(writer.results), name)
     assets = [put_asset(root, dataset, "codebook", codebook.to_bytes())]
     if (folder / _SYNONYMS).exists():

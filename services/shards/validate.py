@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime
 
 from services.errors import FormatError, InvalidInputError
@@ -15,6 +16,7 @@ MAX_PIXELS = 65_536  # a side of an image; 0 stands for "not known"
 MAX_CHANNELS = 65_536
 MAX_SHARD_ROWS = 1 << 31
 MAX_FILE_BYTES = 1 << 40
+COLUMN_TYPES = ("int32", "int64", "float32", "float64", "string", "binary")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -70,14 +72,17 @@ def check_manifest(manifest: wire.Manifest) -> None:
     _distinct("asset", [asset.kind for asset in manifest.assets])
     _distinct("split", [split.name for split in manifest.splits])
     seen: dict[str, wire.Shard] = {}
+    types: dict[str, str] = {}
     for split in manifest.splits:
         _named(split.name, "split")
         for shard in split.shards:
             _shard(shard, len(manifest.classes))
             first = seen.setdefault(shard.path, shard)
-            if first is not shard and first != shard:
+            if first is not shard and replace(first, columns=[]) != replace(shard, columns=[]):
                 raise FormatError(f"manifest: shard {shard.path} stands twice, with other contents")
+            _columns(shard, types)
         _code_counts(split, manifest.spec)
+        _duplicates(split)
 
 
 def _within(what: str, value: int, low: int, high: int) -> None:
@@ -142,3 +147,43 @@ def _code_counts(split: wire.Split, spec: wire.TokenSpec) -> None:
             f"manifest: split {split.name}: {len(split.code_counts)} code counts that add up to "
             f"{sum(split.code_counts)}; expected {spec.codes} of {tokens} tokens"
         )
+
+
+def _duplicates(split: wire.Split) -> None:
+    """Files and count stand together; neither where the duplicates are not known."""
+    what = f"split {split.name}"
+    for asset in split.grid_hashes:
+        _named(asset.kind, "asset")
+        _file(f"{what}: hashes {asset.path}", "assets/", asset.path, asset.bytes, asset.xxh3)
+    rows, found = sum(shard.rows for shard in split.shards), split.duplicate_rows
+    if found is not None:
+        _within(f"{what}: duplicate_rows", found, 0, max(0, rows - 1))
+    if bool(split.grid_hashes) != (found is not None and rows > 0):
+        raise FormatError(
+            f"manifest: {what}: duplicate_rows is {found} with {len(split.grid_hashes)} files of "
+            f"grid hashes for {rows} rows; it has both, or neither where it is not known"
+        )
+
+
+def _columns(shard: wire.Shard, types: dict[str, str]) -> None:
+    """types: of the columns seen so far, over all shards; new ones are added."""
+    rows: dict[str, int] = {}
+    for number, part in enumerate(shard.columns):
+        what = f"shard {shard.path}: column {part.name}"
+        _named(part.name, "column")
+        _file(f"{what}: {part.path}", "columns/", part.path, part.bytes, part.xxh3)
+        _within(f"{what}: rows", part.rows, 1, MAX_SHARD_ROWS)
+        if part.type not in COLUMN_TYPES or types.setdefault(part.name, part.type) != part.type:
+            raise FormatError(
+                f"manifest: {what} is of type {part.type!r}; valid are {', '.join(COLUMN_TYPES)}, "
+                "the same in each shard"
+            )
+        if part.name in rows and shard.columns[number - 1].name != part.name:
+            raise FormatError(f"manifest: {what}: its parts do not stand together")
+        rows[part.name] = rows.get(part.name, 0) + part.rows
+    for name, count in rows.items():
+        if count != shard.rows:
+            raise FormatError(
+                f"manifest: shard {shard.path}: column {name} has {count} rows, the shard "
+                f"{shard.rows}"
+            )

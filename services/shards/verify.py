@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import xxhash
 
 from services.errors import IntegrityError, InvalidInputError, SeitError
 from services.shards import codec, layout
+from services.shards.checked import read_checked
+from services.shards.grid_hashes import (
+    HashArray,
+    count_duplicates,
+    hash_grids,
+    read_hashes,
+    split_hashes,
+)
 from services.shards.manifest import load_manifest, read_asset
 from services.shards.store import Store
 from services.types import IntArray
@@ -32,13 +40,25 @@ class Check:
     failure: str | None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a sound shard holds: code counts (K,) and the hash of each row's grid (N,)."""
+
+    code_counts: IntArray
+    grid_hashes: HashArray
+
+
+_Result = tuple[Check, _Found | None]
+
+
 def verify_dataset(
     root: Store, dataset: str, version: int | None = None, *, workers: int | None = None
 ) -> Iterator[Check]:
-    """Check every asset, shard and split of a version (the newest by default), in its order.
+    """Check every asset, shard, column and split of a version (the newest by default), in order.
 
     Of a shard: size, xxh3, page checksums, layout, labels, source bytes and ranges of the ids; of
-    a split: the code counts over its shards. At most `workers` (by default one a core) shards are
+    a column's file: the same, and that it belongs to its shard; of a split: the code counts and
+    the hashes of all grids over its shards. At most `workers` (by default one a core) files are
     looked at, and in memory, at once. Raises only if the manifest itself cannot be read.
     """
     if workers is not None and workers < 1:
@@ -50,59 +70,65 @@ def verify_dataset(
 def _checks(
     root: Store, manifest: wire.Manifest, spec: wire.TokenSpec, workers: int
 ) -> Iterator[Check]:
+    dataset = manifest.dataset
     for asset in manifest.assets:
-        yield Check(asset.path, asset.bytes, _asset_failure(root, manifest.dataset, asset))
+        failure = _failure(partial(read_asset, root, dataset, asset))
+        yield Check(asset.path, asset.bytes, failure)
     # Threads: reading, hashing, un-zipping and most of numpy leave the interpreter's lock alone.
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         for split in manifest.splits:
-            counts_K: IntArray | None = np.zeros(spec.codes, np.int64)
-            for check, found_K in _check_shards(pool, workers, root, manifest, split, spec):
-                counts_K = None if counts_K is None or found_K is None else counts_K + found_K
+            counts_K, hashes = np.zeros(spec.codes, np.int64), []
+            for check, found in _in_order(pool, workers, _jobs(root, manifest, split, spec)):
+                if found is not None:
+                    counts_K += found.code_counts
+                    hashes.append(found.grid_hashes)
                 yield check
-            yield Check(f"split {split.name}", 0, _split_failure(split, counts_K))
+            sound = len(hashes) == len(split.shards)
+            for asset in split.grid_hashes:
+                failure = _failure(partial(read_hashes, root, dataset, asset))
+                sound = sound and failure is None
+                yield Check(asset.path, asset.bytes, failure)
+            wrong: str | None = "not all of its files are sound, so its counts cannot be checked"
+            if sound:
+                wrong = _wrong_counts(split, counts_K) or _wrong_hashes(
+                    root, dataset, split, hashes
+                )
+            yield Check(f"split {split.name}", 0, wrong)
 
 
-_Result = tuple[Check, IntArray | None]
-
-
-def _check_shards(
-    pool: ThreadPoolExecutor,
-    workers: int,
-    root: Store,
-    manifest: wire.Manifest,
-    split: wire.Split,
-    spec: wire.TokenSpec,
-) -> Iterator[_Result]:
-    """Results in the split's order; no more than `workers` are begun and not yet yielded."""
+def _jobs(
+    root: Store, manifest: wire.Manifest, split: wire.Split, spec: wire.TokenSpec
+) -> Iterator[Callable[[], _Result]]:
     folder = root.child(manifest.dataset)
-    running: deque[Future[_Result]] = deque()
     for shard in split.shards:
+        yield partial(_check_shard, folder, shard, spec, bool(split.grid_hashes))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, workers: int, jobs: Iterator[Callable[[], _Result]]
+) -> Iterator[_Result]:
+    """Results in the jobs' order; no more than `workers` are begun and not yet yielded."""
+    running: deque[Future[_Result]] = deque()
+    for job in jobs:
         if len(running) >= workers:
             yield running.popleft().result()
-        running.append(pool.submit(_check_shard, folder, shard, spec))
+        running.append(pool.submit(job))
     while running:
         yield running.popleft().result()
 
 
-def _check_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> _Result:
-    """The shard's result, and its code counts (K,) if it is sound."""
+def _check_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: bool) -> _Result:
+    """The shard's result, and what it holds if it is sound; hashes only if they are wanted."""
     try:
-        counts_K = _count_shard(folder, shard, spec)
+        found = _read_shard(folder, shard, spec, hashed)
     except SeitError as error:
         return Check(shard.path, shard.bytes, str(error)), None
-    return Check(shard.path, shard.bytes, None), counts_K
+    return Check(shard.path, shard.bytes, None), found
 
 
-def _count_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> IntArray:
+def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: bool) -> _Found:
     name = f"{folder.url}/{shard.path}"
-    data = folder.read(shard.path)
-    found = xxhash.xxh3_128_hexdigest(data)
-    if (len(data), found) != (shard.bytes, shard.xxh3):
-        raise IntegrityError(
-            f"{name}: {len(data)} bytes of xxh3 {found}, expected {shard.bytes} of {shard.xxh3}: "
-            "the file is damaged; restore it, or write it again and commit a new version"
-        )
-    rows = layout.read_encoded(data, spec, shard.rows, name)
+    rows = layout.read_encoded(read_checked(folder, shard), spec, shard.rows, name)
     said = shard.labels or wire.LabelCounts()
     labels, counts = np.unique(rows.labels, return_counts=True)
     if dict(zip(said.labels, said.rows, strict=True)) != dict(
@@ -114,20 +140,21 @@ def _count_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> IntA
             f"{name}: source bytes add up to {int(rows.source_bytes.sum())}, the manifest says "
             f"{shard.source_bytes}"
         )
-    return codec.count_codes(codec.decode(rows.encoded), spec.codes)
+    ids_NT = codec.decode(rows.encoded)
+    return _Found(
+        codec.count_codes(ids_NT, spec.codes), hash_grids(ids_NT if hashed else ids_NT[:0])
+    )
 
 
-def _asset_failure(root: Store, dataset: str, asset: wire.Asset) -> str | None:
+def _failure(read: Callable[[], object]) -> str | None:
     try:
-        read_asset(root, dataset, asset)
+        read()
     except SeitError as error:
         return str(error)
     return None
 
 
-def _split_failure(split: wire.Split, counts_K: IntArray | None) -> str | None:
-    if counts_K is None:
-        return "not all of its shards are sound, so its code counts cannot be checked"
+def _wrong_counts(split: wire.Split, counts_K: IntArray) -> str | None:
     wrong = np.flatnonzero(counts_K != np.array(split.code_counts, np.int64))
     if not len(wrong):
         return None
@@ -137,3 +164,24 @@ def _split_failure(split: wire.Split, counts_K: IntArray | None) -> str | None:
         f"first is code {code} with {counts_K[code]} tokens, the manifest says "
         f"{split.code_counts[code]}"
     )
+
+
+def _wrong_hashes(
+    root: Store, dataset: str, split: wire.Split, found: list[HashArray]
+) -> str | None:
+    """What is wrong with the hashes and the count of duplicates, against those of the shards."""
+    if not split.grid_hashes:
+        return None  # not known, or nothing to know
+    wanted_N = np.sort(np.concatenate(found))
+    try:
+        kept_N = split_hashes(root, dataset, [split])
+    except SeitError as error:
+        return str(error)
+    if not np.array_equal(kept_N, wanted_N):
+        return "the hashes of its grids that the manifest names are not those of its shards' rows"
+    if count_duplicates(wanted_N) != split.duplicate_rows:
+        return (
+            f"{count_duplicates(wanted_N)} of its rows repeat a grid, the manifest says "
+            f"{split.duplicate_rows}"
+        )
+    return None

@@ -14,6 +14,7 @@ import xxhash
 
 from services.errors import InvalidInputError
 from services.shards import codec, layout
+from services.shards.grid_hashes import HashArray, count_duplicates, hash_grids, put_hashes
 from services.shards.store import Store
 from services.shards.validate import check_name, check_spec
 from services.types import IntArray, TokenRows
@@ -26,10 +27,15 @@ _NAME_DIGITS = 16
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard: its manifest entry, and how often it holds each code, (K,) int64."""
+    """A written shard, and what the manifest keeps of its split.
+
+    shard: its manifest entry. code_counts: (K,) int64, how often it holds each code.
+    grid_hashes: (N,) uint64, hash of each row's grid (`grid_hashes.hash_grids`).
+    """
 
     shard: wire.Shard
     code_counts: IntArray
+    grid_hashes: HashArray
 
 
 def write_shard(
@@ -60,18 +66,27 @@ def write_shard(
         source_bytes=int(rows.source_bytes.sum()),
         labels=wire.LabelCounts(labels=labels.tolist(), rows=counts.tolist()),
     )
-    return ShardResult(shard, codec.count_codes(rows.ids, spec.codes))
+    return ShardResult(shard, codec.count_codes(rows.ids, spec.codes), hash_grids(rows.ids))
 
 
-def build_split(name: str, results: Sequence[ShardResult], codes: int) -> wire.Split:
-    """The manifest entry of a split whose rows stand in these shards, in this order."""
+def build_split(
+    root: Store, dataset: str, name: str, results: Sequence[ShardResult], codes: int
+) -> wire.Split:
+    """The manifest entry of a split whose rows stand in these shards, in this order.
+
+    Writes the hashes of its grids below ROOT/DATASET/assets.
+    """
     counts = np.zeros(codes, np.int64)
     for result in results:
         counts += result.code_counts
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(one.grid_hashes for one in results)])
+    hashes.sort()
     return wire.Split(
         name=check_name(name, "split"),
         shards=[result.shard for result in results],
         code_counts=counts.tolist(),
+        grid_hashes=put_hashes(root, check_name(dataset), hashes),
+        duplicate_rows=count_duplicates(hashes),
     )
 
 

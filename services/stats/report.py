@@ -54,7 +54,7 @@ def _storage(manifest: wire.Manifest, name: str, splits: Sequence[wire.Split]) -
     counts = np.zeros(spec.codes, np.float64)  # [K]
     for split in splits:
         counts += split.code_counts
-    entropy = entropy_bits(counts)
+    entropy, used = entropy_bits(counts), int(np.count_nonzero(counts))
     return wire.SplitStorage(
         split=name,
         rows=size.rows,
@@ -67,7 +67,10 @@ def _storage(manifest: wire.Manifest, name: str, splits: Sequence[wire.Split]) -
         entropy_bytes_per_image=entropy * spec.grid_height * spec.grid_width / 8,
         pixel_bytes=pixels,
         share_of_pixels=_ratio(size.stored, pixels),
-        used_codes=int(np.count_nonzero(counts)),
+        used_codes=used,
+        dead_codes=spec.codes - used,
+        duplicate_rows=_duplicates(splits),
+        column_bytes=size.columns,
     )
 
 
@@ -77,18 +80,27 @@ class _Sizes:
     shards: int
     stored: int
     source: int
+    columns: int
 
 
 def _sizes(splits: Sequence[wire.Split]) -> _Sizes:
     """Sums over splits; a file that stands in several of them is stored, and counts, once."""
     shards = [shard for split in splits for shard in split.shards]
     files = {shard.path: shard for shard in shards}.values()
+    columns = {part.path: part.bytes for shard in shards for part in shard.columns}
     return _Sizes(
         rows=sum(shard.rows for shard in shards),
         shards=len(shards),
         stored=sum(shard.bytes for shard in files),
         source=sum(shard.source_bytes for shard in files),
+        columns=sum(columns.values()),
     )
+
+
+def _duplicates(splits: Sequence[wire.Split]) -> int | None:
+    """Rows whose grid another of the same split has before them; None if one does not know."""
+    found = [split.duplicate_rows if split.shards else 0 for split in splits]
+    return None if None in found else sum(count for count in found if count is not None)
 
 
 def entropy_bits(counts: NDArray[np.float64]) -> float:

@@ -167,6 +167,7 @@ class TokenizeActor:
             "skipped": [json.dumps([[s.path, s.reason] for s in skipped])],
             "shard": [""],
             "code_counts": [b""],
+            "grid_hashes": [b""],
         }
         if kept:
             rows = TokenRows(
@@ -179,6 +180,7 @@ class TokenizeActor:
             result = write_shard(store, self._config.dataset, name, rows, spec)
             answer["shard"] = [_SHARD.dump_json(result.shard).decode()]
             answer["code_counts"] = [result.code_counts.astype("<i8").tobytes()]
+            answer["grid_hashes"] = [result.grid_hashes.astype("<u8").tobytes()]
         return answer
 
 
@@ -220,8 +222,9 @@ def ingest(
         if not row["shard"]:
             return 0
         counts = np.frombuffer(row["code_counts"], "<i8").astype(np.int64)
+        hashes = np.frombuffer(row["grid_hashes"], "<u8").astype(np.uint64)
         shard = _SHARD.validate_json(row["shard"])
-        results[row["split"]].append((row["start"], ShardResult(shard, counts)))
+        results[row["split"]].append((row["start"], ShardResult(shard, counts, hashes)))
         return shard.rows
 
     done = 0
@@ -238,11 +241,10 @@ def ingest(
             collect(row)
         _remove(config, results)
         raise
+    ordered = {name: sorted(found, key=lambda item: item[0]) for name, found in results.items()}
     built = [
-        build_split(
-            name, [r for _, r in sorted(found, key=lambda item: item[0])], tokenizer.spec.codes
-        )
-        for name, found in results.items()
+        build_split(root, config.dataset, name, [one for _, one in found], tokenizer.spec.codes)
+        for name, found in ordered.items()
         if found
     ]
     committed = _commit(config, tokenizer, weights, listing.classes, built, skipped, standing)
@@ -371,8 +373,8 @@ def _commit(
     if config.mode == "append" and standing is not None:
         return commit(
             root,
-            extend(standing, built, message, skipped),
-            rebase=lambda newest: extend(newest, built, message, skipped),
+            extend(root, standing, built, message, skipped),
+            rebase=lambda newest: extend(root, newest, built, message, skipped),
         )
     assets = [
         put_asset(root, config.dataset, "codebook", tokenizer.codebook.to_bytes()),

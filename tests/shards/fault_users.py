@@ -14,7 +14,7 @@ import s3fs  # noqa: F401 - as objectstore does when it needs it; here before pr
 from services.shards.cache import ShardCache
 from services.shards.manifest import commit, extend, load_manifest
 from services.shards.store import Store
-from services.shards.writer import build_split, write_shard
+from services.shards.writer import ShardResult, build_split, write_shard
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
 
@@ -40,7 +40,7 @@ def rows_of(seed: int) -> TokenRows:
 def begin(root: Store, dataset: str, seed: int) -> None:
     """Version 1: one shard."""
     result = write_shard(root, dataset, "train", rows_of(seed), SPEC)
-    split = build_split("train", [result], SPEC.codes)
+    split = build_split(root, dataset, "train", [result], SPEC.codes)
     manifest = wire.Manifest(dataset=dataset, spec=SPEC, tokenizer_kind="release", splits=[split])
     commit(root, manifest)
 
@@ -48,12 +48,21 @@ def begin(root: Store, dataset: str, seed: int) -> None:
 def append(root: Store, dataset: str, seed: int) -> None:
     """One more version with one more shard, whatever others commit meanwhile."""
     result = write_shard(root, dataset, "train", rows_of(seed), SPEC)
-    split = build_split("train", [result], SPEC.codes)
-    message = f"seed {seed}"
+    add(root, dataset, result, f"seed {seed}")
+
+
+def append_rows(root: Store, dataset: str, blocks: Sequence[TokenRows]) -> None:
+    """One more version for each of the blocks."""
+    for number, rows in enumerate(blocks):
+        add(root, dataset, write_shard(root, dataset, "train", rows, SPEC), f"block {number}")
+
+
+def add(root: Store, dataset: str, result: ShardResult, message: str) -> None:
+    split = build_split(root, dataset, "train", [result], SPEC.codes)
     commit(
         root,
-        extend(load_manifest(root, dataset), [split], message),
-        rebase=lambda newest: extend(newest, [split], message),
+        extend(root, load_manifest(root, dataset), [split], message),
+        rebase=lambda newest: extend(root, newest, [split], message),
     )
 
 

@@ -33,10 +33,13 @@ def manifest_of(spec: wire.TokenSpec, *splits: wire.Split) -> wire.Manifest:
 def test_an_append_adds_and_shares(
     root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult], make_rows: Make
 ) -> None:
-    first = commit(root, manifest_of(spec, build_split("train", [write(20, 1)], 391)))
+    first = commit(root, manifest_of(spec, build_split(root, "ds", "train", [write(20, 1)], 391)))
     added = [write(30, 2), write(10, 3)]
-    more = [build_split("train", added, 391), build_split("validation", [write(5, 4)], 391)]
-    second = commit(root, extend(first, more, "more"))
+    more = [
+        build_split(root, "ds", "train", added, 391),
+        build_split(root, "ds", "validation", [write(5, 4)], 391),
+    ]
+    second = commit(root, extend(root, first, more, "more"))
     diff = diff_manifests(first.manifest, second.manifest)
     assert (diff.before, diff.after, diff.values, diff.classes, diff.assets) == (1, 2, (), (), ())
     assert not diff.same_content
@@ -61,8 +64,8 @@ def test_backwards_is_the_mirror_image(
     root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
 ) -> None:
     shards = [write(20, seed) for seed in range(4)]
-    before = manifest_of(spec, build_split("train", shards[:3], 391))
-    after = manifest_of(spec, build_split("train", shards[2:], 391))
+    before = manifest_of(spec, build_split(root, "ds", "train", shards[:3], 391))
+    after = manifest_of(spec, build_split(root, "ds", "train", shards[2:], 391))
     (there,), (back,) = (
         diff_manifests(*pair).splits for pair in ((before, after), (after, before))
     )
@@ -75,11 +78,11 @@ def test_backwards_is_the_mirror_image(
 
 
 def test_another_order_moves_rows_but_adds_none(
-    spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
+    root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
 ) -> None:
     shards = [write(20, seed) for seed in range(3)]
-    before = manifest_of(spec, build_split("train", shards, 391))
-    after = manifest_of(spec, build_split("train", shards[::-1], 391))
+    before = manifest_of(spec, build_split(root, "ds", "train", shards, 391))
+    after = manifest_of(spec, build_split(root, "ds", "train", shards[::-1], 391))
     diff = diff_manifests(before, after)
     (split,) = diff.splits
     assert (split.added.shards, split.removed.shards, split.shared.shards) == (0, 0, 3)
@@ -90,11 +93,11 @@ def test_another_order_moves_rows_but_adds_none(
 
 
 def test_a_shard_that_stands_twice_counts_twice(
-    spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
+    root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
 ) -> None:
     shard = write(20, 1)
-    before = manifest_of(spec, build_split("train", [shard], 391))
-    after = manifest_of(spec, build_split("train", [shard, shard], 391))
+    before = manifest_of(spec, build_split(root, "ds", "train", [shard], 391))
+    after = manifest_of(spec, build_split(root, "ds", "train", [shard, shard], 391))
     (split,) = diff_manifests(before, after).splits
     assert split.added == ShardsDiff(1, 20, shard.shard.bytes)
     assert (split.shared.shards, split.moved) == (1, 0)
@@ -103,7 +106,7 @@ def test_a_shard_that_stands_twice_counts_twice(
 def test_everything_else_is_compared(
     root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
 ) -> None:
-    splits = [build_split("train", [write(20, 1)], 391)]
+    splits = [build_split(root, "ds", "train", [write(20, 1)], 391)]
     before = manifest_of(spec, *splits)
     before.classes = ["ant", "bee", "cat"]
     before.assets = [put_asset(root, "ds", "codebook", b"one")]
@@ -133,7 +136,7 @@ def test_everything_else_is_compared(
 def test_version_numbers_and_words_are_no_difference(
     root: Store, spec: wire.TokenSpec, write: Callable[[int, int], ShardResult]
 ) -> None:
-    manifest = manifest_of(spec, build_split("train", [write(20, 1)], 391))
+    manifest = manifest_of(spec, build_split(root, "ds", "train", [write(20, 1)], 391))
     loaded: list[LoadedManifest] = [
         commit(root, replace(manifest, message=text)) for text in ("a", "b")
     ]

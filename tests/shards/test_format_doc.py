@@ -74,7 +74,7 @@ def test_the_page_reads_what_the_writer_writes(
     for name, rows in written.items():
         with ShardWriter(root, "ds", name, SPEC, SHARD_ROWS) as writer:
             writer.add(rows)
-        splits.append(build_split(name, writer.results, SPEC.codes))
+        splits.append(build_split(root, "ds", name, writer.results, SPEC.codes))
     for _ in range(11):  # versions beyond 9, to see that the newest is taken
         manifest = wire.Manifest(
             dataset="ds", spec=replace(SPEC), tokenizer_kind="release", splits=splits[1:]

@@ -121,8 +121,8 @@ def test_appends_are_rebased_so_none_is_lost(root: Store, make_manifest, make_ro
         change = splits[number]
         done = commit(
             root,
-            extend(base, change, f"block {number}"),
-            rebase=lambda newest: extend(newest, change, f"block {number}"),
+            extend(root, base, change, f"block {number}"),
+            rebase=lambda newest: extend(root, newest, change, f"block {number}"),
         )
         return int(done.manifest.version)
 
@@ -142,14 +142,14 @@ def test_a_change_to_an_old_version_is_a_conflict(root: Store, make_manifest, ma
     base = commit(root, draft)
     commit(root, draft)
     with pytest.raises(CommitConflictError, match="newest is version 2"):
-        commit(root, extend(base, [], "nothing new"))
+        commit(root, extend(root, base, [], "nothing new"))
     assert list_versions(root, "ds") == [1, 2]
 
 
 def test_a_new_split_comes_last(root: Store, make_manifest, make_rows) -> None:
     base = commit(root, make_manifest(root, [make_rows(4, 0)]))
     more = replace(make_manifest(root, [make_rows(2, 1)]).splits[0], name="validation")
-    done = commit(root, extend(base, [more], "held-out rows"))
+    done = commit(root, extend(root, base, [more], "held-out rows"))
     assert [split.name for split in done.manifest.splits] == ["train", "validation"]
 
 

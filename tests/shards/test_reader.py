@@ -67,7 +67,7 @@ def test_a_past_version_reads_as_it_was(
 ) -> None:
     base = commit(root, make_manifest(root, [make_rows(5, 0)]))
     more = make_manifest(root, [make_rows(3, 1)]).splits
-    commit(root, extend(base, more, "more"))
+    commit(root, extend(root, base, more, "more"))
     cache = ShardCache(tmp_path / "cache", 1 << 30)
     sizes = [
         len(DatasetReader(root, "ds", split="train", cache=cache, version=version))

@@ -91,7 +91,7 @@ def test_nothing_more_is_written_after_an_error(
 
 def test_split_can_be_committed(root: Store, make_rows: MakeRows, spec: wire.TokenSpec) -> None:
     results = [write_shard(root, "ds", "train", make_rows(9, seed), spec) for seed in range(3)]
-    split = build_split("train", results, spec.codes)
+    split = build_split(root, "ds", "train", results, spec.codes)
     assert sum(split.code_counts) == 27 * 24
     manifest = wire.Manifest(dataset="ds", spec=spec, tokenizer_kind="release", splits=[split])
     commit(root, manifest)

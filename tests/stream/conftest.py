@@ -94,7 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             tokenizer_kind="vitvqgan",
             assets=[put_asset(store, "tiny", "codebook", codebook.to_bytes())],
             classes=[str(c) for c in range(5)],
-            splits=[build_split("train", results, CODES)],
+            splits=[build_split(store, "tiny", "train", results, CODES)],
         ),
     )
     config = TokenAdaptConfig(

@@ -5,6 +5,7 @@
 
 __all__ = (
     "Asset",
+    "Column",
     "Cursor",
     "DatasetList",
     "DatasetSummary",
@@ -39,14 +40,14 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Asset(betterproto2.Message):
     """
-    A file of the dataset that is not a shard: codebook, tokenizer, synonyms.
+    A file of the dataset that is not a shard: codebook, tokenizer, synonyms, hashes of grids.
     """
 
     kind: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         1, betterproto2.TYPE_STRING
     )
     """
-    "codebook", "tokenizer", "synonyms"
+    "codebook", "tokenizer", "synonyms", "grid-hashes"
     """
 
     path: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -72,6 +73,52 @@ default_message_pool.register_message("seit.v1", "Asset", Asset)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Column(betterproto2.Message):
+    """
+    Values of one column for consecutive rows of a shard, in a file of their own.
+    """
+
+    name: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    type: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    "int32", "int64", "float32", "float64", "string", "binary"
+    """
+
+    path: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    relative to the dataset's folder
+    """
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+    """
+    the parts of a column follow one another; together they are the shard's rows
+    """
+
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+
+    xxh3: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        6, betterproto2.TYPE_STRING
+    )
+    """
+    xxh3-128 of the file, 32 hexadecimal digits
+    """
+
+
+default_message_pool.register_message("seit.v1", "Column", Column)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Cursor(betterproto2.Message):
     """
     A position in a stream: enough to continue on any number of workers.
@@ -81,8 +128,6 @@ class Cursor(betterproto2.Message):
         1, betterproto2.TYPE_UINT32
     )
 
-    source: "Source | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
-
     order: "Order | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     step: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
@@ -90,6 +135,16 @@ class Cursor(betterproto2.Message):
     )
     """
     steps already consumed since the run began
+    """
+
+    sources: "list[Source]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    of the mixture, in the order that numbers their rows
+    """
+
+    weights: "list[float]" = betterproto2.field(6, betterproto2.TYPE_DOUBLE, repeated=True)
+    """
+    of each source; none: the sources' rows, or a single source
     """
 
 
@@ -438,6 +493,11 @@ class Shard(betterproto2.Message):
 
     labels: "LabelCounts | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
 
+    columns: "list[Column]" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    the parts of a column stand together, in the order of the rows
+    """
+
 
 default_message_pool.register_message("seit.v1", "Shard", Shard)
 
@@ -549,6 +609,18 @@ class Split(betterproto2.Message):
     [K] occurrences of each code
     """
 
+    grid_hashes: "list[Asset]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    xxh3-64 of each row's grid, sorted within a file; none where the duplicates are not known
+    """
+
+    duplicate_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)] | None" = (
+        betterproto2.field(5, betterproto2.TYPE_UINT64, optional=True)
+    )
+    """
+    rows - different grids; absent: not known
+    """
+
 
 default_message_pool.register_message("seit.v1", "Split", Split)
 
@@ -604,6 +676,27 @@ class SplitStorage(betterproto2.Message):
     used_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
         12, betterproto2.TYPE_UINT64
     )
+
+    dead_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        13, betterproto2.TYPE_UINT64
+    )
+    """
+    codes of the codebook that no token has
+    """
+
+    duplicate_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)] | None" = (
+        betterproto2.field(14, betterproto2.TYPE_UINT64, optional=True)
+    )
+    """
+    Rows whose whole grid another row of the same split has before them; absent: not known.
+    """
+
+    column_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        15, betterproto2.TYPE_UINT64
+    )
+    """
+    of added columns; not part of `bytes`
+    """
 
 
 default_message_pool.register_message("seit.v1", "SplitStorage", SplitStorage)

@@ -61,7 +61,8 @@ class Span:
 
     step: position in the run, counted from 0 over all epochs.
     slot: which block of the step this is, 0 <= slot < blocks of a step.
-    epoch: the epoch that the block belongs to; a step never straddles two.
+    epoch: the epoch that the block belongs to. A step never straddles two, but in a mixture each
+        dataset has its own.
     rows: (B,) int64, row numbers within the split; -1 where the row does not exist (weight 0).
     """
 

@@ -48,9 +48,12 @@ def _mix(words: KeyArray) -> KeyArray:
     return words
 
 
-def derive(key: int, counters: IntArray | KeyArray) -> KeyArray:
-    """One 64-bit key for each counter, shaped like `counters` (at least one dimension)."""
-    return _mix((counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(key))
+def derive(key: int | KeyArray, counters: IntArray | KeyArray) -> KeyArray:
+    """One 64-bit key for each counter, shaped like `counters` (at least one dimension).
+
+    key: one for all, or one for each counter.
+    """
+    return _mix((counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.asarray(key, np.uint64))
 
 
 def shuffle(key: int, count: int, group: IntArray | None = None) -> IntArray:
@@ -139,16 +142,17 @@ def _normal_table() -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of some rows in one epoch.
+    """The random numbers of some rows, each in its epoch.
 
-    seed: of the run. epoch: from 0. rows: (N,) int64 row numbers within the split; a row that
-    does not exist is -1 and gets numbers too, which nobody will use.
+    seed: of the run. epoch: from 0, one for all rows or (N,) int64, one for each: the rows of a
+    mixture stand in different epochs of their datasets. rows: (N,) int64 row numbers within the
+    split; a row that does not exist is -1 and gets numbers too, which nobody will use.
     `op` names what a number is for: two operations never see the same numbers, nor do two
     methods. A larger `count` begins with the numbers of a smaller one.
     """
 
     seed: int
-    epoch: int
+    epoch: int | IntArray
     rows: IntArray
 
     def __post_init__(self) -> None:
@@ -157,6 +161,37 @@ class Draws:
                 f"rows must be (N,) int64, got {self.rows.shape} {self.rows.dtype}: "
                 "each number is keyed by a row; pass the row numbers of a span"
             )
+        epoch = self.epoch
+        if isinstance(epoch, np.ndarray) and (
+            epoch.shape != self.rows.shape or epoch.dtype != np.int64
+        ):
+            raise InvalidInputError(
+                f"epoch must be an integer or {self.rows.shape} int64, got {epoch.shape} "
+                f"{epoch.dtype}: each number is keyed by its row's epoch; pass one for each row"
+            )
+
+    def take(self, index: IntArray | slice) -> Draws:
+        """The draws of some of the rows: each keeps its epoch, and so its numbers."""
+        epoch = self.epoch[index] if isinstance(self.epoch, np.ndarray) else self.epoch
+        return Draws(self.seed, epoch, self.rows[index])
+
+    def keys(self, purpose: str, *names: str) -> KeyArray:
+        """(N,) uint64, one key for each row: a hash of purpose, seed, epoch, names and row."""
+        epochs, number = self._epochs
+        keys = [hash_key(purpose, self.seed, epoch, *names) for epoch in epochs]
+        if number is None:
+            return derive(keys[0], self.rows)
+        return derive(np.array(keys, dtype=np.uint64)[number], self.rows)
+
+    @functools.cached_property
+    def _epochs(self) -> tuple[list[int], IntArray | None]:
+        """The different epochs, and which of them is each row's; None if there is one for all."""
+        if not isinstance(self.epoch, np.ndarray):
+            return [self.epoch], None
+        epochs, number = np.unique(self.epoch, return_inverse=True)
+        if len(epochs) < 2:
+            return epochs.tolist() or [0], None
+        return epochs.tolist(), number.astype(np.int64)
 
     def uniform(self, op: str, count: int = 1) -> FloatArray:
         """(N, count) float32, uniform in [0, 1), multiples of 2**-24."""
@@ -186,9 +221,13 @@ class Draws:
 
     def block_uniform(self, op: str, count: int = 1) -> FloatArray:
         """(count,) float32 in [0, 1): one draw for all rows, keyed by the first that exists."""
-        existing = self.rows[self.rows >= 0]
-        first = existing[:1] if len(existing) else np.array([-1], dtype=np.int64)
-        return Draws(self.seed, self.epoch, first)._unit("block", op, count).reshape(-1)
+        existing = np.flatnonzero(self.rows >= 0)[:1]  # (1,), or (0,) if none exists
+        if len(existing):
+            block = self.take(existing)
+        else:
+            epoch = self._epochs[0][0]
+            block = Draws(self.seed, epoch, np.array([-1], dtype=np.int64))
+        return block._unit("block", op, count).reshape(-1)
 
     def _unit(self, kind: str, op: str, count: int) -> FloatArray:
         """(N, count) float32: the upper 24 bits of each word."""
@@ -203,7 +242,7 @@ class Draws:
 
         Each row is a splitmix64 sequence whose start is a hash.
         """
-        starts = derive(hash_key("draw", self.seed, self.epoch, kind, op), self.rows)  # (N,)
+        starts = self.keys("draw", kind, op)  # (N,)
         strides = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * _GOLDEN  # (count,)
         chunk = max(1, _CHUNK_WORDS // max(1, count))
         for begin in range(0, len(self.rows), chunk):

@@ -9,7 +9,7 @@ Nothing here knows the number of workers: ranks share out the slots of a step. N
 out row by row either, so any step of any epoch can be had at once, at a cost that depends on the
 number of shards and not on the number of rows.
 
-Shape letters: S shards, L lanes, M segments, V windows, J slots asked for, B rows of a block.
+Shape letters: S shards, L lanes, M segments, V windows, J blocks asked for, B rows of a block.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in sorted({*small, *(number // d for d in small)}))
 
 
-def _offsets(counts: IntArray) -> IntArray:
+def offsets(counts: IntArray) -> IntArray:
     """(n,) sizes to (n + 1,) boundaries from 0."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
 
@@ -92,6 +92,7 @@ class RowPlan(ABC):
 
     rows: N, rows of the split. steps_per_epoch: ceil(N / global batch).
     blocks_per_step: slots of a step. shard_rows: (S,) int64.
+    source_shards: (D + 1,) where the shards of each dataset begin, and S; (0, S) for one.
     """
 
     def __init__(self, shard_rows: IntArray, order: OrderSpec) -> None:
@@ -110,11 +111,12 @@ class RowPlan(ABC):
             )
         self.blocks_per_step = order.blocks_per_step
         self.steps_per_epoch = -(-self.rows // order.global_batch_rows)
-        self._shard_begin = _offsets(self.shard_rows)  # (S + 1,)
+        self._shard_begin = offsets(self.shard_rows)  # (S + 1,)
+        self.source_shards = np.array([0, len(self.shard_rows)], dtype=np.int64)
 
     @abstractmethod
-    def _rows_of(self, step: int, slots: IntArray) -> IntArray:
-        """(J,) slots to (J, B) row numbers, -1 where there is none."""
+    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """(J,) slots to their epochs (J,) and row numbers (J, B), -1 where there is none."""
 
     def _check_step(self, step: int) -> None:
         if step < 0:
@@ -122,25 +124,26 @@ class RowPlan(ABC):
                 f"step={step} is negative: a run begins at step 0; pass steps from 0"
             )
 
-    def _spans(self, step: int, slots: Iterable[int]) -> list[Span]:
+    def spans(self, step: int, slots: Iterable[int]) -> list[Span]:
+        """Some blocks of a step. Raises InvalidInputError for a step or slot that is not there."""
         self._check_step(step)
         wanted = np.fromiter(slots, dtype=np.int64)  # (J,)
-        rows = self._rows_of(step, wanted)  # (J, B)
-        epoch = step // self.steps_per_epoch
-        return [Span(step, int(slot), epoch, rows[at]) for at, slot in enumerate(wanted)]
+        outside = (wanted < 0) | (wanted >= self.blocks_per_step)
+        if outside.any():
+            raise InvalidInputError(
+                f"slot={wanted[outside][0]} is outside of [0, {self.blocks_per_step}): a step has "
+                "no such block; take slots from rank_slots()"
+            )
+        epochs, rows = self._blocks(step, wanted)  # (J,), (J, B)
+        return [Span(step, int(j), int(epochs[at]), rows[at]) for at, j in enumerate(wanted)]
 
     def span(self, step: int, slot: int) -> Span:
         """One block. Raises InvalidInputError for a step or slot that does not exist."""
-        if not 0 <= slot < self.blocks_per_step:
-            raise InvalidInputError(
-                f"slot={slot} is outside of [0, {self.blocks_per_step}): a step has no such block; "
-                "take slots from rank_slots()"
-            )
-        return self._spans(step, [slot])[0]
+        return self.spans(step, [slot])[0]
 
     def step_spans(self, step: int) -> list[Span]:
         """All blocks of a step, by slot."""
-        return self._spans(step, range(self.blocks_per_step))
+        return self.spans(step, range(self.blocks_per_step))
 
     def locate(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         """Row numbers (any shape) to (shard index, row inside that shard); -1 stays -1 in both.
@@ -155,6 +158,15 @@ class RowPlan(ABC):
             )
         shard = np.searchsorted(self._shard_begin, rows, side="right").astype(np.int64) - 1
         return shard, np.where(rows < 0, -1, rows - self._shard_begin[shard])
+
+    def place(self, rows: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Row numbers to (source, shard of that source, row inside that shard); -1 stays -1.
+
+        Raises InvalidInputError for rows outside of [-1, N).
+        """
+        shard, inside = self.locate(rows)
+        source = np.searchsorted(self.source_shards, shard, side="right").astype(np.int64) - 1
+        return source, np.where(shard < 0, -1, shard - self.source_shards[source]), inside
 
     def rank_slots(self, rank: int, world: int) -> range:
         """The slots of each step that belong to one of `world` workers: a contiguous share."""
@@ -172,10 +184,13 @@ class RowPlan(ABC):
         share = self.blocks_per_step // world
         return range(rank * share, (rank + 1) * share)
 
-    def _present(self, step: int, slots: IntArray) -> IntArray:
-        """(J,) how many rows of each slot exist: all, except at the end of an epoch's last step."""
-        rows_left = self.rows - (step % self.steps_per_epoch) * self.order.global_batch_rows
+    def _present(self, turn: int | IntArray, slots: IntArray) -> IntArray:
+        """(J,) how many rows of each block exist: all, except at the end of an epoch's last step.
+
+        turn: which step of its epoch each block belongs to.
+        """
         block = self.order.block_rows
+        rows_left = self.rows - turn * self.order.global_batch_rows
         return np.clip(rows_left - slots * block, 0, block)
 
 
@@ -189,12 +204,13 @@ class SequentialPlan(RowPlan):
                 "stop after steps_per_epoch steps"
             )
 
-    def _rows_of(self, step: int, slots: IntArray) -> IntArray:
+    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
         block = self.order.block_rows
         inside = np.arange(block)  # (B,)
         begin = step * self.order.global_batch_rows + slots * block  # (J,)
         present = self._present(step, slots)  # (J,)
-        return np.where(inside < present[:, None], begin[:, None] + inside, -1)  # (J, B)
+        rows = np.where(inside < present[:, None], begin[:, None] + inside, -1)  # (J, B)
+        return np.zeros(len(slots), dtype=np.int64), rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +239,9 @@ class Plan(RowPlan):
     def __init__(self, shard_rows: IntArray, order: OrderSpec) -> None:
         super().__init__(shard_rows, order)
         self._turns = self.blocks_per_step // order.lanes  # blocks a lane gives to a step
-        self._lane_begin = _offsets(self._lane_rows())  # (L + 1,) positions
+        self._lane_begin = offsets(self._lane_rows())  # (L + 1,) positions
         shuffled = shuffle(hash_key("shards", order.seed), len(self.shard_rows))  # (S,)
-        shard_at = _offsets(self.shard_rows[shuffled])  # (S + 1,) positions
+        shard_at = offsets(self.shard_rows[shuffled])  # (S + 1,) positions
         # Cutting at the ends of shards and of lanes alike gives the segments. Shards without rows
         # begin where the next one does: they leave no cut, and side="right" passes over them.
         cuts = np.insert(shard_at, np.searchsorted(shard_at, self._lane_begin), self._lane_begin)
@@ -235,7 +251,7 @@ class Plan(RowPlan):
         self._segment_rows = np.diff(cuts)  # (M,)
         self._segment_lane = np.searchsorted(self._lane_begin, cuts[:-1], side="right") - 1
         self._window_first = self._cut_windows()  # (V,) segments
-        self._visit: _Visit | None = None
+        self._visits: tuple[_Visit, ...] = ()
 
     def _lane_rows(self) -> IntArray:
         """(L,) rows of each lane: an equal share of all full steps, and its slots of the rest."""
@@ -261,11 +277,12 @@ class Plan(RowPlan):
         return np.flatnonzero(opens)
 
     def _visit_of(self, epoch: int) -> _Visit:
-        visit = self._visit
-        if visit is None or visit.epoch != epoch:
+        """Two epochs are kept: around an epoch's end, blocks of both are asked for by turns."""
+        visit = next((known for known in self._visits if known.epoch == epoch), None)
+        if visit is None:
             seed, lane = self.order.seed, self._segment_lane
             visited = shuffle(hash_key("segments", seed, epoch), len(lane), lane)  # (M,)
-            begin = _offsets(self._segment_rows[visited])
+            begin = offsets(self._segment_rows[visited])
             visit = _Visit(
                 epoch=epoch,
                 first_row=self._segment_row[visited],
@@ -273,16 +290,29 @@ class Plan(RowPlan):
                 window_begin=np.append(begin[self._window_first], self.rows),
                 window_key=derive(hash_key("windows", seed, epoch), self._window_first),
             )
-            self._visit = visit
+            self._visits = (visit, *self._visits[:1])
         return visit
 
-    def _rows_of(self, step: int, slots: IntArray) -> IntArray:
-        order, block = self.order, self.order.block_rows
+    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
         epoch, turn = divmod(step, self.steps_per_epoch)
+        return np.full(len(slots), epoch, dtype=np.int64), self._rows_in(epoch, turn, slots)
+
+    def blocks(self, steps: IntArray, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """Blocks of any steps, (J,) and (J,), to their epochs (J,) and row numbers (J, B)."""
+        epochs, turns = np.divmod(steps, self.steps_per_epoch)
+        rows = np.empty((len(steps), self.order.block_rows), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            own = np.flatnonzero(epochs == epoch)
+            rows[own] = self._rows_in(int(epoch), turns[own], slots[own])
+        return epochs, rows
+
+    def _rows_in(self, epoch: int, turn: int | IntArray, slots: IntArray) -> IntArray:
+        """(J, B) row numbers of blocks of one epoch; turn: which of its steps each belongs to."""
+        order, block = self.order, self.order.block_rows
         lane_block = turn * self._turns + slots // order.lanes  # (J,) blocks the lane gave before
         begin = self._lane_begin[slots % order.lanes] + lane_block * block  # (J,) positions
         inside = np.arange(block)  # (B,)
-        exists = inside < self._present(step, slots)[:, None]  # (J, B)
+        exists = inside < self._present(turn, slots)[:, None]  # (J, B)
         rows = np.full(exists.shape, -1, dtype=np.int64)
         rows[exists] = self._rows_at(self._visit_of(epoch), (begin[:, None] + inside)[exists])
         return rows

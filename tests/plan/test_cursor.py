@@ -101,17 +101,23 @@ def edited(change: Callable[[dict[str, object]], object]) -> bytes:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 4000, "not JSON"),
         (b"[]", "found format None"),
-        (b"{}", "found format None, this program reads 1"),
+        (b"{}", "found format None, this program reads 1 to 2"),
         (b'{"format": true}', "found format True"),
         (b'{"format": 0}', "found format 0"),
-        (b'{"format": 2, "new": 1}', "found cursor format 2, this program reads 1.*upgrade seitpp"),
+        (b'{"format": 3, "new": 1}', "found cursor format 3, .* reads 1 to 2.*upgrade seitpp"),
         (b" " * 5000, "found 5000 bytes where a cursor has at most 4096"),
         (edited(lambda raw: raw.update(step=-1)), "field step is not valid"),
         (edited(lambda raw: raw.update(step="x")), "field step is not valid"),
         (edited(lambda raw: raw.update(extra=1)), "field extra is not valid"),
         (edited(lambda raw: raw["order"].update(lanes=2**40)), "field order.lanes is not valid"),  # type: ignore[attr-defined]
-        (edited(lambda raw: raw.pop("source")), "lacks its source or its order"),
-        (edited(lambda raw: raw.pop("order")), "lacks its source or its order"),
+        (edited(lambda raw: raw.update(source=raw["sources"])), "field source is not valid"),
+        (edited(lambda raw: raw.update(weights=[1.0, 2.0])), "field weights .*1 sources"),
+        (edited(lambda raw: raw.update(weights=[-1.0], sources=raw["sources"] * 2)), "weights"),  # type: ignore[operator]
+        (edited(lambda raw: raw.pop("sources")), "lacks its sources or its order"),
+        (edited(lambda raw: raw.pop("order")), "lacks its sources or its order"),
+        (b'{"format": 1, "order": {}}', "lacks its sources or its order"),
+        (b'{"format": 1, "source": 5, "order": {}}', "field sources.0 is not valid"),
+        (b'{"format": 1, "sources": []}', "field sources .*format 1 has no such field"),
     ],
 )
 def test_what_is_not_a_cursor_is_refused(data: bytes, message: str) -> None:
@@ -138,3 +144,134 @@ def test_impossible_positions_are_refused() -> None:
         cursor.dump(cursor.make_cursor(source(root="x" * 5000), ORDER, 0))
     with pytest.raises(InvalidInputError, match="lanes=0"):
         cursor.order_from_wire(wire.Order(seed=1, global_batch_rows=4, block_rows=2))
+
+
+# -- mixtures -----------------------------------------------------------------------------------
+
+
+def several(count: int) -> list[wire.Source]:
+    return [source(dataset=f"set-{number}", version=number + 1) for number in range(count)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(2, 12), step=st.integers(0, 2**63), scale=st.floats(1e-3, 1e3), data=st.data()
+)
+def test_a_position_in_a_mixture_survives_its_bytes(
+    count: int, step: int, scale: float, data: st.DataObject
+) -> None:
+    weights = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    made = cursor.make_cursor(several(count), ORDER, step, weights=weights)
+    loaded = cursor.load(cursor.dump(made))
+    assert loaded == made
+    assert cursor.check(loaded, several(count), ORDER, weights=weights) == []
+    scaled = [weight * scale for weight in weights]  # the same mixture in other words
+    assert cursor.check(loaded, several(count), ORDER, weights=scaled) == []
+
+
+def test_another_mixture_is_refused_with_both() -> None:
+    made = cursor.make_cursor(several(2), ORDER, 3, weights=[1, 2])
+    for sources, weights, shown in (
+        (several(2), [2, 1], "weights (cursor [1.0, 2.0], stream [2.0, 1.0])"),
+        (several(2), [], 'weights (cursor [1.0, 2.0], stream "the sources\' rows")'),
+        (
+            several(2)[::-1],
+            [1, 2],
+            "sources (cursor 'set-0/train, set-1/train', stream 'set-1/train, set-0/train')",
+        ),
+        (several(1), [], "sources (cursor 'set-0/train, set-1/train', stream 'set-0/train')"),
+        (
+            [several(2)[0], source(dataset="set-1", version=9)],
+            [1, 2],
+            "version of set-1/train (cursor 2, stream 9)",
+        ),
+    ):
+        with pytest.raises(CursorMismatchError) as caught:
+            cursor.check(made, sources, ORDER, weights=weights)
+        assert shown in str(caught.value)
+
+
+def test_a_single_source_has_no_weights() -> None:
+    made = cursor.make_cursor([source()], ORDER, 3, weights=[5])
+    assert made == cursor.make_cursor(source(), ORDER, 3)
+    assert cursor.check(made, source(), ORDER, weights=[7]) == []
+
+
+def test_more_sources_than_a_cursor_holds_are_refused_at_any_step() -> None:
+    held = max(count for count in range(1, 60) if fits(several(count)))
+    assert held >= 20
+    with pytest.raises(InvalidInputError, match=rf"cursor of {held + 1} sources .*fewer sources"):
+        cursor.dump(cursor.make_cursor(several(held + 1), ORDER, 0))
+    for step in (0, 10**19):
+        assert len(cursor.dump(cursor.make_cursor(several(held), ORDER, step))) <= 4096
+
+
+def fits(sources: list[wire.Source]) -> bool:
+    try:
+        cursor.dump(cursor.make_cursor(sources, ORDER, 0))
+    except InvalidInputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("count", "weights"), [(0, []), (2, [1.0]), (2, [1.0, 0.0]), (2, [1.0, float("inf")])]
+)
+def test_weights_that_cannot_be_are_refused(count: int, weights: list[float]) -> None:
+    with pytest.raises(InvalidInputError, match="weights"):
+        cursor.make_cursor(several(count), ORDER, 0, weights=weights)
+
+
+# -- older and newer data -----------------------------------------------------------------------
+
+
+def test_a_position_of_format_1_is_one_of_a_single_source() -> None:
+    written = (
+        b'{"format":1,"source":{"root":"s3://bucket/data","dataset":"imagenet","version":3,'
+        b'"split":"train","manifest_digest":"0123456789abcdef0123456789abcdef"},"order":'
+        b'{"seed":18446744073709551615,"global_batch_rows":24,"block_rows":4,"lanes":2,'
+        b'"window_shards":3},"step":7}'
+    )
+    assert cursor.load(written) == cursor.make_cursor(source(), ORDER, 7)
+
+
+def test_another_version_must_be_allowed_and_is_recorded() -> None:
+    made = cursor.make_cursor(several(2), ORDER, 1200)
+    newer = [several(2)[0], source(dataset="set-1", version=9, manifest_digest="ff")]
+    with pytest.raises(CursorMismatchError, match=r"pass --resume\.allow-dataset-version"):
+        cursor.check(made, newer, ORDER)
+    (record,) = cursor.check(made, newer, ORDER, allow={cursor.DATASET_VERSION})
+    for part in ("from step 1200 on", "set-1/train", "version 9 (manifest ff)", "version 2"):
+        assert part in record
+    assert cursor.check(made, several(2), ORDER, allow={cursor.DATASET_VERSION}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "order"),
+    [
+        ({"dataset": "other"}, ORDER),
+        ({"split": "validation"}, ORDER),
+        ({}, replace(ORDER, window_shards=9)),
+    ],
+)
+def test_only_the_version_can_be_allowed(change: dict[str, object], order: OrderSpec) -> None:
+    made = cursor.make_cursor(source(), ORDER, 7)
+    with pytest.raises(CursorMismatchError) as caught:
+        cursor.check(
+            made, source(version=4, **change), order, allow=frozenset({cursor.DATASET_VERSION})
+        )
+    assert "version" not in str(caught.value)
+    with pytest.raises(CursorMismatchError) as caught:
+        cursor.check(made, source(version=4, **change), order)
+    assert "version (cursor 3, stream 4)" in str(caught.value)
+    assert "--resume" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match="seed"):
+        cursor.check(made, source(), ORDER, allow={"seed"})
+
+
+def test_sources_that_are_no_datasets_have_no_other_version() -> None:
+    """Pictures of a folder stand for themselves: there is no version to go on with."""
+    made = cursor.make_cursor(wire.Source(split="train", manifest_digest="aa"), ORDER, 7)
+    with pytest.raises(CursorMismatchError) as caught:
+        cursor.check(made, wire.Source(split="train", manifest_digest="bb"), ORDER)
+    assert "--resume" not in str(caught.value)

@@ -171,6 +171,65 @@ def test_a_block_draws_by_its_first_existing_row(seed: int, first: int, others: 
     np.testing.assert_array_equal(block.block_uniform("op", 3), alone.block_uniform("op", 3))
 
 
+# -- rows of several epochs ---------------------------------------------------------------------
+
+
+@quick
+@given(
+    seed=seeds,
+    pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 10**9)), min_size=1, max_size=9),
+)
+def test_rows_of_several_epochs_keep_the_numbers_of_their_own(
+    seed: int, pairs: list[tuple[int, int]]
+) -> None:
+    epochs, numbers = rows(*(e for e, _ in pairs)), rows(*(r for _, r in pairs))
+    mixed = Draws(seed, epochs, numbers)
+    for at, (epoch, row) in enumerate(pairs):
+        alone = Draws(seed, epoch, rows(row))
+        np.testing.assert_array_equal(mixed.uniform("op", 3)[at], alone.uniform("op", 3)[0])
+        np.testing.assert_array_equal(mixed.normal("op", 3)[at], alone.normal("op", 3)[0])
+        np.testing.assert_array_equal(mixed.integers("op", 9)[at], alone.integers("op", 9)[0])
+        np.testing.assert_array_equal(mixed.take(rows(at)).keys("a", "b"), alone.keys("a", "b"))
+    existing = [at for at, (_, row) in enumerate(pairs) if row >= 0]
+    if existing:
+        first = Draws(seed, pairs[existing[0]][0], rows(pairs[existing[0]][1]))
+        block = mixed.block_uniform("op", 2)
+        np.testing.assert_array_equal(block, first.block_uniform("op", 2))
+
+
+@quick
+@given(seed=seeds, epoch=st.integers(0, 10**6), numbers=st.lists(st.integers(-1, 99), max_size=9))
+def test_equal_epochs_are_one_epoch(seed: int, epoch: int, numbers: list[int]) -> None:
+    one = Draws(seed, epoch, rows(*numbers))
+    each = Draws(seed, np.full(len(numbers), epoch), rows(*numbers))
+    np.testing.assert_array_equal(one.uniform("op", 3), each.uniform("op", 3))
+    np.testing.assert_array_equal(one.normal("op", 3), each.normal("op", 3))
+    np.testing.assert_array_equal(one.integers("op", 9, 3), each.integers("op", 9, 3))
+    if numbers:
+        np.testing.assert_array_equal(one.block_uniform("op", 3), each.block_uniform("op", 3))
+
+
+def test_some_of_the_rows_keep_their_numbers() -> None:
+    every = Draws(3, rows(0, 1, 1, 2), rows(7, 7, 8, 9))
+    uniform = every.uniform("op", 2)
+    assert not np.isclose(uniform[0], uniform[1]).any()  # one row, two epochs
+    np.testing.assert_array_equal(every.take(slice(1, 3)).uniform("op", 2), uniform[1:3])
+    np.testing.assert_array_equal(every.take(rows(3, 0)).uniform("op", 2), uniform[[3, 0]])
+
+
+def test_keys_are_those_of_a_hash() -> None:
+    draws = Draws(3, 4, rows(7, 8))
+    np.testing.assert_array_equal(
+        draws.keys("x", "op"), derive(hash_key("x", 3, 4, "op"), draws.rows)
+    )
+
+
+def test_epochs_of_another_form_are_refused() -> None:
+    for epoch in (np.zeros(3, np.int64), np.zeros(2, np.float32), np.array(4)):
+        with pytest.raises(InvalidInputError, match=r"epoch must be an integer or \(2,\) int64"):
+            Draws(1, epoch, rows(1, 2))  # type: ignore[arg-type]
+
+
 def test_a_block_of_missing_rows_and_an_empty_one_can_draw() -> None:
     assert np.isfinite(Draws(1, 0, rows(-1, -1)).block_uniform("op", 2)).all()
     empty = Draws(1, 0, rows())

@@ -1,4 +1,4 @@
-"""Token ids <-> bytes that an entropy coder packs well. numpy only.
+"""Token ids <-> bytes that an entropy coder packs well.
 
 Ids become ranks: rank 0 is the most frequent code of the shard. With skewed codes nearly all
 ranks are below 255, so one byte a token holds them, and zstd's Huffman stage behind it comes
@@ -20,9 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from services.errors import FormatError, InvalidInputError
 from services.types import MAX_CODES, MAX_GRID, IdArray, IntArray
@@ -33,7 +36,6 @@ PatchArray = npt.NDArray[np.uint32]
 ESCAPE_BYTE = 255
 _BYTE_CODES = 256
 _SHORT_ESCAPE_CODES = ESCAPE_BYTE + _BYTE_CODES
-_CHUNK_TOKENS = 65_536  # working set of one gather step stays within a core's L2 cache
 _SAMPLE_TOKENS = 1 << 20
 
 
@@ -150,7 +152,7 @@ def choose(ids_NT: IdArray, codes: int, measure: Callable[[ByteArray], int]) -> 
 
 def decode(encoded: Encoded) -> IdArray:
     """All ids, (N, T) uint16."""
-    return decode_rows(encoded, np.arange(len(encoded), dtype=np.int64))
+    return _decode(encoded, np.asarray(encoded.main), np.arange(len(encoded), dtype=np.int64))
 
 
 def decode_rows(encoded: Encoded, index: IntArray) -> IdArray:
@@ -158,36 +160,25 @@ def decode_rows(encoded: Encoded, index: IntArray) -> IdArray:
 
     Raises InvalidInputError for a row number outside 0..N-1.
     """
-    rows, tokens = encoded.main.shape
+    rows = len(encoded)
     if len(index) and (index.min() < 0 or index.max() >= rows):
         raise InvalidInputError(
             f"row numbers {index.min()}..{index.max()} of a shard with rows 0..{rows - 1}: "
             "leave out rows that do not exist (-1) before the gather"
         )
-    main = np.asarray(encoded.main)  # a plain view: memmap arithmetic is slower
+    # A plain view first: memmap arithmetic is slower.
+    return _decode(encoded, np.asarray(encoded.main).take(index, axis=0), index)
+
+
+def _decode(encoded: Encoded, main: npt.NDArray[Any], index: IntArray) -> IdArray:
+    """Ids of the rows `index` (n,), whose part of `encoded.main` is `main` (n, T)."""
     if encoded.encoding is Encoding.PLANES:
-        return main.take(index, axis=0).astype(np.uint16, copy=False)
+        return main.astype(np.uint16)
     table = np.zeros(_BYTE_CODES, np.uint16)
     table[: len(encoded.ranks)] = encoded.ranks[:_BYTE_CODES]
-    total = len(index) * tokens
-    if total < _CHUNK_TOKENS:  # the table of pairs would cost more than it saves
-        ids_NT: IdArray = table[main.take(index, axis=0)]
-        _patch(encoded, index, ids_NT.reshape(-1))
-        return ids_NT
-    # Two tokens at a time: a pair of bytes is a 16-bit index into pairs of ids.
-    pairs = (table.astype(np.uint32)[:, None] << 16 | table).reshape(-1)
-    flat = np.empty(total + total % 2, np.uint16)
-    step = max(2, _CHUNK_TOKENS // tokens & ~1)  # even, so that chunks begin on a whole pair
-    bytes_ = np.zeros((step, tokens), np.uint8)
-    for start in range(0, len(index), step):
-        chunk = index[start : start + step]
-        size = len(chunk) * tokens
-        np.take(main, chunk, axis=0, out=bytes_[: len(chunk)], mode="clip")
-        target = flat[start * tokens :][: size + size % 2]
-        keys = bytes_.reshape(-1).view(np.uint16)[: len(target) // 2]
-        np.take(pairs, keys, out=target.view(np.uint32), mode="clip")
-        _patch(encoded, chunk, target)
-    return flat[:total].reshape(-1, tokens)
+    ids_NT = _look_up(table, main.astype(np.uint8, copy=False))
+    _patch(encoded, index, ids_NT.reshape(-1))
+    return ids_NT
 
 
 def pack(encoded: Encoded) -> Columns:
@@ -255,6 +246,16 @@ def count_codes(ids: IdArray, codes: int) -> IntArray:
             )
         counts += part
     return counts
+
+
+def _look_up(table: IdArray, bytes_NT: ByteArray) -> IdArray:
+    """table[bytes]. By Arrow: numpy widens each index to 8 bytes first, which takes far longer."""
+    if not bytes_NT.size:
+        return np.zeros(bytes_NT.shape, np.uint16)
+    flat = np.ascontiguousarray(bytes_NT).reshape(-1)
+    index = pa.Array.from_buffers(pa.uint8(), flat.size, [None, pa.py_buffer(flat)])
+    found = pc.take(pa.array(table), index, boundscheck=False)  # a byte is below 256
+    return np.frombuffer(found.buffers()[1], np.uint16, flat.size).reshape(bytes_NT.shape)
 
 
 def _patch(encoded: Encoded, rows: IntArray, flat: IdArray) -> None:

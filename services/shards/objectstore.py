@@ -6,9 +6,12 @@ import contextlib
 import logging
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import fsspec
 
@@ -19,6 +22,11 @@ from services.shards.store import Entries, Entry, Names, Store, check_path
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("s3", "gs", "memory")
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs, the extra `gcs` of seitpp"}
+_CONDITIONS = {"s3": "`If-None-Match: *`", "gs": "`ifGenerationMatch=0`"}
+_RIVALS, _RIVAL_ROUNDS = 8, 3
+_EXCLUSIVE: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Buckets that this process has found to hold the condition, by file system."""
 _MEMORY_LOCK = threading.Lock()  # fsspec's memory files look first and write after
 
 
@@ -95,8 +103,15 @@ class ObjectStore(Store):
     def scan(self, prefix: str = "") -> Entries:
         base = self._full(prefix) if prefix else self._base
 
+        # A prefix keeps s3fs from two more requests, that the folder is no file, when it is empty.
+        place, key = base, ""
+        if self._scheme == "s3":
+            place, _, key = base.partition("/")
+
         def find() -> dict[str, dict[str, Any]]:
-            found: dict[str, dict[str, Any]] = self._files.find(base, detail=True)
+            found: dict[str, dict[str, Any]] = self._files.find(
+                place, detail=True, **({"prefix": f"{key}/"} if key else {})
+            )
             return found
 
         cut = len(self._base) + 1 if self._base else 0
@@ -158,23 +173,47 @@ class ObjectStore(Store):
         return None
 
     def check_exclusive(self) -> None:
-        probe = f".probe-{secrets.token_hex(8)}"
+        bucket = self._base.partition("/")[0]
+        known = _EXCLUSIVE.setdefault(self._files, set())
+        if bucket in known:
+            return
+        condition = _CONDITIONS.get(self._scheme, "exclusive create")
         try:
-            first, second = self.create(probe, b"first"), self.create(probe, b"second")
+            failure = self._try_exclusive()
         except StoreError as error:
             raise StoreError(
-                f"{self.url} cannot be written to by `If-None-Match: *`, by which a version is "
+                f"{self.url} cannot be written to by {condition}, by which a version is "
                 f"committed: {error}"
             ) from error
+        if failure:
+            raise StoreError(
+                f"{self.url}: the server ignores {condition} {failure}, so two writers could "
+                "overwrite each other's version; use a server with atomic conditional writes (AWS "
+                "S3, Google Cloud Storage, MinIO), or make sure that nobody else writes and say "
+                "so (sole writer)"
+            )
+        known.add(bucket)
+
+    def _try_exclusive(self) -> str:
+        """How a second object of one name came to replace the first; "" if none did."""
+        probe = f".probe-{secrets.token_hex(8)}"
+        try:
+            if not self.create(probe, b"first") or self.create(probe, b"second"):
+                return "(it let a second object of the same name replace the first)"
         finally:
             self._remove_probe(probe)
-        if not first or second:
-            raise StoreError(
-                f"{self.url}: the server ignores `If-None-Match: *` (it let a second object of the "
-                "same name replace the first), so two writers could overwrite each other's "
-                "version; use a server with conditional writes (AWS S3, MinIO, Swift), or make "
-                "sure that nobody else writes and say so (sole writer)"
-            )
+        # Some servers look whether there is an object, and write later: OpenStack Swift does.
+        for _ in range(_RIVAL_ROUNDS):
+            probe = f".probe-{secrets.token_hex(8)}"
+            try:
+                with ThreadPoolExecutor(_RIVALS) as pool:
+                    rivals = [b"%d" % number for number in range(_RIVALS)]
+                    made = sum(pool.map(partial(self.create, probe), rivals))
+            finally:
+                self._remove_probe(probe)
+            if made != 1:
+                return f"in requests that meet (it made {made} objects of the same name at once)"
+        return ""
 
     def _remove_probe(self, probe: str) -> None:
         try:
@@ -185,15 +224,21 @@ class ObjectStore(Store):
 
 def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
     """fsspec's file system for the scheme, with its own retries and caches switched off."""
+    if scheme != "memory":
+        options = {"use_listings_cache": False, **options}
     if scheme == "s3":
         config = {"retries": {"total_max_attempts": 1}, **options.get("config_kwargs", {})}
-        options = {"use_listings_cache": False, **options, "config_kwargs": config}
+        options["config_kwargs"] = config
     try:
+        if scheme == "gs":
+            from services.shards.gcs import PlainGcs
+
+            return PlainGcs(**options)
         files = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise InvalidInputError(
             f"{scheme}:// needs a package that is not installed ({error}): pip install "
-            f"{'gcsfs' if scheme == 'gs' else scheme + 'fs'}"
+            f"{_PACKAGES[scheme]}"
         ) from error
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"storage options of {scheme}:// are not valid: {error}") from error

@@ -21,6 +21,7 @@ from services.shards.store import Store, open_store
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
 from tests.shards.faulty_s3 import FaultyS3
+from tests.shards.gcs_server import BUCKET, gcs_server
 from tests.shards.swift_server import KEY, SECRET, swift_server
 
 SPEC = wire.TokenSpec(
@@ -154,14 +155,36 @@ def s3_store(faulty_s3: FaultyS3, s3_bucket: str) -> Store:
     return open_store(f"s3://{s3_bucket}/some/prefix", retry=FAST, endpoint_url=faulty_s3.url)
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="session")
+def gcs_address() -> Iterator[tuple[str, int]]:
+    """Host and port of this session's server of Google Cloud Storage's API."""
+    with gcs_server() as address:
+        yield address
+
+
+@pytest.fixture
+def faulty_gcs(gcs_address: tuple[str, int]) -> Iterator[FaultyS3]:
+    """The proxy before it."""
+    proxy = FaultyS3(*gcs_address)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def gcs_store(faulty_gcs: FaultyS3) -> Store:
+    """An empty prefix behind the proxy, with short pauses between retries."""
+    url = f"gs://{BUCKET}/{uuid.uuid4().hex}"
+    return open_store(url, retry=FAST, endpoint_url=faulty_gcs.url, token="anon", project="p")
+
+
+@pytest.fixture(params=["local", "memory", "s3", "gs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store, once of each kind."""
     if request.param == "local":
         return open_store(str(tmp_path / "root"))
     if request.param == "memory":
         return open_store(f"memory://{uuid.uuid4().hex}")
-    kept: Store = request.getfixturevalue("s3_store")
+    kept: Store = request.getfixturevalue("s3_store" if request.param == "s3" else "gcs_store")
     return kept
 
 

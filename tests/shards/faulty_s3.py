@@ -1,7 +1,8 @@
-"""A proxy before an S3 server that spoils what passes through it, on a schedule or at random."""
+"""A proxy before an object store's server that spoils what passes, on a schedule or at random."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import socket
@@ -13,7 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeAlias
 
 Fault: TypeAlias = int | str
-_CODES = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}
+_CODES = {
+    403: "AccessDenied",
+    500: "InternalError",
+    501: "NotImplemented",
+    502: "BadGateway",
+    503: "SlowDown",
+}
 _SPOILT_BODIES = ("flip", "forge")
 _STALL_SECONDS = 5.0  # longer than any client of the tests waits
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
@@ -77,13 +84,20 @@ class FaultyS3:
         body) or "forge" (the same, without the checksum that would give it away); "spoil" (a bit
         of the body on its way to the server).
     chaos: asked once `faults` is empty.
-    lenient: drop `If-None-Match`, as a server does that knows no conditional writes.
+    lenient: drop `If-None-Match` (S3) and `ifGenerationMatch` (Google), as a server does that
+        knows no conditional writes.
+    racing: conditional writes that meet there all look whether there is an object before any of
+        them writes, as OpenStack Swift lets them. Without it they are forwarded one at a time, so
+        that Swift behind the proxy is a server that holds the condition.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.faults: list[Fault | None] = []
         self.chaos: Chaos | None = None
         self.lenient = False
+        self.racing: threading.Barrier | None = None
+        self.made: set[str] = set()
+        self.turn = threading.Lock()
         self.requests = 0
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _handler(self, host, port))
@@ -142,11 +156,31 @@ def _handler(proxy: FaultyS3, host: str, port: int) -> type[BaseHTTPRequestHandl
             self.reply(status, answers, data, cut=fault == "truncate")
 
         def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            dropped = {"if-none-match"} if proxy.lenient else set()
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+            headers = dict(self.headers.items())
+            path = self.path.replace("ifGenerationMatch=0", "") if proxy.lenient else self.path
+            condition = [name for name in headers if name.lower() == "if-none-match"]
+            if not condition:
+                return self.ask(self.command, path, body, headers)
+            if proxy.racing:
+                stands = path in proxy.made
+                try:
+                    proxy.racing.wait()
+                except threading.BrokenBarrierError:  # none came that it could have met
+                    proxy.racing.reset()
+                if not stands:
+                    del headers[condition[0]]
+                proxy.made.add(path)
+            if proxy.lenient:
+                del headers[condition[0]]
+            with contextlib.nullcontext() if proxy.racing else proxy.turn:
+                return self.ask(self.command, path, body, headers)
+
+        def ask(
+            self, verb: str, path: str, body: bytes, headers: dict[str, str]
+        ) -> tuple[int, list[tuple[str, str]], bytes]:
             back = http.client.HTTPConnection(host, port, timeout=30)
             try:
-                back.request(self.command, self.path, body, headers)
+                back.request(verb, path, body, headers)
                 found = back.getresponse()
                 return found.status, found.getheaders(), found.read()
             finally:

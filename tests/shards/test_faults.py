@@ -95,16 +95,16 @@ def test_no_row_is_lost_or_corrupt_on_a_bad_network(
 
 @pytest.fixture(params=["local", "s3"])
 def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A folder, or a bucket without the proxy in between; both may be used by many processes."""
+    """A folder, or a bucket behind the proxy, which spoils nothing; for many processes."""
     if request.param == "local":
         return open_store(str(tmp_path / "root"))
     server = request.getfixturevalue("s3_server")
     bucket = request.getfixturevalue("s3_bucket")
-    address = f"http://{server.host}:{server.port}"
+    proxy: FaultyS3 = request.getfixturevalue("faulty_s3")
     return open_store(
         f"s3://{bucket}/root",
         retry=PATIENT,
-        endpoint_url=address,
+        endpoint_url=proxy.url,
         key=server.key,  # the environment of other processes is that of the first test
         secret=server.secret,
     )

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,6 +175,23 @@ def test_a_server_without_conditional_writes_is_noticed(faulty_s3, s3_store: Sto
     faulty_s3.faults = [501]
     with pytest.raises(StoreError, match="cannot be written to by `If-None-Match"):
         s3_store.check_exclusive()
+
+
+def test_a_server_that_looks_first_and_writes_later_is_noticed(faulty_s3, s3_store: Store) -> None:
+    faulty_s3.racing = threading.Barrier(2, timeout=0.2)
+    with pytest.raises(StoreError, match="in requests that meet"):
+        s3_store.check_exclusive()
+    faulty_s3.racing = None
+    assert s3_store.list() == []
+    s3_store.check_exclusive()
+    before = faulty_s3.requests
+    s3_store.child("y").check_exclusive()  # known by now
+    assert faulty_s3.requests == before
+
+
+def test_an_empty_folder_is_listed_by_one_request(faulty_s3, s3_store: Store) -> None:
+    assert s3_store.list("nothing") == []
+    assert faulty_s3.requests == 1
 
 
 def test_an_unreachable_server_is_a_store_error(s3_store: Store) -> None:

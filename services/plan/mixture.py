@@ -1,12 +1,15 @@
 """Several datasets as one order of blocks, in the proportions of their weights.
 
-Every block holds rows of one source. Each lane of the mixture goes round a fixed cycle of CYCLE
-blocks in which a source has as many places as its share, spread evenly; from lane to lane its
-places are shifted by equal parts of their distance, so that a step, which takes blocks from all
-lanes, is mixed as evenly as a lane. A source has a plan of its own, with the same lanes: the k-th
-block that a lane of the mixture gives to a source is the k-th block of that lane of the source.
-So each source goes through its own epochs, every row exactly once in each, a lane reads the same
-shards in all of them, and any step of any run can be had at once.
+Every block holds rows of one source. The sources share out a circle of CYCLE numbers, each a
+stretch as long as its weight. Each lane of the mixture goes round that circle in strides of the
+golden ratio, which visit all numbers once before they repeat and stay evenly spread all the while;
+the lanes of a turn stand at equal distances on the circle. So both a lane and a step, which takes
+blocks from all lanes, have each source in its proportion, with no bunches.
+
+A source has a plan of its own, with the same lanes: the k-th block that a lane of the mixture gives
+to a source is the k-th block of that lane of the source. Each source thus goes through its own
+epochs, every row exactly once in each, a lane reads the same shards in all of them, and any step
+of any run can be had at once.
 
 A source that is too small to fill the lanes takes fewer, each fed by several of the mixture's.
 
@@ -26,14 +29,15 @@ from services.plan.draws import hash_key
 from services.plan.epoch import OrderSpec, Plan, RowPlan, offsets
 from services.types import IntArray
 
-CYCLE = 4096
+CYCLE = 4181
 """Blocks that a lane gives before the sources' turns repeat: shares are multiples of 1 / CYCLE."""
+
+_STRIDE = 2584  # Neighbouring Fibonacci numbers: the golden ratio as nearly as a circle has it.
 
 MAX_LANES = 256
 """Most lanes of a mixture: the cycle of each is laid out."""
 
 _BLOCKS_A_LANE = 64  # of an epoch, at least, or a source takes fewer lanes: 1.6 % empty at most
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def shares_of(weights: Sequence[float]) -> IntArray:
@@ -122,7 +126,7 @@ class MixturePlan(RowPlan):
                 f"source {rows.index(0)} of the mixture has no rows: its turns would be empty; "
                 "leave it out"
             )
-        self.shares = shares_of(weights or rows)
+        self.shares = shares_of(weights if len(weights) else rows)
         self._turns = self.blocks_per_step // order.lanes  # blocks a lane gives to a step
         self._owner = _cycles(self.shares, order)  # (L, C) sources
         row_begin = np.cumsum([0, *rows])
@@ -178,20 +182,10 @@ def _own_order(order: OrderSpec, number: int, rows: int) -> OrderSpec:
 
 
 def _cycles(shares: IntArray, order: OrderSpec) -> IntArray:
-    """(L, C) source at each place of each lane's cycle.
-
-    A source's places are due at even distances. Sorting the due times of all sources moves a place
-    by fewer than D: before time x a source has at most 1 place more or less than its share of x.
-    """
-    sources, lanes = len(shares), order.lanes
-    owner = np.repeat(np.arange(sources), shares)  # (C,)
-    number = np.arange(CYCLE) - offsets(shares)[owner]  # (C,) of each place within its source
-    # Phases that differ as much as possible, or sources of one weight would come in clusters.
-    phase = hash_key("cycle", order.seed) / 2**64 + np.arange(sources) * _GOLDEN  # (D,)
-    shift = (phase[owner] + np.arange(lanes)[:, None] / lanes) % 1.0  # (L, C)
-    due = (number + shift) / shares[owner]  # (L, C) in [0, 1)
-    cycles: IntArray = owner[np.argsort(due, axis=1, kind="stable")]
-    return cycles
+    """(L, C) source of each turn of each lane, until they repeat."""
+    begin = hash_key("cycle", order.seed) % CYCLE + np.arange(order.lanes) * CYCLE // order.lanes
+    number = (begin[:, None] + np.arange(CYCLE) * _STRIDE) % CYCLE  # (L, C) on the circle
+    return np.searchsorted(np.cumsum(shares), number, side="right").astype(np.int64)
 
 
 def _own_blocks(

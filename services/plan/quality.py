@@ -28,7 +28,10 @@ class ShuffleQuality:
 
 
 def shuffle_quality(plan: RowPlan, steps: Iterable[int]) -> ShuffleQuality:
-    """Measure some steps of a plan. Raises InvalidInputError if there are none."""
+    """Measure some steps of a plan. Raises InvalidInputError if there are none.
+
+    Of a mixture, measure each of `MixturePlan.plans`: only a source has a stored order.
+    """
     travels: list[float] = []
     in_block: list[int] = []
     in_batch: list[int] = []

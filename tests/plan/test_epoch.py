@@ -121,6 +121,30 @@ def test_any_position_is_reached_without_the_ones_before(case: Case, start: int)
             np.testing.assert_array_equal(span.rows, used.span(step, slot).rows)
 
 
+@settings(quick, max_examples=20)
+@given(case=cases())
+def test_a_resume_at_every_step_gives_the_rest(case: Case) -> None:
+    whole = case.plan()
+    steps = range(min(2 * whole.steps_per_epoch + 1, 25))
+    unbroken = [[span.rows.tolist() for span in whole.step_spans(step)] for step in steps]
+    for cut in steps:
+        fresh = case.plan()
+        rest = [[s.rows.tolist() for s in fresh.step_spans(step)] for step in steps[cut:]]
+        assert rest == unbroken[cut:]
+
+
+@quick
+@given(case=cases(), steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
+def test_blocks_of_any_steps_are_those_of_each(case: Case, steps: list[int]) -> None:
+    plan = case.plan()
+    slots = [step % plan.blocks_per_step for step in steps]
+    epochs, rows = plan.blocks(np.array(steps), np.array(slots))
+    for at, (step, slot) in enumerate(zip(steps, slots, strict=True)):
+        span = plan.span(step, slot)
+        assert epochs[at] == span.epoch
+        np.testing.assert_array_equal(rows[at], span.rows)
+
+
 def test_the_order_is_pinned() -> None:
     """A change of this order breaks every cursor in the world: refuse it by accident."""
     plan = Plan(np.array([5, 0, 9, 3, 7]), OrderSpec(11, 8, 2, 2, 2))

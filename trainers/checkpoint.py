@@ -14,9 +14,10 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ BEST = "best.pt"
 MODEL = "model.safetensors"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
+HISTORY = "history"
+"""Entry of run.json: what a run was allowed to change, and when."""
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _HEADER_LIMIT = 100_000_000  # bytes: the longest header that the safetensors format allows
@@ -141,10 +144,11 @@ def load_checkpoint(store: Store, name: str, device: torch.device) -> Checkpoint
     return replace(checkpoint, rng=checkpoint.rng.cpu())
 
 
-def claim(out: str, identity: Mapping[str, Any]) -> None:
+def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
     """Make `out` the folder of the run that `identity` describes, or find that it already is.
 
     A run that never got to a checkpoint gives way to a new one.
+    may_differ: parts (`data.version`) that the run was allowed to change; that is noted there.
 
     Raises: InvalidInputError if another run stands there; nothing is written then.
     """
@@ -152,12 +156,20 @@ def claim(out: str, identity: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(identity))
     results = [name for name in (MODEL,) if store.exists(name)] + store.list(FOLDER)[:1]
     if store.exists(RUN):
-        here, there = _flat(wanted), _flat(json.loads(store.read(RUN)))
-        differing = [
-            f"{key} is {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} here"
+        stands = json.loads(store.read(RUN))
+        history = stands.pop(HISTORY, []) if results else []
+        here, there = _flat(wanted), _flat(stands)
+        changed = {
+            key: f"{key} is {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} here"
             for key in sorted({*here, *there})
             if here.get(key, "not set") != there.get(key, "not set")
-        ]
+        }
+        differing = [text for key, text in changed.items() if not key.startswith(tuple(may_differ))]
+        if results and changed and not differing:
+            noted = {key: [there.get(key), here.get(key)] for key in changed}
+            history.append({"when": datetime.now(UTC).isoformat(), "changed": noted})
+        if history:
+            wanted[HISTORY] = history
         if differing and results:
             raise InvalidInputError(
                 f"{out} holds another run: {'; '.join(differing)}. Nothing was changed there;"

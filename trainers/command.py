@@ -34,7 +34,7 @@ def run(
     config = parse(kind, recipes, argv)
     try:
         config = prepare(placed(config))
-        claim(config.out, config.identity())
+        claim(config.out, config.identity(), config.may_differ)
         figures = launch(config, config.cluster, worker)
     except SeitError as error:
         logger.error("%s", error)

@@ -7,109 +7,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
+from trainers.data_config import (
+    AugmentConfig,
+    DataConfig,
+    OrderConfig,
+    ResumeConfig,
+    check_share,
+    require,
+)
 
-from services.errors import InvalidInputError
-from services.plan.epoch import OrderSpec
-
-MACHINE_FIELDS = ("out", "cluster")
+MACHINE_FIELDS = ("out", "cluster", "resume")
 """Parts of a run that may differ when it is resumed, ..."""
 
 UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "grad_accum", "compile")
 """... and those of its loop: neither changes what is trained."""
-
-
-def require(holds: bool, name: str, value: object, valid: str) -> None:
-    """Raise InvalidInputError, which names the option, unless it holds."""
-    if not holds:
-        raise InvalidInputError(f"{name} is {value!r}, it must be {valid}: no run could be made")
-
-
-def check_share(name: str, value: float | None) -> None:
-    """Require a share, or None."""
-    require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
-
-
-def _pairs(words: list[str]) -> dict[str, float]:
-    if len(words) % 2:
-        raise ValueError(f"{words[-1]!r} has no value: give NAME VALUE pairs")
-    return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
-
-
-# Left alone, tyro would fix the names to those of the recipe: none could be added or taken away.
-Overrides = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME VALUE ...]",
-        instance_from_str=_pairs,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
-    ),
-]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which tokens to train on."""
-
-    root: str = "data"
-    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
-    dataset: str = "imagenet"
-    """Name of the dataset in that folder."""
-    version: int | None = None
-    """Version of the dataset, from 1; None takes the newest when the run begins."""
-    train_split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split to validate on, each of its rows once."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.root), "data.root", self.root, "a path or URL")
-        require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
-        require(
-            self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
-        )
-
-
-@dataclass(frozen=True)
-class OrderConfig:
-    """Which rows make up a step. The number of workers changes nothing here."""
-
-    global_batch: int = 1024
-    """Rows of one optimizer step, over all workers."""
-    block: int = 128
-    """Rows that stay together: pairings of the augmentation are made inside a block."""
-    lanes: int = 8
-    """Fixed parts of the split (count); each is read by the same worker in every epoch."""
-    window_shards: int = 16
-    """Shards of a lane that one shuffle mixes."""
-
-    def __post_init__(self) -> None:
-        self.spec(seed=0)  # one place knows what makes an order valid
-
-    def spec(self, seed: int) -> OrderSpec:
-        """The order as the plan reads it."""
-        return OrderSpec(seed, self.global_batch, self.block, self.lanes, self.window_shards)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
-
-    recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
-    """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
-    crop: int = 28
-    """Side of the grid that the model reads, tokens."""
-    tokenadapt: str = ""
-    """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
-    overrides: Overrides = field(default_factory=dict)
-    """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
-
-    def __post_init__(self) -> None:
-        require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
 
 
 @dataclass(frozen=True)
@@ -280,13 +193,15 @@ class ClusterConfig:
     """CPU cores that an augmentation actor asks for; fractions leave room for fetching."""
     augment_gpus_per_actor: float = 0.0
     """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
+    fetch_tasks: int = 2
+    """Fetch tasks of each worker's stream at a time (count), a process each."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
     """Times that workers may die and be started again from the last checkpoint (count)."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "augment_actors"):
+        for name in ("workers", "augment_actors", "fetch_tasks"):
             require(getattr(self, name) >= 1, f"cluster.{name}", getattr(self, name), "at least 1")
         for name in (
             *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
@@ -326,6 +241,11 @@ class Run:
         kept["loop"] = {k: v for k, v in kept["loop"].items() if k not in UPKEEP_FIELDS}
         return {"kind": type(self).__name__, **kept}
 
+    @property
+    def may_differ(self) -> tuple[str, ...]:
+        """Parts of the identity that this run may change where it is resumed."""
+        return ()
+
     def to_json(self) -> str:
         """All options, for people and for the metadata of a model."""
         return json.dumps({"kind": type(self).__name__, **asdict(self)})
@@ -337,6 +257,17 @@ class TokenRun(Run):
 
     data: DataConfig
     augment: AugmentConfig
+    resume: ResumeConfig = field(default_factory=ResumeConfig, kw_only=True)
+
+    def identity(self) -> dict[str, Any]:
+        """As `Run`, but not where the data stand: positions name their contents by digest."""
+        parts = super().identity()
+        parts["data"] = {k: v for k, v in parts["data"].items() if k != "root"}
+        return parts
+
+    @property
+    def may_differ(self) -> tuple[str, ...]:
+        return ("data.version", "data.mixture.") if self.resume.allow_dataset_version else ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from services.stream.pipeline import Pool
+    from services.stream.pool import Pool
 
 
 def _never() -> bool:

@@ -176,7 +176,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
-    from services.stream.pipeline import Pool
+    from services.stream.pool import Pool
 
     _log_ours()
     cluster: ClusterConfig = sent["cluster"]
@@ -187,6 +187,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         max_actors=cluster.augment_max_actors,
         cpus=cluster.augment_cpus_per_actor,
         gpus=cluster.augment_gpus_per_actor,
+        fetchers=cluster.fetch_tasks,
     )
     place = Place(
         rank=context.get_world_rank(),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from services.augment.config import AdaptConfig, CropConfig, MixConfig
 from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
-from trainers.config import Run, check_share, require
+from trainers.config import Run
+from trainers.data_config import check_share, require
 
 
 @dataclass(frozen=True)

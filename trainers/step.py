@@ -97,7 +97,7 @@ class MtmTask(PlainTask):
         return (torch.stack([out.loss, accuracy]) * batch.weight).sum(1)
 
     def _masks(self, batch: StreamBatch, ratio_draw: float) -> Masks:
-        draws = Draws(self._config.loop.seed, batch.epoch, batch.rows)
+        draws = Draws(self._config.loop.seed, batch.row_epochs, batch.rows)
         noise = torch.from_numpy(draws.uniform("mask", self.model_config.patch_count))  # (N, P)
         device = batch.inputs.device
         if device.type == "cuda":  # copied without waiting for the device

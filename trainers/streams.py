@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,38 +12,54 @@ import torch
 
 from services.augment.recipe import RECIPES, RecipeConfig
 from services.errors import InvalidInputError
+from services.plan.cursor import DATASET_VERSION
 from services.settings import load_settings
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch
+from services.stream.fetch import opened
 from services.stream.loader import Stream, resume_step
-from services.stream.request import RowsRequest, StreamRequest
+from services.stream.request import RowsRequest, SourceRequest, StreamRequest
+from services.stream.sources import pinned
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import claimed
-from trainers.config import AugmentConfig, TokenRun
+from trainers.config import TokenRun
 from trainers.context import Place
+from trainers.data_config import AugmentConfig, DataConfig
 from trainers.loop import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=TokenRun)
 
+_VERSION_MARK = "@"
+
 
 def settle(run: T) -> T:
-    """The run with its dataset version as a number: all workers, and all restarts, read the same.
+    """The run with its dataset versions as numbers: all workers, and all restarts, read the same.
 
-    A run that stands in `out` keeps the version that it began with. The run's streams are opened
-    once, so that data and recipe that do not fit are refused here.
+    A run that stands in `out` keeps the versions that it began with, unless it may take new ones.
+    The run's streams are opened once, so that data and recipe that do not fit are refused here.
 
     Raises: NotFoundError, InvalidInputError, FormatError.
     """
     data = run.data
-    if data.version is None:
-        version = (claimed(run.out).get("data") or {}).get("version")
-        if version is None:
-            root = open_store(data.root)
-            version = load_manifest(root, data.dataset).manifest.version
-        run = replace(run, data=replace(data, version=version))
+    known: dict[str, Any] = {}
+    if not run.resume.allow_dataset_version:
+        known = claimed(run.out).get("data") or {}
+    root = open_store(data.root)
+
+    def newest(dataset: str) -> int:
+        return load_manifest(root, dataset).manifest.version
+
+    version = data.version or known.get("version") or newest(data.dataset)
+    began = dict(name.split(_VERSION_MARK) for name in known.get("mixture") or ())
+    mixture = {}
+    for name, weight in data.mixture.items():
+        dataset, mark, given = name.partition(_VERSION_MARK)
+        pinned_at = given if mark else began.get(dataset) or newest(dataset)
+        mixture[f"{dataset}{_VERSION_MARK}{pinned_at}"] = weight
+    run = replace(run, data=replace(data, version=version, mixture=mixture))
     context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
     context.open_train(None)
     context.open_validation()
@@ -55,42 +71,56 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
 
     Raises: NotFoundError, InvalidInputError for a dataset, split or recipe that does not fit.
     """
-    root = open_store(run.data.root)
-    loaded = load_manifest(root, run.data.dataset, run.data.version)
-    manifest = loaded.manifest
-    spec = loaded.spec
-    settings = load_settings()
+    data, settings = run.data, load_settings()
+    training_sources = training_sources_of(data)
     common: dict[str, Any] = {
-        "root": root.url,
-        "dataset": run.data.dataset,
-        "version": manifest.version,
-        "digest": loaded.digest,
         "order": run.order.spec(run.loop.seed),
         "cache_dir": str(settings.cache_dir),
         "cache_bytes": settings.cache_bytes,
+        "skip_damaged": data.skip_damaged,
     }
-    training = StreamRequest(
-        RowsRequest(split=run.data.train_split, **common),
-        recipe_of(run.augment, spec),
-        run.augment.tokenadapt,
-    )
-    crop = (run.augment.crop, run.augment.crop)
-    evaluation = RECIPES["eval"](spec, crop)
+    weights = (1.0, *data.mixture.values()) if data.mixture else ()
+    training_rows = RowsRequest(sources=training_sources, weights=weights, **common)
+    opened_rows = opened(training_rows)
+    spec = opened_rows.spec
+    training = StreamRequest(training_rows, recipe_of(run.augment, spec), run.augment.tokenadapt)
+    evaluation = RECIPES["eval"](spec, (run.augment.crop, run.augment.crop))
     validation = StreamRequest(
-        RowsRequest(split=run.data.validation_split, sequential=True, **common),
+        RowsRequest(
+            sources=(replace(training_sources[0], split=data.validation_split),),
+            sequential=True,
+            **common,
+        ),
         replace(evaluation, output=training.recipe.output),
     )
+    allow = {DATASET_VERSION} if run.resume.allow_dataset_version else set()
     return WorkerContext(
         rank=place.rank,
         world=place.world,
         device=place.device,
         spec=spec,
-        classes=manifest.classes,
-        open_train=partial(_open_training, training, run.loop.epochs, place),
+        classes=opened_rows.classes,
+        open_train=partial(_open_training, training, run.loop.epochs, place, allow),
         open_validation=partial(_open_validation, validation, place),
         report=place.report,
         should_stop=place.should_stop,
     )
+
+
+def training_sources_of(data: DataConfig) -> tuple[SourceRequest, ...]:
+    """The dataset, and those that are mixed with it (NAME or NAME@VERSION), as they stand now."""
+    root = open_store(data.root)
+    sources = [pinned(root, data.dataset, data.train_split, data.version)]
+    for name in data.mixture:
+        dataset, mark, version = name.partition(_VERSION_MARK)
+        if mark and not version.isdecimal():
+            raise InvalidInputError(
+                f"data.mixture names {name!r}: after {_VERSION_MARK} stands a version, a number"
+                " from 1; leave both out for the newest"
+            )
+        number = int(version) if mark else None
+        sources.append(pinned(root, dataset, data.train_split, number))
+    return tuple(sources)
 
 
 def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
@@ -132,9 +162,13 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
 
 
 def _open_training(
-    request: StreamRequest, epochs: int, place: Place, saved: bytes | None
+    request: StreamRequest, epochs: int, place: Place, allow: Collection[str], saved: bytes | None
 ) -> Stream:
-    start = resume_step(request.rows, saved) if saved else 0
+    start = 0
+    if saved:
+        start, allowed = resume_step(request.rows, saved, allow)
+        for difference in allowed:
+            logger.warning("resumed as allowed: %s", difference)
     probe = Stream(request, rank=place.rank, world=place.world)
     return Stream(
         request,

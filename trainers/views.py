@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.augment.boxes import RESIZED_DRAWS, centre_boxes, resized_boxes
 from services.augment.choices import choose_mix, choose_warp
-from services.augment.crop import RESIZED_DRAWS, centre_boxes, resize_crop, resized_boxes
+from services.augment.crop import resize_crop
 from services.augment.geometry import affine_matrices, warp
 from services.augment.mix import mixup
 from services.errors import InvalidInputError
@@ -91,7 +92,7 @@ def draw_views(config: ViewConfig, draws: Draws, cells: tuple[int, int], block: 
     size = block if count % block == 0 else count
     partner, weight = [], []
     for start in range(0, count, size):
-        some = Draws(draws.seed, draws.epoch, draws.rows[start : start + size])
+        some = draws.take(slice(start, start + size))
         mix = choose_mix(adapt.mix, some, "view.mix", cells)
         partner.append(mix.partner + start)
         weight.append(mix.weight)

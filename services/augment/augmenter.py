@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.augment.choices import (
     MixChoice,
-    choose_boxes,
     choose_color,
     choose_eda,
     choose_mix,
@@ -44,7 +44,7 @@ _CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
 class Batch:
     """What a model reads, with soft targets in compact form.
 
-    inputs: (N, h, w) int64 ids, or (N, D, h, w) float32 embeddings.
+    inputs: (N, h, w) ids of an integer type, or (N, D, h, w) float32 embeddings.
     label, label_b: (N,) int64. mix: (N,) float32 weight of `label`, 1 where a row is not mixed.
     """
 
@@ -153,13 +153,14 @@ class Augmenter(nn.Module):
                 f"{rows} rows with draws for {len(draws.rows)} do not make {blocks} equal blocks: "
                 "pairs would cross blocks; pass whole blocks and one draw a row"
             )
-        ids_NHW, size = ids_NHW.long(), rows // blocks
+        if not self._embeds and not self.config.plain_mix.active:
+            blocks = 1  # each row goes its own way
+        size = rows // blocks
         done = []
         with torch.autocast(ids_NHW.device.type, enabled=False):
             for start in range(0, rows, size):
                 block = slice(start, start + size)
-                own = Draws(draws.seed, draws.epoch, draws.rows[block])
-                done.append(self._block(ids_NHW[block], labels_N[block], own))
+                done.append(self._block(ids_NHW[block], labels_N[block], draws.take(block)))
         columns = zip(*((b.inputs, b.label, b.label_b, b.mix) for b in done), strict=True)
         return Batch(*(torch.cat(column) for column in columns))
 
@@ -167,8 +168,7 @@ class Augmenter(nn.Module):
         config, rows = self.config, draws.rows
         # The plan has shuffled the rows, so the last ones are as good a choice as any.
         plain = len(rows) - round(config.adapt.share * len(rows))
-        first = Draws(draws.seed, draws.epoch, rows[:plain])
-        last = Draws(draws.seed, draws.epoch, rows[plain:])
+        first, last = draws.take(slice(plain)), draws.take(slice(plain, None))
         if config.eda.active:
             ids_NHW = self._edit(ids_NHW, draws)
         paths = []
@@ -205,7 +205,9 @@ class Augmenter(nn.Module):
     def _edit(self, ids_NHW: Tensor, draws: Draws) -> Tensor:
         """Token-EDA."""
         choice = choose_eda(self.config.eda, draws, self.grid)
-        edited = ids_NHW.clone()
+        edited = ids_NHW.long()
+        if edited is ids_NHW:
+            edited = edited.clone()
         if len(choice.synonym_rows):
             rows = _tensor(choice.synonym_rows, edited)
             replaced, pick = _tensor(choice.replace, edited), _tensor(choice.pick, edited)
@@ -257,7 +259,7 @@ class Augmenter(nn.Module):
 
     def _plain_choices(self, draws: Draws) -> tuple[IntArray, MixChoice]:
         config = self.config
-        boxes = choose_boxes(config.plain_crop, draws, "plain.crop", self.grid, config.crop)
+        boxes = choose_boxes(config.plain_crop, draws, PLAIN_CROP, self.grid, config.crop)
         return boxes, choose_mix(config.plain_mix, draws, "plain.mix", config.crop)
 
     def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
@@ -293,7 +295,7 @@ class Augmenter(nn.Module):
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
-        return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
+        return F.embedding(ids.long(), self.codebook).permute(0, 3, 1, 2)
 
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:

@@ -13,14 +13,12 @@ import numpy.typing as npt
 from services.augment.config import (
     AdaptConfig,
     ColorConfig,
-    CropConfig,
     EdaConfig,
     MixConfig,
 )
-from services.augment.crop import RESIZED_DRAWS, centre_boxes, random_boxes, resized_boxes
 from services.augment.eda import disjoint_windows
 from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
-from services.plan.draws import Draws, derive, hash_key
+from services.plan.draws import Draws, derive
 from services.types import FloatArray, IdArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -56,7 +54,7 @@ def choose_eda(config: EdaConfig, draws: Draws, grid: tuple[int, int]) -> EdaCho
         (choice >= threshold) & (choice < threshold + config.swap_probability)
     )
     tokens = grid[0] * grid[1]
-    some = Draws(draws.seed, draws.epoch, draws.rows[synonym_rows])
+    some = draws.take(synonym_rows)
     return EdaChoice(
         synonym_rows=synonym_rows,
         replace=some.uniform("eda.replace", tokens) < config.synonym_rate,
@@ -91,7 +89,7 @@ def choose_color(
     noise = choice < config.noise_probability
     adapt = not noise and choice < config.noise_probability + config.coloradapt_probability
     noise_rows, adapt_rows = chosen[: noise * len(chosen)], chosen[: adapt * len(chosen)]
-    some = Draws(draws.seed, draws.epoch, draws.rows[noise_rows])
+    some = draws.take(noise_rows)
     elements = channels * grid[0] * grid[1]
     return ColorChoice(
         noise_rows=noise_rows,
@@ -108,23 +106,12 @@ def _levels(draws: Draws, op: str, count: int) -> IdArray:
     All four from each hashed word, where `Draws` makes one number of it: noise for whole maps is
     by far the most that any recipe draws.
     """
-    starts = derive(hash_key("levels", draws.seed, draws.epoch, op), draws.rows)  # (n,)
+    starts = draws.keys("levels", op)  # (n,)
     steps = np.arange((count + 3) // 4, dtype=np.uint64)
     levels = np.empty((len(starts), 4 * len(steps)), dtype="<u2")
     for row, start in enumerate(starts):  # one at a time, which stays in the processor's cache
         levels[row] = derive(0, start + steps).astype("<u8", copy=False).view("<u2")
     return levels[:, :count]
-
-
-def choose_boxes(
-    config: CropConfig, draws: Draws, op: str, grid: tuple[int, int], size: tuple[int, int]
-) -> IntArray:
-    """Boxes (n, 4) of the cut; of exactly `size` unless the crop is a resized one."""
-    if config.kind == "resized":
-        return resized_boxes(draws.uniform(op, RESIZED_DRAWS), grid, config.area, config.aspect)
-    if config.kind == "random":
-        return random_boxes(draws.uniform(op, 2), grid, size)
-    return centre_boxes(len(draws.rows), grid, size)
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,17 @@ class RecipeConfig:
         _choice("output", self.output, ("ids", "embeddings"))
 
     @property
+    def only_cuts(self) -> bool:
+        """Whether all that it does is to cut ids, which needs neither codebook nor networks."""
+        edits = self.eda.active or self.color.active or self.plain_mix.active
+        return (
+            self.output == "ids"
+            and self.plain_crop.kind != "resized"
+            and self.adapt.share == 0
+            and not edits
+        )
+
+    @property
     def needs_labels(self) -> bool:
         """Whether it mixes rows, which gives soft targets: impossible on an unlabelled set."""
         plain = self.plain_mix.active and self.adapt.share < 1

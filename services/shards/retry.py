@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
+from services.shards.tally import note
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ class RetryPolicy:
                         "overloaded or unreachable: try again later"
                     ) from error
                 counter.add()
+                note(retries=1)
                 pause = self.pause_seconds(attempt)
                 logger.warning(
                     "%s: %s; retry %d of %d in %.2f s",

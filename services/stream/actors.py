@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import pyarrow as pa
+import ray
 import torch
 
 from services.stream.augmentation import augment_share, augmenter_for
+from services.stream.batch import pack_batch
 from services.stream.request import StreamRequest
+from services.stream.table import unpack_share
 
 
 class AugmentActor:
@@ -19,7 +25,12 @@ class AugmentActor:
     def __init__(self, request: StreamRequest, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self._request, self._device = request, device
+        context = ray.get_runtime_context()
+        came_back = context.was_current_actor_reconstructed
+        self._restarted = f"{context.get_node_id()}/{os.getpid()}" if came_back else ""
         augmenter_for(request, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return augment_share(self._request, table, self._device)
+        batch = augment_share(self._request, unpack_share(table), self._device)
+        batch.account = replace(batch.account, restarted=self._restarted)
+        return pack_batch(batch)

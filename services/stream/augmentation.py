@@ -6,10 +6,10 @@ however often it is augmented.
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from services.augment.recipe import Augmenter
@@ -18,8 +18,9 @@ from services.errors import NotFoundError
 from services.plan.draws import Draws
 from services.shards.manifest import LoadedManifest, load_manifest, read_asset
 from services.shards.store import open_store, read_url
+from services.stream.batch import StreamBatch, of_share
+from services.stream.fetch import Share
 from services.stream.request import StreamRequest
-from services.stream.table import inputs_of, numbers, pack, position
 from services.tokens.codebook import Codebook
 
 
@@ -37,40 +38,41 @@ def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
 @lru_cache(maxsize=4)
 def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
     """The request's recipe with its networks, in evaluation mode, built once a process."""
-    rows = request.rows
-    loaded = load_manifest(open_store(rows.root), rows.dataset, rows.version)
-    codebook = codebook_of(rows.root, loaded)
+    first = request.rows.sources[0]  # all sources share one codebook
+    loaded = load_manifest(open_store(first.root), first.dataset, first.version)
+    codebook = codebook_of(first.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
         tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt))
     return Augmenter(request.recipe, loaded.spec, codebook.weight, tokenadapt).eval().to(device)
 
 
-@torch.inference_mode()
-def augment_share(request: StreamRequest, table: pa.Table, device: str = "cpu") -> pa.Table:
-    """One fetched share, augmented: columns as `services.stream.batch.unpack` reads them."""
-    step, epoch = position(table)
-    rows = numbers(table, "row").astype(np.int64)
-    ids, _ = inputs_of(table)
-    batch = augmenter_for(request, device)(
-        torch.from_numpy(ids.astype(np.int64)).to(device),
-        torch.from_numpy(numbers(table, "label").astype(np.int64)).to(device),
-        Draws(seed=request.rows.order.seed, epoch=epoch, rows=rows),
-        blocks=len(rows) // request.rows.order.block_rows,
+@torch.no_grad()
+def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> StreamBatch:
+    """One fetched share, augmented on `device`, in the memory of the host.
+
+    A recipe that only cuts has been applied by the fetch (`StreamRequest.fetched`).
+    """
+    if request.only_cuts:
+        return of_share(share)
+    began = time.perf_counter()
+    ids = torch.from_numpy(share.ids).to(device)
+    if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
+        ids = ids.long()
+    done = augmenter_for(request, device)(
+        ids,
+        torch.from_numpy(share.label).to(device),
+        Draws(seed=request.rows.order.seed, epoch=share.row_epochs, rows=share.rows),
+        blocks=len(share.rows) // request.rows.order.block_rows,
     )
-    if batch.inputs.is_floating_point():
-        dtype = "bfloat16"
-        inputs = batch.inputs.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy()
-    else:
-        dtype = "uint16"
-        inputs = batch.inputs.cpu().numpy().astype(np.uint16)
-    return pack(
-        step,
-        epoch,
-        rows,
-        inputs,
-        dtype,
-        label=batch.label.cpu().numpy(),
-        label_b=batch.label_b.cpu().numpy(),
-        mix=batch.mix.cpu().numpy(),
+    wire_type = torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16
+    batch = replace(
+        of_share(share),
+        inputs=done.inputs.to(wire_type).cpu().contiguous(),
+        label=done.label.cpu(),
+        label_b=done.label_b.cpu(),
+        mix=done.mix.cpu(),
     )
+    spent = time.perf_counter() - began  # the copies to the host have waited for the device
+    batch.account = replace(share.account, augment_seconds=spent)
+    return batch

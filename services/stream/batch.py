@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from services.stream.table import inputs_of, numbers, position
+from services.stream.account import Account
+from services.stream.fetch import Share
+from services.stream.table import Kind, head_of, inputs_of, numbers, pack, unpack_share
 from services.types import IntArray
 
 
@@ -19,32 +21,40 @@ from services.types import IntArray
 class StreamBatch:
     """What a trainer receives for one step.
 
-    step: position in the run, from 0. epoch: the epoch of all its rows.
-    rows: (N,) int64 row numbers within the split; -1 where the row does not exist.
-    inputs: (N, h, w) int64 ids, or (N, D, h, w) float embeddings.
+    step: position in the run, from 0. epoch: of the step; in a mixture, the round of all sources.
+    rows: (N,) int64 row numbers within the stream's sources; -1 where the row does not exist.
+    row_epochs: (N,) int64, how often each row's source was gone through before: what draws for
+        the row are keyed by.
+    inputs: (N, h, w) ids, uint16 until they reach a device and int64 there, or (N, D, h, w)
+        embeddings, bfloat16 and there float32.
     label, label_b: (N,) int64; mix: (N,) float32, the share of `label` in the soft target.
     weight: (N,) float32, 0 for rows that do not exist, else 1.
+    account: what it cost to make.
     """
 
     step: int
     epoch: int
     rows: IntArray
+    row_epochs: IntArray
     inputs: Tensor
     label: Tensor
     label_b: Tensor
     mix: Tensor
     weight: Tensor
+    account: Account = field(default_factory=Account)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> StreamBatch:
-        """The same batch with its tensors on `device`; the row numbers stay in numpy.
+        """The same batch with its tensors on `device`; what belongs to rows stays in numpy.
 
-        Embeddings travel as bfloat16 and widen to float32 only here, on the device.
+        Inputs travel in 16 bits and widen only here, on the device.
         """
         batch = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        if batch.inputs.is_floating_point():
+        if batch.inputs.dtype == torch.uint16:
+            batch.inputs = batch.inputs.long()
+        elif batch.inputs.is_floating_point():
             batch.inputs = batch.inputs.float()
         return batch
 
@@ -58,22 +68,66 @@ class StreamBatch:
         return StreamBatch(**{**values, **tensors})
 
 
-def unpack(table: pa.Table) -> StreamBatch:
-    """The trainer's view of an augmented share."""
-    step, epoch = position(table)
-    words, dtype = inputs_of(table)
-    if dtype == "bfloat16":
-        inputs = torch.from_numpy(words.copy()).view(torch.bfloat16)
-    else:  # ids travel as uint16; models index with int64
-        inputs = torch.from_numpy(words.astype(np.int64))
-    rows = numbers(table, "row").astype(np.int64)
+def of_share(share: Share) -> StreamBatch:
+    """A share that fetching cut already, as it is."""
+    label = torch.from_numpy(share.label)
     return StreamBatch(
-        step=step,
-        epoch=epoch,
-        rows=rows,
-        inputs=inputs,
-        label=torch.from_numpy(numbers(table, "label").astype(np.int64)),
-        label_b=torch.from_numpy(numbers(table, "label_b").astype(np.int64)),
-        mix=torch.from_numpy(numbers(table, "mix").astype(np.float32)),
-        weight=torch.from_numpy((rows >= 0).astype(np.float32)),
+        step=share.step,
+        epoch=share.epoch,
+        rows=share.rows,
+        row_epochs=share.row_epochs,
+        inputs=torch.from_numpy(share.ids),
+        label=label,
+        label_b=label,
+        mix=torch.ones(len(label)),
+        weight=_weight(share.rows),
+        account=share.account,
     )
+
+
+def pack_batch(batch: StreamBatch) -> pa.Table:
+    """An augmented share as a table, for `unpack_batch` in another process."""
+    inputs = batch.inputs
+    kind: Kind = "uint16"
+    if inputs.dtype == torch.bfloat16:
+        inputs, kind = inputs.view(torch.int16), "bfloat16"
+    return pack(
+        batch.step,
+        batch.epoch,
+        batch.account,
+        inputs.numpy(),
+        kind,
+        row=batch.rows,
+        row_epoch=batch.row_epochs,
+        label=batch.label.numpy(),
+        label_b=batch.label_b.numpy(),
+        mix=batch.mix.numpy(),
+    )
+
+
+def unpack_batch(table: pa.Table) -> StreamBatch:
+    """The batch of a table from `pack_batch`, or of a share that fetching cut already.
+
+    In memory of its own: the table's may be shared.
+    """
+    if "mix" not in table.column_names:
+        return of_share(unpack_share(table))
+    head = head_of(table)
+    inputs = torch.from_numpy(inputs_of(table, head).copy())
+    rows = numbers(table, "row")
+    return StreamBatch(
+        step=head.step,
+        epoch=head.epoch,
+        rows=rows,
+        row_epochs=numbers(table, "row_epoch"),
+        inputs=inputs.view(torch.bfloat16) if head.kind == "bfloat16" else inputs,
+        label=torch.from_numpy(numbers(table, "label").copy()),
+        label_b=torch.from_numpy(numbers(table, "label_b").copy()),
+        mix=torch.from_numpy(numbers(table, "mix").copy()),
+        weight=_weight(rows),
+        account=head.account,
+    )
+
+
+def _weight(rows: IntArray) -> Tensor:
+    return torch.from_numpy((rows >= 0).astype(np.float32))

@@ -2,67 +2,79 @@
 a fetch task then starts in a second rather than five, on every core of a cluster.
 
 Each function depends on its arguments alone, so a retry, another process or another number of
-workers gives the same bytes. The reader and the plan a process builds once.
+workers gives the same bytes. The readers and the plan a process builds once.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from services.plan.epoch import Plan, RowPlan, SequentialPlan
-from services.shards.cache import ShardCache
-from services.shards.reader import DatasetReader
-from services.shards.store import open_store
+from services.shards import tally
+from services.stream.account import Account
 from services.stream.request import RowsRequest
-from services.stream.table import pack
+from services.stream.sources import Sources
+from services.types import IdArray, IntArray
 
 _building = threading.Lock()
 
 
-@lru_cache(maxsize=16)
-def _cache_at(directory: str, limit_bytes: int) -> ShardCache:
-    """The node's cache as this process sees it: one object, so that its counters add up."""
-    return ShardCache(Path(directory), limit_bytes)
+@dataclass(frozen=True)
+class Share:
+    """One rank's rows of a step, as stored or cut; missing rows included, so all have one size.
+
+    step: of the run. epoch: of the step; a round of all sources in a mixture.
+    rows: (N,) int64, -1 where the row does not exist. row_epochs: (N,) int64, each row's own.
+    ids: (N, h, w) uint16. label: (N,) int64. Both 0 where the row does not exist.
+    account: what it cost so far.
+    """
+
+    step: int
+    epoch: int
+    rows: IntArray
+    row_epochs: IntArray
+    ids: IdArray
+    label: IntArray
+    account: Account
 
 
 @lru_cache(maxsize=16)
-def _open(request: RowsRequest) -> tuple[DatasetReader, RowPlan]:
-    reader = DatasetReader(
-        open_store(request.root),
-        request.dataset,
-        split=request.split,
-        cache=_cache_at(request.cache_dir, request.cache_bytes),
-        version=request.version,
-    )
-    kind = SequentialPlan if request.sequential else Plan
-    return reader, kind(reader.shard_rows, request.order)
+def _open(request: RowsRequest) -> Sources:
+    return Sources(request)
 
 
-def opened(request: RowsRequest) -> tuple[DatasetReader, RowPlan]:
-    """(reader, plan) of a request, built once even when several threads ask at the same time."""
+def opened(request: RowsRequest) -> Sources:
+    """The sources of a request, built once even when several threads ask at the same time."""
     with _building:
         return _open(request)
 
 
-def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> pa.Table:
-    """The rows of `step` that `rank` of `world` gets, as stored: columns of `pack`, and `label`.
+def share_rows(request: RowsRequest, world: int) -> int:
+    """Rows of each rank's share of a step. InvalidInputError for a world that cannot share."""
+    return len(opened(request).plan.rank_slots(0, world)) * request.order.block_rows
 
-    Rows that do not exist (the tail of an epoch) are there with row -1 and zeros, so that every
-    share has the same shape.
-    """
-    reader, plan = opened(request)
-    spans = [plan.span(step, slot) for slot in plan.rank_slots(rank, world)]
+
+def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share:
+    """The rows of `step` that `rank` of `world` gets."""
+    began, before = time.perf_counter(), tally.reading()
+    sources = opened(request)
+    plan = sources.plan
+    spans = plan.spans(step, plan.rank_slots(rank, world))
     rows = np.concatenate([span.rows for span in spans])
-    shard, inside = plan.locate(rows)
-    there = rows >= 0
-    spec = reader.spec
-    ids = np.zeros((len(rows), spec.grid_height, spec.grid_width), np.uint16)
-    label = np.zeros(len(rows), np.int64)
-    if there.any():
-        ids[there], label[there] = reader.take(shard[there], inside[there])
-    return pack(step, spans[0].epoch, rows, ids, label=label)
+    epochs = np.repeat(np.array([s.epoch for s in spans], np.int64), request.order.block_rows)
+    taken = sources.take(rows, epochs)
+    cost = asdict(tally.reading() - before)
+    spent = time.perf_counter() - began
+    return Share(
+        step=step,
+        epoch=step // plan.steps_per_epoch,
+        rows=taken.rows,
+        row_epochs=epochs,
+        ids=taken.ids,
+        label=taken.labels,
+        account=Account(storage_seconds=spent, lost=taken.lost, **cost),
+    )

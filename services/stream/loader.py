@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from services.errors import InvalidInputError
 from services.plan import cursor
 from services.stream.augmentation import augment_share, augmenter_for
-from services.stream.batch import StreamBatch, unpack
-from services.stream.fetch import fetch_share, opened
+from services.stream.batch import StreamBatch, unpack_batch
+from services.stream.fetch import fetch_share, opened, share_rows
 from services.stream.meter import Meter
+from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
 
-if TYPE_CHECKING:
-    from services.stream.pipeline import Pool
+THREADS = 4
+"""Threads that prepare shares without a cluster; more than cores, as some wait for disks."""
 
 
 class Stream:
@@ -45,7 +45,7 @@ class Stream:
         trainer_cpus: float = 0.0,
         prefetch: int = 4,
     ) -> None:
-        _, plan = opened(request.rows)
+        plan = opened(request.fetched).plan
         self.steps_per_epoch = plan.steps_per_epoch
         stop = self.steps_per_epoch if stop is None else stop
         if not 0 <= start <= stop:
@@ -57,15 +57,20 @@ class Stream:
         self.request, self.rank, self.world = request, rank, world
         self.start, self.stop, self._prefetch = start, stop, max(1, prefetch)
         self._pool, self._trainer_cpus = pool, trainer_cpus
-        self.meter = Meter(f"{request.rows.dataset}/{request.rows.split}", rank, world, stop)
-
-    def source(self) -> wire.Source:
-        """Identity of the data, as it stands in a cursor."""
-        return source_of(self.request.rows)
+        self.meter = Meter(
+            request.rows.name,
+            rank,
+            world,
+            stop,
+            fetchers=THREADS if pool is None else pool.fetchers,
+            augmenters=THREADS if pool is None else pool.actors,
+        )
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps: at most 4 KB, valid for any number of workers."""
-        return cursor.dump(cursor.make_cursor(self.source(), self.request.rows.order, step))
+        rows = self.request.rows
+        position = cursor.make_cursor(sources_of(rows), rows.order, step, weights=rows.weights)
+        return cursor.dump(position)
 
     def __iter__(self) -> Iterator[StreamBatch]:
         shares = self._with_ray() if self._pool is not None else self._in_threads()
@@ -77,35 +82,39 @@ class Stream:
                 if batch is None:
                     state = "finished"
                     return
-                self.meter.delivered(int((batch.rows >= 0).sum()), time.monotonic() - asked)
+                waited = time.monotonic() - asked
+                there = int((batch.rows >= 0).sum())
+                self.meter.delivered(batch.step, there, waited, batch.account)
                 yield batch
         except GeneratorExit:
-            state = "finished"
+            state = "finished" if self.meter.snapshot().step == self.stop else "stopped"
             raise
         finally:
             shares.close()
             self.meter.ended(state)
 
     def _with_ray(self) -> Generator[StreamBatch, None, None]:
-        from services.stream.pipeline import build, reserve
+        from services.stream.pipeline import build, executions, reserve
 
-        assert self._pool is not None
-        dataset, share_rows = build(
-            self.request, self.rank, self.world, self.start, self.stop, self._pool
-        )
-        reserve(dataset, self._pool, self.world, self._trainer_cpus)
-        tables = dataset.iter_batches(
-            batch_size=share_rows, batch_format="pyarrow", prefetch_batches=self._prefetch
-        )
-        for table in tables:
-            yield unpack(table)
+        pool = self._pool
+        assert pool is not None
+        rows = share_rows(self.request.fetched, self.world)
+        for steps, task_steps in executions(rows, self.start, self.stop):
+            dataset = build(self.request, self.rank, self.world, steps, task_steps, pool)
+            augments = not self.request.only_cuts
+            reserve(dataset, pool, self.world, self._trainer_cpus, augments=augments)
+            for table in dataset.iter_batches(
+                batch_size=rows, batch_format="pyarrow", prefetch_batches=self._prefetch
+            ):
+                yield unpack_batch(table)
 
     def _in_threads(self) -> Generator[StreamBatch, None, None]:
-        augmenter_for(self.request)  # built here, once, not by all threads at the same time
+        request = self.request
+        if not request.only_cuts:
+            augmenter_for(request)  # built here, once, not by all threads at the same time
 
         def prepare(step: int) -> StreamBatch:
-            table = fetch_share(self.request.rows, step, self.rank, self.world)
-            return unpack(augment_share(self.request, table))
+            return augment_share(request, fetch_share(request.fetched, step, self.rank, self.world))
 
         yield from in_order(prepare, self.start, self.stop, self._prefetch)
 
@@ -115,7 +124,7 @@ def in_order(
 ) -> Generator[StreamBatch, None, None]:
     """`prepare(step)` for each step, up to `ahead` of them at work, given out in order."""
     waiting: deque[Future[StreamBatch]] = deque()
-    pool = ThreadPoolExecutor(max_workers=min(ahead, 4), thread_name_prefix="seit-stream")
+    pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
     try:
         upcoming = iter(range(start, stop))
         for step in upcoming:
@@ -132,22 +141,30 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def source_of(request: RowsRequest) -> wire.Source:
-    """The request's data as a position names it."""
-    return wire.Source(
-        root=request.root,
-        dataset=request.dataset,
-        version=request.version,
-        split=request.split,
-        manifest_digest=request.digest,
-    )
+def sources_of(request: RowsRequest) -> list[wire.Source]:
+    """The request's data as a position names them."""
+    return [
+        wire.Source(
+            root=source.root,
+            dataset=source.dataset,
+            version=source.version,
+            split=source.split,
+            manifest_digest=source.digest,
+        )
+        for source in request.sources
+    ]
 
 
-def resume_step(request: RowsRequest, saved: bytes) -> int:
-    """The step at which a saved position stands.
+def resume_step(
+    request: RowsRequest, saved: bytes, allow: Collection[str] = ()
+) -> tuple[int, list[str]]:
+    """(the step at which a saved position stands, what was allowed to differ, in words).
 
+    allow: see `services.plan.cursor.check`.
     Raises: CursorMismatchError if it belongs to other data or to another order; FormatError.
     """
     position = cursor.load(saved)
-    cursor.check(position, source_of(request), request.order)
-    return position.step
+    allowed = cursor.check(
+        position, sources_of(request), request.order, weights=request.weights, allow=allow
+    )
+    return position.step, allowed

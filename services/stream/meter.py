@@ -1,4 +1,7 @@
-"""What flows through one rank's stream: rows, and waiting for them. Cumulative, thread-safe."""
+"""What flows through one rank's stream: rows, bytes, and waiting by its cause.
+
+Cumulative since the stream was opened, thread-safe.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,76 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from services.stream.account import Account
 from services.wire.seit import v1 as wire
 
 
 class Meter:
-    """Counts what a consumer receives and how long it waited for it.
+    """Counts what a consumer receives, and whom it waited for.
 
-    The wait for the first batch is start-up; from then on a wait is a stall.
+    The wait for the first batch is start-up; from then on a wait is a stall. It is charged to
+    storage and to augmentation in proportion to the time that each took for the batch, with
+    fetchers and augmenters working side by side. `consumer_seconds` is the opposite: how long the
+    stream was left alone with a batch while the consumer worked.
+
+    fetchers, augmenters: how many of each work at a time.
     """
 
-    def __init__(self, stream: str, rank: int, world: int, step_target: int) -> None:
+    def __init__(
+        self,
+        stream: str,
+        rank: int,
+        world: int,
+        step_target: int,
+        *,
+        fetchers: int = 1,
+        augmenters: int = 1,
+    ) -> None:
         self._lock = threading.Lock()
         self._flow = wire.Flow(stream=stream, rank=rank, workers=world, step_target=step_target)
         self._flow.state = "running"
+        self._fetchers, self._augmenters = fetchers, augmenters
         self._began = time.monotonic()
         self._first: float | None = None
+        self._handed: float | None = None
         self._rows_after_first = 0
+        self._came_back: set[str] = set()
 
-    def delivered(self, rows: int, waited_seconds: float) -> None:
-        """Account for one batch of `rows` real rows for which the consumer waited."""
+    def delivered(
+        self, step: int, rows: int, waited_seconds: float, account: Account | None = None
+    ) -> None:
+        """Account for the batch of `step`, `rows` real rows for which the consumer waited."""
+        account = account or Account()
+        fetching = account.storage_seconds / self._fetchers
+        augmenting = account.augment_seconds / self._augmenters
         with self._lock:
+            flow, now = self._flow, time.monotonic()
             if self._first is None:
-                self._first = time.monotonic()
+                self._first = now
             else:
                 self._rows_after_first += rows
-                self._flow.stall_seconds += waited_seconds
-            self._flow.rows += rows
-            self._flow.steps += 1
+                spent = fetching + augmenting
+                share = fetching / spent if spent else 1.0
+                flow.stall_seconds += waited_seconds
+                flow.stall_storage_seconds += waited_seconds * share
+                flow.stall_augmentation_seconds += waited_seconds * (1 - share)
+            if self._handed is not None:
+                flow.consumer_seconds += max(0.0, now - waited_seconds - self._handed)
+            self._handed = now
+            flow.rows += rows
+            flow.steps += 1
+            flow.step = step + 1
+            flow.bytes_fetched += account.bytes_fetched
+            flow.bytes_cached += account.bytes_hit
+            flow.retries += account.retries
+            flow.refetches += account.refetches
+            flow.quarantined += [name for name in account.lost if name not in flow.quarantined]
+            if account.restarted:
+                self._came_back.add(account.restarted)
+                flow.actor_restarts = len(self._came_back)
 
     def ended(self, state: str) -> None:
-        """Close the account: "finished" or "failed"."""
+        """Close the account: "finished", "stopped" or "failed"."""
         with self._lock:
             self._flow.state = state
 
@@ -43,9 +86,12 @@ class Meter:
     def rows_per_second(self) -> float:
         """Rows a second since the first batch stood ready, so start-up does not count; 0 before."""
         with self._lock:
-            if self._first is None:
-                return 0.0
-            return self._rows_after_first / max(time.monotonic() - self._first, 1e-9)
+            return self._rate(time.monotonic())
+
+    def _rate(self, now: float) -> float:
+        if self._first is None:
+            return 0.0
+        return self._rows_after_first / max(now - self._first, 1e-9)
 
     @property
     def first_batch_seconds(self) -> float:
@@ -57,6 +103,10 @@ class Meter:
         """The account so far, as it travels."""
         with self._lock:
             flow = wire.Flow.parse(bytes(self._flow))
-            flow.seconds = time.monotonic() - self._began
+            now = time.monotonic()
+            flow.seconds = now - self._began
+            flow.rows_per_second = self._rate(now)
+            if self._first is not None:
+                flow.first_batch_seconds = self._first - self._began
             flow.updated = datetime.now(UTC).isoformat(timespec="milliseconds")
             return flow

@@ -183,6 +183,7 @@ class PictureStream:
             step=step,
             epoch=spans[0].epoch,
             rows=rows,
+            row_epochs=np.full(len(rows), spans[0].epoch, np.int64),
             inputs=torch.from_numpy(pixels),
             label=label,
             label_b=label,

@@ -1,17 +1,17 @@
 """The plan as a Ray Dataset: fetch tasks, an augmentation actor pool, order kept.
 
-A read task stands for a few consecutive steps of one rank; it fetches their shares through the
-node's cache and yields one block. Blocks are whole multiples of a share, so cutting a batch from
-them is a slice without a copy. One execution covers the whole run: actors start once, and the end
-of an epoch costs nothing.
+A read task stands for consecutive steps of one rank; it fetches their shares through the node's
+cache and yields each as a block of its own, so that a batch is a block, never cut nor joined.
+One execution covers the whole run (the longest ones apart): actors start once, and the end of an
+epoch costs nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -19,64 +19,38 @@ from ray.data import ActorPoolStrategy, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 
-from services.errors import CapacityError, InvalidInputError
+from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
-from services.stream.fetch import fetch_share, opened
+from services.stream.fetch import fetch_share, opened, share_rows
+from services.stream.pool import FETCH_CPUS, Pool
 from services.stream.request import RowsRequest, StreamRequest
+from services.stream.table import pack_share
 
-FETCH_CPUS = 0.25
-"""Logical CPUs of a fetch task: it mostly waits for storage, and one must always find room."""
+_TOKEN_BYTES = 2
+_ROW_BYTES = 40  # of a share's other columns
 
-FETCH_TASKS = 2
-"""Fetch tasks of one stream at a time. Each is a process; more of them than cores only compete."""
+TASK_ROWS = 2048, 65_536
+"""Rows that a fetch task aims at, least and most. A task costs a few milliseconds whatever it
+carries; one that is lost is done again from its start."""
 
-TASK_ROWS = 2048
-"""Rows that a fetch task aims at: a task costs a few milliseconds whatever it carries."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Size of a stream's augmentation pool.
-
-    actors: how many at least; max_actors: how many at most, 0 for no more than `actors`.
-    cpus, gpus: what each takes, fractions allowed.
-    """
-
-    actors: int = 1
-    max_actors: int = 0
-    cpus: float = 0.5
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
-            raise InvalidInputError(
-                f"an augmentation pool needs at least 1 actor and a share of a CPU or GPU > 0, got"
-                f" {self.actors} actors with {self.cpus} CPUs and {self.gpus} GPUs each"
-            )
-        if self.max_actors and self.max_actors < self.actors:
-            raise InvalidInputError(
-                f"max_actors is {self.max_actors}, less than actors {self.actors}; use 0 or more"
-            )
+EXECUTION_TASKS = 2048
+"""Fetch tasks of one execution. Ray lays all of them down before the first one starts; a run of
+more than so many of the largest tasks (134 million rows) goes on with a new execution."""
 
 
 class StepsDatasource(Datasource):
-    """Steps [start, stop) of one rank's share, a few consecutive ones a read task."""
+    """Steps [start, stop) of one rank's share, consecutive ones of `task_steps` a read task."""
 
-    def __init__(self, request: RowsRequest, rank: int, world: int, start: int, stop: int) -> None:
+    def __init__(
+        self, request: RowsRequest, rank: int, world: int, steps: range, task_steps: int
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        reader, plan = opened(request)
-        spec = reader.spec
         self._request, self._rank, self._world = request, rank, world
-        self._share_rows = len(plan.rank_slots(rank, world)) * request.order.block_rows
-        self._row_bytes = 2 * spec.grid_height * spec.grid_width + 16
-        steps = max(1, TASK_ROWS // self._share_rows)
-        self._tasks = [(at, min(at + steps, stop)) for at in range(start, stop, steps)]
-
-    @property
-    def share_rows(self) -> int:
-        """Rows of one share: what one batch of this rank holds."""
-        return self._share_rows
+        self.share_rows = share_rows(request, world)
+        height, width = opened(request).size
+        self.share_bytes = self.share_rows * (height * width * _TOKEN_BYTES + _ROW_BYTES)
+        self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
     @property
     def tasks(self) -> int:
@@ -87,7 +61,7 @@ class StepsDatasource(Datasource):
         return "Fetch"
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(stop - start for start, stop in self._tasks) * self._share_rows * self._row_bytes
+        return sum(len(steps) for steps in self._tasks) * self.share_bytes
 
     def get_read_tasks(
         self,
@@ -96,12 +70,11 @@ class StepsDatasource(Datasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         tasks = []
-        for start, stop in self._tasks:
-            rows = (stop - start) * self._share_rows
-            read = partial(_fetch, self._request, self._rank, self._world, start, stop)
+        for steps in self._tasks:
+            read = partial(_fetch, self._request, self._rank, self._world, steps)
             meta = BlockMetadata(
-                num_rows=rows,
-                size_bytes=rows * self._row_bytes,
+                num_rows=len(steps) * self.share_rows,
+                size_bytes=len(steps) * self.share_bytes,
                 input_files=None,
                 exec_stats=None,
             )
@@ -109,26 +82,54 @@ class StepsDatasource(Datasource):
         return tasks
 
 
-def _fetch(
-    request: RowsRequest, rank: int, world: int, start: int, stop: int
-) -> Iterator[pa.Table]:
+def _fetch(request: RowsRequest, rank: int, world: int, steps: range) -> Iterator[pa.Table]:
     """Shares of consecutive steps."""
-    for step in range(start, stop):
-        yield fetch_share(request, step, rank, world)
+    for step in steps:
+        yield pack_share(fetch_share(request, step, rank, world))
+
+
+def block_bytes(fetched: int, augmented: int) -> int:
+    """Ray's target for the size of blocks with which none is ever cut inside a share.
+
+    Ray collects what a task yields until it passes the target, and cuts what is half as large
+    again. Slightly below the size of a share, each share is a block of its own; where augmented
+    shares are larger, blocks of fetched ones hold several.
+
+    fetched, augmented: bytes of one share. An augmenting task always makes one share at a time.
+    """
+    return int(0.95 * (fetched if augmented < 1.4 * fetched else augmented))
+
+
+def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, int]]:
+    """(steps of each execution, steps of each of its fetch tasks) for a run of [start, stop)."""
+    least, most = (max(1, rows // share_rows) for rows in TASK_ROWS)
+    while start < stop:
+        task_steps = min(most, max(least, -(-(stop - start) // EXECUTION_TASKS)))
+        end = min(stop, start + task_steps * EXECUTION_TASKS)
+        yield range(start, end), task_steps
+        start = end
 
 
 def build(
-    request: StreamRequest, rank: int, world: int, start: int, stop: int, pool: Pool
-) -> tuple[ray.data.Dataset, int]:
-    """(dataset of augmented shares in step order, rows of one share)."""
-    source = StepsDatasource(request.rows, rank, world, start, stop)
-    fetched = ray.data.read_datasource(
+    request: StreamRequest, rank: int, world: int, steps: range, task_steps: int, pool: Pool
+) -> Any:
+    """The `ray.data.Dataset` of augmented shares of `steps` in their order, each a whole batch."""
+    source = StepsDatasource(request.fetched, rank, world, steps, task_steps)
+    fetched: ray.data.Dataset = ray.data.read_datasource(
         source,
-        override_num_blocks=max(1, source.tasks),
-        concurrency=FETCH_TASKS,
+        override_num_blocks=source.tasks,
+        concurrency=pool.fetchers,
         num_cpus=FETCH_CPUS,
     )
-    dataset = fetched.map_batches(
+    spec, (height, width) = opened(request.fetched).spec, request.recipe.crop
+    values = spec.channels if request.recipe.output == "embeddings" else 1
+    augmented_bytes = source.share_rows * (height * width * values * _TOKEN_BYTES + _ROW_BYTES)
+    fetched.context.target_max_block_size = block_bytes(source.share_bytes, augmented_bytes)
+    fetched.context.execution_options.preserve_order = True
+    fetched.context.enable_progress_bars = False
+    if request.only_cuts:
+        return fetched
+    return fetched.map_batches(
         AugmentActor,
         batch_size=source.share_rows,
         batch_format="pyarrow",
@@ -142,29 +143,31 @@ def build(
         num_gpus=pool.gpus or None,
         udf_modifying_row_count=False,
     )
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    return dataset, source.share_rows
 
 
-def reserve(dataset: ray.data.Dataset, pool: Pool, world: int, trainer_cpus: float) -> None:
+def reserve(
+    dataset: ray.data.Dataset, pool: Pool, world: int, trainer_cpus: float, *, augments: bool
+) -> None:
     """Keep the dataset's executor off the trainers' CPUs, and refuse what cannot be placed.
 
     trainer_cpus: logical CPUs that all trainer workers together hold. A pool that takes the last
     CPU would leave none for a fetch task, and the run would wait for ever: that is said here.
+    augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
     """
-    total = capacity("CPU")
+    total, total_gpus = capacity("CPU"), capacity("GPU")
     free = total - trainer_cpus
-    need = world * (pool.actors * pool.cpus + FETCH_CPUS)
-    if need > free:
+    actors = pool.actors if augments else 0
+    need, need_gpus = world * (actors * pool.cpus + FETCH_CPUS), world * actors * pool.gpus
+    if need > free or need_gpus > total_gpus:
         raise CapacityError(
-            f"{world} streams with {pool.actors} augmentation actors of {pool.cpus} CPUs each, and"
-            f" {FETCH_CPUS} CPUs for fetching, need {need:g} CPUs; the cluster has {total:g}, of"
-            f" which the trainers hold {trainer_cpus:g}. The run would never start: use fewer or"
-            " smaller actors (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer"
-            " workers, or a larger cluster"
+            f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
+            f" {pool.gpus} GPUs each, and {FETCH_CPUS} CPUs for fetching, need {need:g} CPUs and"
+            f" {need_gpus:g} GPUs; the cluster has {total:g} and {total_gpus:g}, and the trainers"
+            f" hold {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
+            " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
+            " larger cluster"
         )
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=free / world

@@ -17,8 +17,9 @@ from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.stream.cluster import connect
 from services.stream.loader import Stream
-from services.stream.pipeline import Pool
+from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
+from services.stream.sources import pinned
 
 _MOST_ROWS_PER_SECOND = 400_000
 """More than a stream of small grids gave anywhere: it ends by the clock, epochs' ends included."""
@@ -81,18 +82,15 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
     Raises: NotFoundError, InvalidInputError, CapacityError for what cannot be streamed.
     """
     root, settings = open_store(config.root), load_settings()
-    loaded = load_manifest(root, config.dataset)
+    source = pinned(root, config.dataset, config.split)
+    spec = load_manifest(root, config.dataset, source.version).spec
     rows = RowsRequest(
-        root=root.url,
-        dataset=config.dataset,
-        version=loaded.manifest.version,
-        digest=loaded.digest,
-        split=config.split,
+        sources=(source,),
         order=OrderSpec(0, config.batch, config.block, lanes=1, window_shards=16),
         cache_dir=str(settings.cache_dir),
         cache_bytes=settings.cache_bytes,
     )
-    recipe = RECIPES[config.recipe](loaded.spec, (config.crop, config.crop))
+    recipe = RECIPES[config.recipe](spec, (config.crop, config.crop))
     if not config.tokenadapt:
         recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
     pool = None

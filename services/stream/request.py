@@ -6,21 +6,19 @@ reader and the plan, or the augmenter, from it once and keeps them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from services.augment.config import RecipeConfig
+from services.augment.config import CropConfig, RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 
 
 @dataclass(frozen=True)
-class RowsRequest:
-    """Rows of one split of one dataset version, in one order. All that a fetch task needs.
+class SourceRequest:
+    """One split of one dataset version.
 
     root: URL of the folder that holds datasets. version: fixed, so that a commit by someone else
     never changes a running stream. digest: xxh3-128 of the manifest, part of a position's identity.
-    sequential: rows in their stored order, once, without a shuffle: for evaluation.
-    cache_dir, cache_bytes: the node's verified shard cache.
     """
 
     root: str
@@ -28,10 +26,36 @@ class RowsRequest:
     version: int
     digest: str
     split: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A crop that fetching makes itself: crop, and size (height, width) in tokens."""
+
+    crop: CropConfig
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RowsRequest:
+    """Rows of one or several sources, in one order. All that a fetch task needs.
+
+    weights: share of each source in the blocks, by `services.plan.mixture`; none for their rows.
+    sequential: rows in their stored order, once, without a shuffle: for evaluation.
+    cache_dir, cache_bytes: the node's verified shard cache.
+    cut: what is left of each grid; None for all of it.
+    skip_damaged: rows of a shard whose bytes on storage are wrong come as rows that do not exist,
+        where otherwise the stream ends.
+    """
+
+    sources: tuple[SourceRequest, ...]
     order: OrderSpec
     cache_dir: str
     cache_bytes: int
+    weights: tuple[float, ...] = ()
     sequential: bool = False
+    cut: Cut | None = None
+    skip_damaged: bool = False
 
     def __post_init__(self) -> None:
         if self.cache_bytes <= 0 or not self.cache_dir:
@@ -39,6 +63,16 @@ class RowsRequest:
                 f"a stream needs a cache folder and a size in bytes > 0, got {self.cache_dir!r} and"
                 f" {self.cache_bytes}; set SEIT_CACHE_DIR and SEIT_CACHE_BYTES"
             )
+        if not self.sources or (self.sequential and len(self.sources) > 1):
+            raise InvalidInputError(
+                f"a {'sequential ' * self.sequential}stream got {len(self.sources)} sources: valid"
+                " are one and, for training, more; evaluate each dataset by itself"
+            )
+
+    @property
+    def name(self) -> str:
+        """What people call it: dataset/split, joined by + where there are several."""
+        return "+".join(f"{source.dataset}/{source.split}" for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -51,3 +85,15 @@ class StreamRequest:
     rows: RowsRequest
     recipe: RecipeConfig
     tokenadapt: str = ""
+
+    @property
+    def only_cuts(self) -> bool:
+        """Whether the recipe does nothing but cut ids: fetching does that on its way."""
+        return self.recipe.only_cuts
+
+    @property
+    def fetched(self) -> RowsRequest:
+        """What a fetch task is asked for: the rows, cut already where that is all."""
+        if not self.only_cuts:
+            return self.rows
+        return replace(self.rows, cut=Cut(self.recipe.plain_crop, self.recipe.crop))

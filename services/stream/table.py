@@ -7,63 +7,89 @@ has to cut or join tables: a table's rows are a whole number of shares. No torch
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from services.errors import FormatError
-from services.types import IntArray
+from services.stream.account import Account
+from services.stream.fetch import Share
 
-_META = b"seit.inputs"
+Kind = Literal["uint16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a share says about itself, in the column `head` of its first row.
+
+    Not in the schema's metadata, which is one for a whole block of several shares.
+    shape: of one row's inputs. kind: what their 16-bit words stand for.
+    """
+
+    step: int
+    epoch: int
+    shape: tuple[int, ...]
+    kind: Kind
+    account: Account
 
 
 def pack(
     step: int,
     epoch: int,
-    rows: IntArray,
+    account: Account,
     inputs: npt.NDArray[Any],
-    dtype: str = "uint16",
+    kind: Kind,
     **columns: npt.NDArray[Any],
 ) -> pa.Table:
     """An Arrow table of one share; `inputs` (N, ...) travels as fixed-size binary, uncopied.
 
-    dtype: what the bytes of `inputs` stand for; numpy has no bfloat16, which travels as int16.
+    kind: numpy has no bfloat16, which travels as int16.
     """
-    count = len(rows)
+    count = len(inputs)
     flat = np.ascontiguousarray(inputs)
     width = flat.dtype.itemsize * int(np.prod(flat.shape[1:]))
+    said = json.dumps(asdict(Head(step, epoch, flat.shape[1:], kind, account))).encode()
+    offsets = np.full(count + 1, len(said), np.int32)
+    offsets[0] = 0
+    head = pa.Array.from_buffers(
+        pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(said)]
+    )
     binary = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(width), count, [None, pa.py_buffer(flat)]
     )
-    arrays = {
-        "step": pa.array(np.full(count, step, np.int64)),
-        "epoch": pa.array(np.full(count, epoch, np.int64)),
-        "row": pa.array(rows),
-        "inputs": binary,
-        **{name: pa.array(value) for name, value in columns.items()},
-    }
-    meta = json.dumps({"shape": flat.shape[1:], "dtype": dtype}).encode()
-    return pa.table(arrays).replace_schema_metadata({_META: meta})
+    arrays = {name: pa.array(value) for name, value in columns.items()}
+    return pa.table({"head": head, "inputs": binary, **arrays})
 
 
-def inputs_of(table: pa.Table) -> tuple[npt.NDArray[Any], str]:
-    """(the `inputs` column (N, ...) in 16-bit words, what they stand for).
+def head_of(table: pa.Table) -> Head:
+    """What the table's one share says about itself. FormatError if it does not begin with one."""
+    said = table.column("head")[0].as_py()
+    if not said:
+        raise FormatError(
+            "a stream table does not begin with the first row of a share: its batches were cut"
+            " elsewhere than they were made"
+        )
+    raw = json.loads(said)
+    told = raw.pop("account")
+    account = Account(**{**told, "lost": tuple(told["lost"])})
+    return Head(account=account, **{**raw, "shape": tuple(raw["shape"])})
+
+
+def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
+    """The `inputs` column (N, ...) in 16-bit words.
 
     A view of the table's memory where that is whole; treat it as read-only.
     """
-    meta = (table.schema.metadata or {}).get(_META)
-    if meta is None:
-        raise FormatError("a stream table lost its description of `inputs`: metadata is missing")
-    described = json.loads(meta)
     chunks = table.column("inputs")
     whole = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
     width = whole.type.byte_width
     start = whole.offset * width
     raw = np.frombuffer(whole.buffers()[1], np.uint8)[start : start + len(whole) * width]
-    words = raw.view(np.uint16 if described["dtype"] == "uint16" else np.int16)
-    return words.reshape(len(whole), *described["shape"]), described["dtype"]
+    words = raw.view(np.uint16 if head.kind == "uint16" else np.int16)
+    return words.reshape(len(whole), *head.shape)
 
 
 def numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -72,6 +98,29 @@ def numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return values
 
 
-def position(table: pa.Table) -> tuple[int, int]:
-    """(step, epoch) that a table of one share belongs to."""
-    return table.column("step")[0].as_py(), table.column("epoch")[0].as_py()
+def pack_share(share: Share) -> pa.Table:
+    """A fetched share as a table; `services.stream.batch.unpack_batch` reads it, too."""
+    return pack(
+        share.step,
+        share.epoch,
+        share.account,
+        share.ids,
+        "uint16",
+        row=share.rows,
+        row_epoch=share.row_epochs,
+        label=share.label,
+    )
+
+
+def unpack_share(table: pa.Table) -> Share:
+    """The inverse of `pack_share`, in memory of its own: the table's may be shared."""
+    head = head_of(table)
+    return Share(
+        step=head.step,
+        epoch=head.epoch,
+        rows=numbers(table, "row"),
+        row_epochs=numbers(table, "row_epoch"),
+        ids=inputs_of(table, head).copy(),
+        label=numbers(table, "label").copy(),
+        account=head.account,
+    )

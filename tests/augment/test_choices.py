@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from services.augment.boxes import choose_boxes
 from services.augment.choices import (
-    choose_boxes,
     choose_color,
     choose_eda,
     choose_mix,

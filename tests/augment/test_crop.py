@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.augment.crop import (
-    RESIZED_DRAWS,
-    centre_boxes,
-    random_boxes,
-    resize_crop,
-    resized_boxes,
-    window,
-)
+from services.augment.boxes import RESIZED_DRAWS, centre_boxes, random_boxes, resized_boxes
+from services.augment.crop import resize_crop, window
 from services.tokens.codebook import Codebook
 
 

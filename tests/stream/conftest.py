@@ -16,7 +16,7 @@ from services.plan.epoch import OrderSpec
 from services.shards.manifest import commit, put_asset
 from services.shards.store import open_store
 from services.shards.writer import build_split, write_shard
-from services.stream.request import RowsRequest, StreamRequest
+from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.tokens.codebook import Codebook
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
@@ -37,11 +37,7 @@ class World:
     def rows(self, **changes: object) -> RowsRequest:
         order = OrderSpec(seed=5, global_batch_rows=24, block_rows=4, lanes=2, window_shards=2)
         request = RowsRequest(
-            root=str(self.root),
-            dataset="tiny",
-            version=1,
-            digest=self.digest,
-            split="train",
+            sources=(SourceRequest(str(self.root), "tiny", 1, self.digest, "train"),),
             order=order,
             cache_dir=str(self.cache),
             cache_bytes=10**8,

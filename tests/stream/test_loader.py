@@ -27,8 +27,8 @@ def joined(parts: list[StreamBatch]) -> StreamBatch:
         name: torch.cat([getattr(p, name) for p in parts])
         for name in ("inputs", "label", "label_b", "mix", "weight")
     }
-    rows = np.concatenate([p.rows for p in parts])
-    return StreamBatch(step=parts[0].step, epoch=parts[0].epoch, rows=rows, **tensors)
+    rows, epochs = (np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "row_epochs"))
+    return StreamBatch(parts[0].step, parts[0].epoch, rows, epochs, **tensors)
 
 
 def test_each_epoch_holds_every_row_once_and_says_which(world: Any) -> None:
@@ -64,7 +64,7 @@ def test_a_stream_taken_up_anywhere_goes_on_as_if_never_left(world: Any, recipe:
     for step in range(0, EPOCH_STEPS + 3, 3):
         saved = stream.cursor(step)
         assert len(saved) <= 4096
-        rest = list(Stream(request, start=resume_step(request.rows, saved), stop=EPOCH_STEPS + 3))
+        rest = list(Stream(request, start=resume_step(request.rows, saved)[0], stop=EPOCH_STEPS + 3))
         assert [b.step for b in rest] == list(range(step, EPOCH_STEPS + 3))
         assert all(same(a, b) for a, b in zip(rest, whole[step:], strict=True))
 

@@ -11,7 +11,7 @@ import ray
 from services.errors import CapacityError
 from services.stream.cluster import connect
 from services.stream.loader import Stream
-from services.stream.pipeline import Pool
+from services.stream.pool import Pool
 from tests.stream.test_loader import same
 
 pytestmark = pytest.mark.system
@@ -36,5 +36,5 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
 
 def test_a_pool_that_cannot_be_placed_is_refused_at_once(world: Any) -> None:
     stream = Stream(world.request(), pool=Pool(actors=4, cpus=0.5), trainer_cpus=1.0)
-    with pytest.raises(CapacityError, match=r"need 2\.25 CPUs; the cluster has 3"):
+    with pytest.raises(CapacityError, match=r"need 2\.25 CPUs and 0 GPUs; the cluster has 3"):
         next(iter(stream))

@@ -16,8 +16,9 @@ from PIL import Image
 
 from services.tokens.tokenizer import save_tokenizer
 from services.tokens.vitvqgan import ViTVQGAN
-from trainers.config import ClusterConfig, LoopConfig, OptimConfig, OrderConfig
+from trainers.config import ClusterConfig, LoopConfig, OptimConfig
 from trainers.context import Place
+from trainers.data_config import OrderConfig
 from trainers.picture_config import (
     PicturesConfig,
     TokenAdaptModelConfig,

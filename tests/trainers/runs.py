@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from trainers.config import (
-    AugmentConfig,
     ClassifierModelConfig,
     ClassifyRun,
     ClusterConfig,
-    DataConfig,
     LoopConfig,
     MtmModelConfig,
     MtmRun,
     OptimConfig,
-    OrderConfig,
 )
+from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
 from trainers.task import PlainTask, WorkerContext
 
 SPEC = wire.TokenSpec(
@@ -76,6 +74,7 @@ def make_batch(step: int, rank: int = 0, world: int = 1) -> StreamBatch:
         step=step,
         epoch=epoch,
         rows=rows,
+        row_epochs=np.full(len(rows), epoch, np.int64),
         inputs=table[torch.from_numpy(rows)],
         label=label,
         label_b=label.flip(0),

@@ -60,7 +60,8 @@ def make_batch(rows: list[int], step: int = 0) -> StreamBatch:
     label = torch.zeros(len(rows), dtype=torch.int64)
     weight = torch.from_numpy((there >= 0).astype(np.float32))
     inputs = table[torch.from_numpy(there)]
-    return StreamBatch(step, 0, there, inputs, label, label, torch.ones(len(rows)), weight)
+    epochs = np.zeros(len(rows), np.int64)
+    return StreamBatch(step, 0, there, epochs, inputs, label, label, torch.ones(len(rows)), weight)
 
 
 def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path) -> None:

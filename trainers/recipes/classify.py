@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trainers.config import (
-    AugmentConfig,
     ClassifierModelConfig,
     ClassifyRun,
     ClusterConfig,
-    DataConfig,
     LoopConfig,
     OptimConfig,
-    OrderConfig,
 )
+from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
 
 _EIGHT_GPUS = ClusterConfig(workers=8, cpus_per_worker=4, gpus_per_worker=1, augment_actors=2)
 _ONE_CORE = ClusterConfig(workers=1, cpus_per_worker=0.5, augment_cpus_per_actor=0.5)

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainers.config import (
-    AugmentConfig,
-    ClusterConfig,
-    DataConfig,
-    LoopConfig,
-    MtmModelConfig,
-    MtmRun,
-    OptimConfig,
-    OrderConfig,
-)
+from trainers.config import ClusterConfig, LoopConfig, MtmModelConfig, MtmRun, OptimConfig
+from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
 
 
 def mtm_base() -> MtmRun:

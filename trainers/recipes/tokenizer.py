@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainers.config import ClusterConfig, LoopConfig, OptimConfig, OrderConfig
+from trainers.config import ClusterConfig, LoopConfig, OptimConfig
+from trainers.data_config import OrderConfig
 from trainers.picture_config import (
     PicturesConfig,
     TokenizerModelConfig,

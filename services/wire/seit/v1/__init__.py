@@ -283,8 +283,79 @@ class Flow(betterproto2.Message):
         10, betterproto2.TYPE_STRING
     )
     """
-    "running", "finished", "failed"
+    "running", "finished", "stopped", "failed"
     """
+
+    stall_storage_seconds: "float" = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
+    """
+    of the stall, for rows from storage or the cache
+    """
+
+    stall_augmentation_seconds: "float" = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
+    """
+    of the stall, for the recipe
+    """
+
+    consumer_seconds: "float" = betterproto2.field(13, betterproto2.TYPE_DOUBLE)
+    """
+    the stream had handed a batch over and waited for the next wish
+    """
+
+    bytes_fetched: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        14, betterproto2.TYPE_UINT64
+    )
+    """
+    read from storage
+    """
+
+    bytes_cached: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        15, betterproto2.TYPE_UINT64
+    )
+    """
+    of shards that the node had already
+    """
+
+    retries: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        16, betterproto2.TYPE_UINT64
+    )
+    """
+    requests to storage that were made again
+    """
+
+    refetches: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        17, betterproto2.TYPE_UINT64
+    )
+    """
+    shards read again after a bad checksum
+    """
+
+    actor_restarts: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(18, betterproto2.TYPE_UINT64)
+    )
+    """
+    augmentation actors that came back after a failure
+    """
+
+    quarantined: "list[typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]]" = betterproto2.field(
+        19, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    damaged shards whose rows were left out, as allowed
+    """
+
+    step: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        20, betterproto2.TYPE_UINT64
+    )
+    """
+    the next one due; what is left is step_target - step
+    """
+
+    rows_per_second: "float" = betterproto2.field(21, betterproto2.TYPE_DOUBLE)
+    """
+    since the first batch
+    """
+
+    first_batch_seconds: "float" = betterproto2.field(22, betterproto2.TYPE_DOUBLE)
 
 
 default_message_pool.register_message("seit.v1", "Flow", Flow)

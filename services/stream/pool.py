@@ -1,0 +1,39 @@
+"""How much of a cluster a stream may take. Knows no Ray: options are checked without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.errors import InvalidInputError
+
+FETCH_CPUS = 0.25
+"""Logical CPUs of a fetch task: it mostly waits for storage, and one must always find room."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Who works for a stream.
+
+    actors: augmentation actors at least; max_actors: at most, 0 for no more than `actors`.
+    cpus, gpus: what each actor takes, fractions allowed.
+    fetchers: fetch tasks at a time. Each is a process; more of them than cores only compete.
+    """
+
+    actors: int = 1
+    max_actors: int = 0
+    cpus: float = 0.5
+    gpus: float = 0.0
+    fetchers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
+            raise InvalidInputError(
+                f"an augmentation pool needs at least 1 actor and a share of a CPU or GPU > 0, got"
+                f" {self.actors} actors with {self.cpus} CPUs and {self.gpus} GPUs each"
+            )
+        if self.max_actors and self.max_actors < self.actors:
+            raise InvalidInputError(
+                f"max_actors is {self.max_actors}, less than actors {self.actors}; use 0 or more"
+            )
+        if self.fetchers < 1:
+            raise InvalidInputError(f"fetchers is {self.fetchers}, a stream needs at least 1")

@@ -1,0 +1,195 @@
+"""The datasets of a stream as one: rows and classes numbered through. Neither Ray nor torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from services.augment.boxes import PLAIN_CROP, choose_boxes
+from services.errors import IntegrityError, InvalidInputError
+from services.plan.draws import Draws
+from services.plan.epoch import RowPlan, SequentialPlan
+from services.plan.mixture import plan_of
+from services.shards.cache import ShardCache
+from services.shards.manifest import load_manifest
+from services.shards.reader import DatasetReader
+from services.shards.store import Store, open_store
+from services.stream.request import Cut, RowsRequest, SourceRequest
+from services.types import UNLABELLED, IdArray, IntArray
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=16)
+def cache_at(directory: str, limit_bytes: int) -> ShardCache:
+    """The node's cache as this process sees it: one object, so that its counters add up."""
+    return ShardCache(Path(directory), limit_bytes)
+
+
+def pinned(root: Store, dataset: str, split: str, version: int | None = None) -> SourceRequest:
+    """A split of a version, the newest if none is named, as it stands now."""
+    loaded = load_manifest(root, dataset, version)
+    return SourceRequest(root.url, dataset, loaded.manifest.version, loaded.digest, split)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Rows as they were read.
+
+    ids: (N, h, w) uint16. labels: (N,) int64. rows: (N,) int64, -1 where nothing could be read:
+    ids and label are 0 there. lost: damaged shards that some of them may have stood in.
+    """
+
+    ids: IdArray
+    labels: IntArray
+    rows: IntArray
+    lost: tuple[str, ...]
+
+
+class Sources:
+    """The opened datasets of a request, and the order of their rows.
+
+    plan: which rows each step holds. spec: the form of the tokens, the same in all sources.
+    classes: names, those of the first source first; label i of the stream is `classes[i]`.
+
+    Raises: InvalidInputError where the sources' tokens are not of one kind; errors of the reader.
+    """
+
+    def __init__(self, request: RowsRequest) -> None:
+        self._cut, self._seed = request.cut, request.order.seed
+        self._skip_damaged = request.skip_damaged
+        self._damaged: dict[tuple[int, int], str] = {}
+        cache = cache_at(request.cache_dir, request.cache_bytes)
+        self._readers = [
+            DatasetReader(
+                open_store(source.root),
+                source.dataset,
+                split=source.split,
+                cache=cache,
+                version=source.version,
+            )
+            for source in request.sources
+        ]
+        self.spec: wire.TokenSpec = self._readers[0].spec
+        for reader in self._readers[1:]:
+            _check_same_tokens(self._readers[0], reader)
+        self.classes, self._labels = _joined_classes([reader.classes for reader in self._readers])
+        shard_rows = [reader.shard_rows for reader in self._readers]
+        self.plan: RowPlan
+        if request.sequential:
+            self.plan = SequentialPlan(shard_rows[0], request.order)
+        else:
+            self.plan = plan_of(shard_rows, request.order, request.weights)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in tokens of the grids that `take` gives."""
+        return self._cut.size if self._cut else (self.spec.grid_height, self.spec.grid_width)
+
+    def take(self, rows: IntArray, epochs: IntArray) -> Taken:
+        """Rows of the plan in the order asked. rows, epochs: (N,), each row's number and epoch.
+
+        Raises: IntegrityError for a shard whose bytes on storage are wrong, unless the request
+        skips damaged ones; FormatError, NotFoundError and StoreError of the reader.
+        """
+        source, shard, inside = self.plan.place(rows)
+        boxes = _boxes(self._cut, self.spec, Draws(self._seed, epochs, rows))
+        self._leave_out(source, shard)
+        try:
+            ids, labels = self._gather(source, shard, inside, boxes)
+        except IntegrityError:
+            if not self._skip_damaged:
+                raise
+            self._find_damaged(source, shard)
+            self._leave_out(source, shard)
+            ids, labels = self._gather(source, shard, inside, boxes)
+        labels[shard < 0] = 0
+        lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
+        return Taken(ids, labels, np.where(shard < 0, -1, rows), lost)
+
+    def _gather(
+        self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
+    ) -> tuple[IdArray, IntArray]:
+        if len(self._readers) == 1:
+            ids, labels = self._readers[0].take(shard, inside, boxes)
+            return ids, self._renumbered(0, labels)
+        ids = np.zeros((len(source), *self.size), np.uint16)
+        labels = np.full(len(source), UNLABELLED, np.int64)
+        for number in np.unique(source[source >= 0]).tolist():
+            own = np.flatnonzero(source == number)
+            part = None if boxes is None else boxes[own]
+            ids[own], found = self._readers[number].take(shard[own], inside[own], part)
+            labels[own] = self._renumbered(number, found)
+        return ids, labels
+
+    def _leave_out(self, source: IntArray, shard: IntArray) -> None:
+        """Mark the rows of shards that are known to be damaged as not there, in `shard`."""
+        for number, one in self._damaged:
+            shard[(source == number) & (shard == one)] = -1
+
+    def _find_damaged(self, source: IntArray, shard: IntArray) -> None:
+        """Note which of these shards cannot be read."""
+        for number, one in np.unique(np.stack([source, shard])[:, shard >= 0], axis=1).T.tolist():
+            try:
+                self._readers[number].shard(one)
+            except IntegrityError as error:
+                reader = self._readers[number]
+                name = f"{reader.source.dataset}/{reader.split.shards[one].path}"
+                logger.error("%s: its rows are left out of this run, as allowed: %s", name, error)
+                self._damaged[number, one] = name
+
+    def _renumbered(self, source: int, labels: IntArray) -> IntArray:
+        table = self._labels[source]
+        if table is None:
+            return labels
+        renumbered: IntArray = np.where(labels == UNLABELLED, UNLABELLED, table[labels])
+        return renumbered
+
+
+def _boxes(cut: Cut | None, spec: wire.TokenSpec, draws: Draws) -> IntArray | None:
+    """(N, 4) what each row keeps of its grid, drawn as the augmenter would; None for all of it."""
+    if cut is None:
+        return None
+    grid = spec.grid_height, spec.grid_width
+    return choose_boxes(cut.crop, draws, PLAIN_CROP, grid, cut.size)
+
+
+def _check_same_tokens(first: DatasetReader, other: DatasetReader) -> None:
+    """Ids mean the same codes in both, or a mixture would feed a model two languages at once."""
+
+    def form(reader: DatasetReader) -> tuple[int, int, int, int, str]:
+        spec, assets = reader.spec, reader.manifest.assets
+        codebook = next((asset.xxh3 for asset in assets if asset.kind == "codebook"), "none")
+        return spec.grid_height, spec.grid_width, spec.codes, spec.channels, codebook
+
+    if form(first) != form(other):
+        raise InvalidInputError(
+            f"datasets {first.source.dataset!r} and {other.source.dataset!r} cannot be mixed:"
+            f" (grid height, width, codes, channels, codebook) are {form(first)} and"
+            f" {form(other)}, so the same id would mean two things; ingest both with one tokenizer"
+        )
+
+
+def _joined_classes(
+    listed: Sequence[tuple[str, ...]],
+) -> tuple[tuple[str, ...], list[IntArray | None]]:
+    """Class names of a mixture, and for each source its labels' new numbers, None for the same.
+
+    Classes are one where their names are. Where a source has no names, all keep their numbers.
+    """
+    if not all(listed):
+        return max(listed, key=len), [None for _ in listed]
+    joined = tuple(dict.fromkeys(name for names in listed for name in names))
+    number = {name: at for at, name in enumerate(joined)}
+    tables: list[IntArray | None] = []
+    for names in listed:
+        table = np.array([number[name] for name in names], np.int64)
+        same = np.array_equal(table, np.arange(len(names)))
+        tables.append(None if same else table)
+    return joined, tables

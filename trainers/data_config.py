@@ -1,0 +1,118 @@
+"""Which tokens a run reads, in which order, through which augmentation; see `config.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from services.errors import InvalidInputError
+from services.plan.epoch import OrderSpec
+
+
+def require(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raise InvalidInputError, which names the option, unless it holds."""
+    if not holds:
+        raise InvalidInputError(f"{name} is {value!r}, it must be {valid}: no run could be made")
+
+
+def check_share(name: str, value: float | None) -> None:
+    """Require a share, or None."""
+    require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
+
+
+def _pairs(words: list[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no value: give NAME VALUE pairs")
+    return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+# Left alone, tyro would fix the names to those of the recipe: none could be added or taken away.
+Numbers = Annotated[
+    dict[str, float],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tokens to train on."""
+
+    root: str = "data"
+    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
+    dataset: str = "imagenet"
+    """Name of the dataset in that folder."""
+    mixture: Numbers = field(default_factory=dict)
+    """More datasets of that folder to train on, each with its weight; `dataset` has weight 1."""
+    version: int | None = None
+    """Version of the dataset, from 1; None takes the newest when the run begins."""
+    train_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split of `dataset` to validate on, each of its rows once."""
+    skip_damaged: bool = False
+    """Go on without the rows of a shard that is damaged on storage, instead of ending the run."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.root), "data.root", self.root, "a path or URL")
+        require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
+        require(
+            self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
+        )
+        for name, weight in self.mixture.items():
+            valid = math.isfinite(weight) and weight > 0 and name != self.dataset
+            require(valid, f"data.mixture {name}", weight, "above 0, and of another dataset")
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """Which rows make up a step. The number of workers changes nothing here."""
+
+    global_batch: int = 1024
+    """Rows of one optimizer step, over all workers."""
+    block: int = 128
+    """Rows that stay together: pairings of the augmentation are made inside a block."""
+    lanes: int = 8
+    """Fixed parts of the split (count); each is read by the same worker in every epoch."""
+    window_shards: int = 16
+    """Shards of a lane that one shuffle mixes."""
+
+    def __post_init__(self) -> None:
+        self.spec(seed=0)  # one place knows what makes an order valid
+
+    def spec(self, seed: int) -> OrderSpec:
+        """The order as the plan reads it."""
+        return OrderSpec(seed, self.global_batch, self.block, self.lanes, self.window_shards)
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What may differ from the run that stands in `out`."""
+
+    allow_dataset_version: bool = False
+    """Go on with another version of the dataset; the epoch under way may repeat or miss rows."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
+
+    recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
+    """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
+    crop: int = 28
+    """Side of the grid that the model reads, tokens."""
+    tokenadapt: str = ""
+    """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
+    overrides: Numbers = field(default_factory=dict)
+    """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")

@@ -12,6 +12,7 @@ from typing import Any
 import litdata  # type: ignore[import-not-found]
 import numpy as np
 import numpy.typing as npt
+from litdata.streaming import downloader  # type: ignore[import-not-found]
 
 from peers.child import Batches
 from peers.job import CREDENTIALS, Job
@@ -46,6 +47,8 @@ class Loader:
     def __init__(self, job: Job, state: Any) -> None:
         place: dict[str, Any] = {}
         if job.endpoint:
+            # Its client takes an endpoint, but no plain HTTP, for which it has no option.
+            downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
             options = {
                 "endpoint_url": job.endpoint,
                 "aws_access_key_id": CREDENTIALS["AWS_ACCESS_KEY_ID"],

@@ -49,7 +49,8 @@ class Server:
 
         def put(path: Path) -> None:
             key = f"{prefix}/{path.relative_to(folder)}"
-            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+            body = path.read_bytes()
+            client.put_object(Bucket=BUCKET, Key=key, Body=body, ACL="public-read")
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(put, files))
@@ -63,7 +64,11 @@ def server() -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
-    variables = {"AWS_ENDPOINT_URL": endpoint, "S3_ENDPOINT_URL": endpoint, **CREDENTIALS}
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "S3_ENDPOINT_URL": endpoint,
+        **CREDENTIALS,
+    }
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "peers.s3_server", str(port)],
         cwd=BENCHMARKS,

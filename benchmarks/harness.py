@@ -59,7 +59,7 @@ def median_seconds(run: Callable[[], object], repeats: int = 3) -> float:
 def machine() -> dict[str, object]:
     """What the figures were measured on: nothing that names a person or a host."""
     about: dict[str, object] = {
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -25,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
 from services.stream.batch import StreamBatch
+from services.wire.seit import v1 as wire
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
 from trainers.optim import build_adamw, cosine_factor, peak_rate
-from trainers.progress import ProgressLine, Recorder
+from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
 from trainers.task import Stream, Task, WorkerContext
 
@@ -37,6 +38,9 @@ __all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 logger = logging.getLogger(__name__)
 
 _LOGGED_FIGURES = 8  # of a validation, the loss first; metrics.jsonl and TensorBoard have them all
+
+
+_WORTH_A_WORD = 0.01  # share of the time lost in stalls from which on their cause is named
 
 
 class DivergedError(SeitError):
@@ -100,6 +104,7 @@ class _Trainer:
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._pending: list[tuple[int, int, float, Tensor]] = []
         self._waited, self._read_at = 0.0, time.monotonic()
+        self._flows = FlowFile(config.out, context.rank)
         self._recorder: Recorder | None = None
         self._line: ProgressLine | None = None
         if context.rank == 0:
@@ -135,6 +140,7 @@ class _Trainer:
         return {"step": self._step, "finished": float(finished), **self._metrics}
 
     def close(self) -> None:
+        self._flows.close(self._stream.flow())
         if self._line is not None:
             self._line.close()
         if self._recorder is not None:
@@ -232,12 +238,15 @@ class _Trainer:
             "images_per_second": float(weights.sum()) / elapsed,
             "stalled_share": min(1.0, self._waited / elapsed),
         }
+        flow = self._stream.flow()
+        self._flows.publish(flow)
         if self._line is not None and self._recorder is not None:
             self._line.update(
                 self._step,
                 self._metrics["loss"],
                 self._metrics["images_per_second"],
                 self._metrics["stalled_share"],
+                _cause(flow),
             )
             self._recorder.flush()
         self._pending.clear()
@@ -349,6 +358,14 @@ class _Trainer:
         if more and isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
+
+
+def _cause(flow: wire.Flow) -> str:
+    """What the consumer mostly waited for, where that is worth a word."""
+    if flow.stall_seconds < _WORTH_A_WORD * flow.seconds:
+        return ""
+    storage = flow.stall_storage_seconds >= flow.stall_augmentation_seconds
+    return "storage" if storage else "augmentation"
 
 
 def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:

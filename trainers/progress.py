@@ -10,6 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,12 +19,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from services.errors import SeitError, StoreError
 from services.shards.store import open_store
+from services.wire.seit import v1 as wire
 from trainers.checkpoint import METRICS
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
+STREAMS = "streams"
+_UPLOAD_SECONDS = 30.0
+_FLOW_SECONDS = 5.0
 _LINE_SECONDS = 5.0  # between log lines where there is no terminal to draw on
 
 
@@ -31,13 +37,17 @@ class Recorder:
     """Keeps a run's figures in OUT/metrics.jsonl and OUT/tensorboard, from step `start` on.
 
     What an interrupted run recorded after its last checkpoint is dropped, so the files read like
-    those of a run that was never interrupted. On an object store they are uploaded by `flush`.
+    those of a run that was never interrupted. On an object store they are uploaded as it goes.
     """
 
     def __init__(self, out: str, start: int) -> None:
         self._store = open_store(out)
         local = self._store.local_path(METRICS)
-        self._upload = local is None
+        self._uploads: ThreadPoolExecutor | None = None
+        if local is None:
+            self._uploads = ThreadPoolExecutor(1, thread_name_prefix="seit-figures")
+        self._pending: Future[None] | None = None
+        self._uploaded_at, self._sizes = time.monotonic(), dict[Path, int]()
         self._scratch = tempfile.TemporaryDirectory() if local is None else None
         folder = Path(self._scratch.name) if self._scratch else Path(self._store.url)
         self._folder = folder
@@ -47,7 +57,7 @@ class Recorder:
         kept = "".join(line for line in whole if json.loads(line)["step"] <= start)
         if kept != earlier:
             self._store.write(METRICS, kept.encode())
-        if self._upload:
+        if local is None:
             (folder / METRICS).write_text(kept)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
@@ -59,21 +69,71 @@ class Recorder:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Make what was recorded readable by others."""
+        """Make what was recorded readable by others.
+
+        On an object store that is an upload, made aside and now and then, as it takes whole files.
+        """
         self._lines.flush()
         self._board.flush()
-        if self._upload:
-            for path in sorted(self._folder.rglob("*")):
-                if path.is_file():
-                    self._store.write(str(path.relative_to(self._folder)), path.read_bytes())
+        if self._uploads is None or (self._pending and not self._pending.done()):
+            return
+        now = time.monotonic()
+        if now - self._uploaded_at >= _UPLOAD_SECONDS:
+            self._uploaded_at = now
+            self._pending = self._uploads.submit(self._upload)
+
+    def _upload(self) -> None:
+        for path in sorted(self._folder.rglob("*")):
+            size = path.stat().st_size
+            if path.is_file() and self._sizes.get(path) != size:
+                self._store.write(str(path.relative_to(self._folder)), path.read_bytes())
+                self._sizes[path] = size
 
     def close(self) -> None:
-        """Flush and let go of the files."""
-        self.flush()
+        """Flush and let go of the files; a last upload that fails is logged."""
         self._lines.close()
         self._board.close()
-        if self._scratch:
+        if self._uploads is None:
+            return
+        self._uploads.shutdown()
+        try:
+            self._upload()
+        except SeitError as error:
+            logger.warning("the run's figures did not reach %s: %s", self._store.url, error)
+        finally:
+            assert self._scratch is not None
             self._scratch.cleanup()
+
+
+class FlowFile:
+    """OUT/streams/rank-R.json: what flows through a rank's stream, for the stats service.
+
+    Written now and then by a thread; a write that fails is logged, as training does not need it.
+    """
+
+    def __init__(self, out: str, rank: int) -> None:
+        self._store, self._name = open_store(out), f"{STREAMS}/rank-{rank}.json"
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="seit-flow")
+        self._pending: Future[None] | None = None
+        self._told_at = -_FLOW_SECONDS
+
+    def publish(self, flow: wire.Flow) -> None:
+        """Write it, unless the last one is still young or under way."""
+        now = time.monotonic()
+        if now - self._told_at >= _FLOW_SECONDS and not (self._pending and self._pending.running()):
+            self._told_at = now
+            self._pending = self._writer.submit(self._write, flow)
+
+    def close(self, flow: wire.Flow) -> None:
+        """Write the last one and end the thread."""
+        self._writer.submit(self._write, flow)
+        self._writer.shutdown()
+
+    def _write(self, flow: wire.Flow) -> None:
+        try:
+            self._store.write(self._name, flow.to_json(indent=2).encode())
+        except StoreError as error:
+            logger.warning("what flows was not published: %s", error)
 
 
 class ProgressLine:
@@ -97,14 +157,16 @@ class ProgressLine:
             self._task = self._bar.add_task(name, total=total, completed=start, note="")
             self._bar.start()
 
-    def update(self, step: int, loss: float, rows_per_second: float, stalled_share: float) -> None:
-        """Show where the run stands after `step` steps."""
+    def update(
+        self, step: int, loss: float, rows_per_second: float, stalled_share: float, cause: str
+    ) -> None:
+        """Show where the run stands after `step` steps. cause: what stalls are mostly due to."""
         now = time.monotonic()
         left = (now - self._began) / max(1, step - self._start) * (self._total - step)
         eta = timedelta(seconds=round(left))
         note = (
             f"loss {loss:.4f}  {rows_per_second:,.0f} images/s  "
-            f"stalled {stalled_share:.1%}  ETA {eta}"
+            f"stalled {stalled_share:.1%}{f' ({cause})' if cause else ''}  ETA {eta}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)

@@ -24,6 +24,10 @@ class Stream(Protocol):
         """The position after `step` steps."""
         ...
 
+    def flow(self) -> wire.Flow:
+        """What flowed since it was opened."""
+        ...
+
 
 @dataclass
 class WorkerContext:

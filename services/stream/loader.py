@@ -72,26 +72,16 @@ class Stream:
         position = cursor.make_cursor(sources_of(rows), rows.order, step, weights=rows.weights)
         return cursor.dump(position)
 
+    def flow(self) -> wire.Flow:
+        """What flowed so far."""
+        return self.meter.snapshot()
+
     def __iter__(self) -> Iterator[StreamBatch]:
-        shares = self._with_ray() if self._pool is not None else self._in_threads()
-        state = "failed"
-        try:
-            while True:
-                asked = time.monotonic()
-                batch = next(shares, None)
-                if batch is None:
-                    state = "finished"
-                    return
-                waited = time.monotonic() - asked
-                there = int((batch.rows >= 0).sum())
-                self.meter.delivered(batch.step, there, waited, batch.account)
-                yield batch
-        except GeneratorExit:
-            state = "finished" if self.meter.snapshot().step == self.stop else "stopped"
-            raise
-        finally:
-            shares.close()
-            self.meter.ended(state)
+        if self._pool is None:
+            return metered(self._in_threads(), self.meter)
+        from services.stream.metrics import exported
+
+        return exported(metered(self._with_ray(), self.meter), self.meter)
 
     def _with_ray(self) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import build, executions, reserve
@@ -117,6 +107,28 @@ class Stream:
             return augment_share(request, fetch_share(request.fetched, step, self.rank, self.world))
 
         yield from in_order(prepare, self.start, self.stop, self._prefetch)
+
+
+def metered(shares: Generator[StreamBatch, None, None], meter: Meter) -> Iterator[StreamBatch]:
+    """The same batches, each noted by the meter; `shares` ends with the iterator."""
+    state = "failed"
+    try:
+        while True:
+            asked = time.monotonic()
+            batch = next(shares, None)
+            if batch is None:
+                state = "finished"
+                return
+            waited = time.monotonic() - asked
+            meter.delivered(batch.step, int((batch.rows >= 0).sum()), waited, batch.account)
+            yield batch
+    except GeneratorExit:
+        flow = meter.snapshot()
+        state = "finished" if flow.step == flow.step_target else "stopped"
+        raise
+    finally:
+        shares.close()
+        meter.ended(state)
 
 
 def in_order(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,8 +22,10 @@ from services.errors import InvalidInputError
 from services.pictures import ByteArray, Picture, read_picture, split
 from services.plan import cursor
 from services.plan.epoch import OrderSpec, Plan, SequentialPlan
+from services.stream.account import Account
 from services.stream.batch import StreamBatch
-from services.stream.loader import in_order
+from services.stream.loader import THREADS, in_order, metered
+from services.stream.meter import Meter
 from services.types import UNLABELLED, IntArray
 from services.wire.seit import v1 as wire
 
@@ -159,15 +162,21 @@ class PictureStream:
             position = cursor.load(saved)
             cursor.check(position, self._source, order)
             self._start = position.step
+        self._meter = Meter(pictures.name, rank, world, self._stop, fetchers=THREADS)
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps, valid for any number of workers."""
         return cursor.dump(cursor.make_cursor(self._source, self._order, step))
 
+    def flow(self) -> wire.Flow:
+        """What flowed so far."""
+        return self._meter.snapshot()
+
     def __iter__(self) -> Iterator[StreamBatch]:
-        return in_order(self._batch, self._start, self._stop, _AHEAD)
+        return metered(in_order(self._batch, self._start, self._stop, _AHEAD), self._meter)
 
     def _batch(self, step: int) -> StreamBatch:
+        began = time.perf_counter()
         spans = [self._plan.span(step, slot) for slot in self._slots]
         rows: IntArray = np.concatenate([span.rows for span in spans])
         pixels = np.zeros((len(rows), 3, *self._pictures.size), np.uint8)
@@ -189,4 +198,5 @@ class PictureStream:
             label_b=label,
             mix=torch.ones(len(rows)),
             weight=torch.from_numpy((rows >= 0).astype(np.float32)),
+            account=Account(storage_seconds=time.perf_counter() - began),
         )

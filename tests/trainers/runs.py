@@ -97,6 +97,9 @@ class ListStream:
     def cursor(self, step: int) -> bytes:
         return json.dumps({"step": step}).encode()
 
+    def flow(self) -> wire.Flow:
+        return wire.Flow(stream="list", state="running")
+
 
 def context(
     epochs: int = 2,

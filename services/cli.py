@@ -22,7 +22,9 @@ from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
 from services.cli_store import (
+    AddColumn,
     Diff,
+    DropColumn,
     ExportRelease,
     Gc,
     ImportRelease,
@@ -53,7 +55,7 @@ class Stats:
         if self.dataset is None:
             out.print(tables.summary_table(client.datasets()))
         else:
-            out.print(tables.storage_table(client.storage(self.dataset)))
+            out.print(tables.storage_view(client.storage(self.dataset)))
             out.print(tables.summary_table(client.versions(self.dataset)))
         return 0
 
@@ -99,6 +101,8 @@ Command: TypeAlias = (
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Gc, subcommand("gc")]
+    | Annotated[AddColumn, subcommand("add-column")]
+    | Annotated[DropColumn, subcommand("drop-column")]
     | Annotated[ImportRelease, subcommand("import-release")]
     | Annotated[ExportRelease, subcommand("export-release")]
     | Annotated[Ingest, subcommand("ingest")]

@@ -38,6 +38,12 @@ Dataset: TypeAlias = Annotated[
     Positional[str], tyro.conf.arg(metavar="DATASET", help="name of the dataset")
 ]
 Version: TypeAlias = Annotated[int | None, tyro.conf.arg(help="version; None for the newest")]
+ColumnName: TypeAlias = Annotated[
+    Positional[str], tyro.conf.arg(metavar="NAME", help="name of the column")
+]
+Splits: TypeAlias = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="SPLIT", help="these splits only; none named for all")
+]
 ReleaseFolder: TypeAlias = Annotated[
     Positional[Path], tyro.conf.arg(metavar="FOLDER", help="local folder of the release's files")
 ]
@@ -132,6 +138,56 @@ class Gc:
         size = decimal(sum(entry.bytes for entry in orphans))
         done = "removed" if self.delete else "found; nothing was removed (--delete removes them)"
         out.print(f"{len(orphans):,} files, {size}, {done}" if orphans else "nothing to collect")
+        return 0
+
+
+@dataclass(frozen=True)
+class AddColumn:
+    """Give each row one more value, as the next version; the shards stay as they are."""
+
+    root: Root
+    dataset: Dataset
+    name: ColumnName
+    values: Annotated[
+        Path,
+        tyro.conf.arg(
+            metavar="FILE", help="Parquet file with columns `key` and `value`, a row each key"
+        ),
+    ]
+    splits: Splits = ()
+
+    def run(self, out: Console) -> int:
+        from services.shards.columns import add_column
+
+        root = standing(self.root)
+        with progress_bar(MofNCompleteColumn()) as progress:
+            task = progress.add_task("rows", total=None)
+            loaded = add_column(
+                root,
+                self.dataset,
+                self.name,
+                self.values,
+                splits=self.splits,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        out.print(tables.manifest_view(loaded))
+        return 0
+
+
+@dataclass(frozen=True)
+class DropColumn:
+    """Leave an added column out of the next version; earlier versions keep it."""
+
+    root: Root
+    dataset: Dataset
+    name: ColumnName
+    splits: Splits = ()
+
+    def run(self, out: Console) -> int:
+        from services.shards.columns import drop_column
+
+        loaded = drop_column(standing(self.root), self.dataset, self.name, splits=self.splits)
+        out.print(tables.manifest_view(loaded))
         return 0
 
 

@@ -30,13 +30,31 @@ def manifest_view(loaded: LoadedManifest) -> RenderableType:
     manifest = loaded.manifest
     report = storage_report(manifest)
     words = [plain(line) for line in _in_words(manifest, report, loaded.digest)]
-    parts: list[RenderableType] = [*words, storage_table(report)]
+    parts: list[RenderableType] = [*words, storage_view(report)]
     if manifest.assets:
         table = _table("file", "what", "size>")
         for asset in manifest.assets:
             table.add_row(plain(asset.path), plain(asset.kind), decimal(asset.bytes))
         parts.append(table)
+    if report.total and report.total.column_bytes:
+        parts.append(_column_table(manifest))
     return Group(*parts)
+
+
+def _column_table(manifest: wire.Manifest) -> Table:
+    table = _table("added column", "split", "type", "shards>", "size>")
+    for split in manifest.splits:
+        files = [(shard.path, column) for shard in split.shards for column in shard.columns]
+        for name, kind in {column.name: column.type for _, column in files}.items():
+            mine = [(path, column) for path, column in files if column.name == name]
+            table.add_row(
+                plain(name),
+                plain(split.name),
+                kind,
+                f"{len({path for path, _ in mine}):,} of {len(split.shards):,}",
+                decimal(sum({column.path: column.bytes for _, column in mine}.values())),
+            )
+    return table
 
 
 def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) -> Iterable[str]:
@@ -76,8 +94,9 @@ def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) 
         yield f"Pictures that could not be read, {len(manifest.skipped):,}: {listed}."
 
 
-def storage_table(report: wire.StorageReport) -> Table:
-    """Splits and their sum: how much they take, and against what."""
+def storage_view(report: wire.StorageReport) -> RenderableType:
+    """Splits and their sum: how much they take, and against what; then how they use the codes."""
+    rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
     table = _table(
         "split",
         "images>",
@@ -87,12 +106,12 @@ def storage_table(report: wire.StorageReport) -> Table:
         "entropy\nbytes>",
         "of\nsource>",
         "of\npixels>",
-        "codes\nused>",
-        "codes\ndead>",
-        "same\ngrid>",
     )
-    rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
+    content = _table(
+        "split", "codes\nused>", "codes\ndead>", "entropy\nbits/token>", "repeated\ngrids>"
+    )
     for one in rows:
+        style = "bold" if one is report.total else ""
         table.add_row(
             plain(one.split),
             f"{one.rows:,}",
@@ -102,12 +121,17 @@ def storage_table(report: wire.StorageReport) -> Table:
             f"{one.entropy_bytes_per_image:,.1f}",
             _share(one.share_of_source),
             _share(one.share_of_pixels),
+            style=style,
+        )
+        content.add_row(
+            plain(one.split),
             f"{one.used_codes:,}",
             f"{one.dead_codes:,}",
+            f"{one.entropy_bits:.3f}",
             _count(one.duplicate_rows),
-            style="bold" if one is report.total else "",
+            style=style,
         )
-    return table
+    return Group(table, content)
 
 
 def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:

@@ -6,6 +6,8 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -145,6 +147,81 @@ def test_an_export_that_cannot_be_is_refused(seit: Seit, root: Store, tmp_path: 
     shown = seit("export-release", root.url, "digits", str(tmp_path / "file"))
     assert shown.code == 2
     assert str(tmp_path / "file") in shown.err
+
+
+def column_of(path: Path, keys: list[str], values: list[object]) -> str:
+    pq.write_table(pa.table({"key": keys, "value": values}), path)
+    return str(path)
+
+
+def test_a_column_is_added_and_dropped(seit: Seit, root: Store, tmp_path: Path) -> None:
+    write_dataset(root)
+    train = [f"train/0/{number}/{row}.png" for number in range(3) for row in range(5)]
+    file = column_of(tmp_path / "v.parquet", train, list(range(15)))
+    shown = seit("add-column", root.url, "digits", "hint", "--values", file, "--splits", "train")
+    assert shown.code == 0, shown.err
+    words = " ".join(shown.out.split())
+    assert "It says: column hint (int64) added to 15 rows" in words
+    assert "hint train int64 3 of 3" in words
+    assert "15/15" in shown.err
+    assert seit("verify", root.url, "digits").code == 0
+    assert "train/hint" in seit("diff", root.url, "digits", "1", "2").out
+    assert seit("gc", root.url, "digits", "--min-age-hours", "0").out == "nothing to collect\n"
+    shown = seit("drop-column", root.url, "digits", "hint")
+    assert shown.code == 0
+    assert "hint train" not in " ".join(shown.out.split())
+    assert list_versions(root, "digits") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("keys", "2 keys of the dataset are not in the file"),
+        ("file", "there is no file"),
+        ("garbage", "is not a whole Parquet file"),
+        ("name", "column name '../hint' is not valid"),
+        ("split", "no split 'test'; there are: train, validation"),
+        ("dataset", "no dataset 'none'"),
+    ],
+)
+def test_a_bad_column_says_why_and_changes_nothing(
+    seit: Seit, root: Store, tmp_path: Path, spoil: str, words: str
+) -> None:
+    write_dataset(root)
+    keys = ["validation/0/0/0.png", "validation/0/0/1.png"]
+    path = tmp_path / "v.parquet"
+    column_of(path, ["a", "b"] if spoil == "keys" else keys, [1, 2])
+    if spoil == "garbage":
+        path.write_bytes(b"PAR1 and no more")
+    if spoil == "file":
+        path.unlink()
+    shown = seit(
+        "add-column",
+        root.url,
+        "none" if spoil == "dataset" else "digits",
+        "../hint" if spoil == "name" else "hint",
+        *("--values", str(path)),
+        *("--splits", "test" if spoil == "split" else "validation"),
+    )
+    assert (shown.code, shown.out) == (2, "")
+    assert words in shown.err
+    assert list_versions(root, "digits") == [1]
+    shown = seit("drop-column", root.url, "digits", "hint")
+    assert (shown.code, shown.out) == (2, "")
+    assert "has no column 'hint'" in shown.err
+    assert seit("add-column", root.url, "digits", "hint").code == 2
+
+
+def test_inspect_tells_of_repeated_grids_and_dead_codes(seit: Seit, root: Store) -> None:
+    spec = wire.TokenSpec(grid_height=1, grid_width=1, codes=4, channels=1)
+    manifest = write_dataset(root, spec=spec, rows=40).manifest
+    train = manifest.splits[0]
+    assert train.duplicate_rows is not None
+    assert train.duplicate_rows >= 116
+    words = " ".join(seit("inspect", root.url, "digits").out.split())
+    used = sum(count > 0 for count in train.code_counts)
+    assert f"train {used} {4 - used} " in words
+    assert f" {train.duplicate_rows} validation" in words
 
 
 def test_diff_tells_what_changed(seit: Seit, root: Store) -> None:

@@ -33,7 +33,7 @@ def test_foreign_text_cannot_steer_the_terminal(text: str) -> None:
 
 def test_a_table_of_splits_fits_80_columns(tmp_path: Path) -> None:
     manifest = write_dataset(open_store(str(tmp_path))).manifest
-    text = shown(tables.storage_table(storage_report(manifest)), width=80)
+    text = shown(tables.storage_view(storage_report(manifest)), width=80)
     assert "…" not in text
     for words in ("train", "validation", "total", "15", "17"):
         assert words in text

@@ -25,17 +25,21 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import xxhash
 
 from services.errors import FormatError, IntegrityError, InvalidInputError, StoreError
 from services.shards import layout
-from services.shards.entry import CachedShard, EntryFile
+from services.shards.checked import NamedFile
+from services.shards.column_entry import CachedColumn, ColumnEntryFile
+from services.shards.column_file import Part, read_part
+from services.shards.entry import ArraysFile, CachedShard, EntryFile, MappedEntry
 from services.shards.store import Store
+from services.shards.tally import note
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ _SUFFIX = ".rows"
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
 _IDLE_DATASET_SECONDS = 600.0
 _FETCHES = 2  # the first, and one more after a bad checksum
+
+EntryT = TypeVar("EntryT", bound=MappedEntry)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class ShardCache:
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
         self._guard = threading.Lock()
-        self._open: OrderedDict[str, CachedShard] = OrderedDict()
+        self._open: OrderedDict[str, MappedEntry] = OrderedDict()
         self._verified: set[tuple[str, int]] = set()
         self._quarantined: set[str] = set()
         self._counts = dict.fromkeys(
@@ -125,24 +131,63 @@ class ShardCache:
         IntegrityError, naming both checksums, if the store's bytes are wrong twice; FormatError
         if they are not a shard of this spec; NotFoundError and StoreError of the store.
         """
+
+        def decode(data: bytes, name: str) -> EntryFile:
+            return EntryFile(layout.read_encoded(data, spec, shard.rows, name), spec)
+
+        def opened(path: Path) -> CachedShard:
+            return CachedShard(path, shard, spec)
+
+        return self._entry(root, dataset, shard, shard.xxh3, opened, decode)
+
+    def column(self, root: Store, dataset: str, part: Part, column: wire.Column) -> CachedColumn:
+        """Values of one part of a column, as `column_parts` gives it with its file.
+
+        Errors as `rows`; FormatError also if the file belongs to other rows.
+        """
+
+        def decode(data: bytes, name: str) -> ColumnEntryFile:
+            return ColumnEntryFile(read_part(data, part, name), part.type)
+
+        def opened(path: Path) -> CachedColumn:
+            return CachedColumn(path, part.rows, part.type)
+
+        # An entry is good for this part only: whether it belongs to its rows is seen in the file.
+        key = f"{column.xxh3}-{xxhash.xxh3_64_hexdigest(part.describe())}"
+        return self._entry(root, dataset, column, key, opened, decode)
+
+    def _entry(
+        self,
+        root: Store,
+        dataset: str,
+        file: NamedFile,
+        key: str,
+        opened: Callable[[Path], EntryT],
+        decode: Callable[[bytes, str], ArraysFile],
+    ) -> EntryT:
+        """The entry of a file under its key, fetched and decoded if this node does not have it."""
         address = f"{root.url}/{dataset}".encode()
-        name = f"{xxhash.xxh3_64_hexdigest(address)}-{shard.xxh3}{_SUFFIX}"
+        name = f"{xxhash.xxh3_64_hexdigest(address)}-{key}{_SUFFIX}"
         held = self._held(name)
         if held is not None:
             self._count(hits=1)
-            return held
-        with self._lock(f"fetch-{int(shard.xxh3[:8], 16) % _LOCKS}"):
-            entry = self._open_entry(name, shard, spec)
+            return cast(EntryT, held)  # one key is ever opened in one way
+        with self._lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
+            entry = self._open_entry(name, opened)
             if entry is not None:
-                self._count(hits=1, bytes_hit=shard.bytes)
+                self._count(hits=1, bytes_hit=file.bytes)
+                note(bytes_hit=file.bytes)
             else:
                 self._count(misses=1)
-                rows = self._fetch(root.child(dataset), shard, spec)
-                entry = self._lay_down(name, EntryFile(rows, spec), shard, spec)
+                folder = root.child(dataset)
+                data = self._fetch(folder, file)
+                laid = decode(data, f"{folder.url}/{file.path}")
+                del data  # as large as the file, and not needed while it is laid down
+                entry = self._lay_down(name, laid, opened)
         self._hold(name, entry)
         return entry
 
-    def _held(self, name: str) -> CachedShard | None:
+    def _held(self, name: str) -> MappedEntry | None:
         with self._guard:
             entry = self._open.get(name)
             if entry is None:
@@ -153,55 +198,54 @@ class ShardCache:
             self._open.move_to_end(name)
             return entry
 
-    def _hold(self, name: str, entry: CachedShard) -> None:
-        """Keep the mapping for the next call; a process holds at most an eighth of the limit."""
+    def _hold(self, name: str, entry: MappedEntry) -> None:
+        """Keep the mapping for the next call; a process holds at most half of the limit."""
         with self._guard:
             self._open[name] = entry
             self._open.move_to_end(name)
             held = sum(other.file_bytes for other in self._open.values())
-            while len(self._open) > 1 and held > self._limit // 8:
+            while len(self._open) > 1 and held > self._limit // 2:
                 _, oldest = self._open.popitem(last=False)
                 held -= oldest.file_bytes
 
-    def _open_entry(self, name: str, shard: wire.Shard, spec: wire.TokenSpec) -> CachedShard | None:
+    def _open_entry(self, name: str, opened: Callable[[Path], EntryT]) -> EntryT | None:
         """The entry if it stands and is sound; a damaged one is removed."""
         path = self._directory / name
         try:
-            entry = CachedShard(path, shard, spec)
+            entry = opened(path)
             if (name, entry.inode) not in self._verified and not entry.check_payload():
                 raise FormatError(f"{path}: the payload is damaged")
         except FileNotFoundError:
             return None
         except FormatError as error:
-            logger.warning("cache entry dropped, its shard is fetched again: %s", error)
+            logger.warning("cache entry dropped, its file is fetched again: %s", error)
             path.unlink(missing_ok=True)
             self._count(refetches=1)
+            note(refetches=1)
             return None
         self._verified.add((name, entry.inode))
         entry.touch()
         return entry
 
-    def _fetch(self, folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> layout.EncodedRows:
+    def _fetch(self, folder: Store, file: NamedFile) -> bytes:
         found = ""
         for attempt in range(_FETCHES):
-            data = folder.read(shard.path)
+            data = folder.read(file.path)
             self._count(bytes_fetched=len(data), refetches=min(attempt, 1))
+            note(bytes_fetched=len(data), refetches=min(attempt, 1))
             found = xxhash.xxh3_128_hexdigest(data)
-            if found == shard.xxh3:
-                name = f"{folder.url}/{shard.path}"
-                return layout.read_encoded(data, spec, shard.rows, name)
-            logger.warning("%s/%s: bad checksum %s", folder.url, shard.path, found)
+            if found == file.xxh3:
+                return data
+            logger.warning("%s/%s: bad checksum %s", folder.url, file.path, found)
         with self._guard:
-            self._quarantined.add(shard.xxh3)
+            self._quarantined.add(file.xxh3)
         raise IntegrityError(
-            f"{folder.url}/{shard.path}: fetched {_FETCHES} times, found xxh3 {found}, expected "
-            f"{shard.xxh3}: the file on storage is damaged; restore it, or write it again and "
+            f"{folder.url}/{file.path}: fetched {_FETCHES} times, found xxh3 {found}, expected "
+            f"{file.xxh3}: the file on storage is damaged; restore it, or write it again and "
             "commit a new version"
         )
 
-    def _lay_down(
-        self, name: str, file: EntryFile, shard: wire.Shard, spec: wire.TokenSpec
-    ) -> CachedShard:
+    def _lay_down(self, name: str, file: ArraysFile, opened: Callable[[Path], EntryT]) -> EntryT:
         temporary = self._directory / f".{secrets.token_hex(8)}.tmp"
         with self._lock("write"):
             self._make_room(file.bytes)
@@ -209,7 +253,7 @@ class ShardCache:
                 with open(temporary, "xb") as target:
                     file.write(target)
                 # Opened, and so in use, before others can see it and choose it for eviction.
-                entry = CachedShard(temporary, shard, spec)
+                entry = opened(temporary)
                 os.replace(temporary, self._directory / name)
             except OSError as error:
                 raise StoreError(

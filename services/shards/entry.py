@@ -12,15 +12,16 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from services.errors import FormatError, InvalidInputError
+from services.grids import cut
 from services.shards import codec
 from services.shards.layout import EncodedRows
 from services.types import IdArray, IntArray
@@ -28,11 +29,13 @@ from services.wire.seit import v1 as wire
 
 _MAGIC = b"SEITROWS"
 _FORMAT = 1
-# magic, format, rows, grid height, grid width, bytes of an id, bytes of all keys, xxh3-128 of the
-# payload; the xxh3-64 of these fields follows
+# magic, format, rows, grid height, grid width, bytes of an id, bytes of all keys (of the last
+# part), xxh3-128 of the payload; the xxh3-64 of these fields follows
 _HEADER = struct.Struct("<8sIQIIIQ16s")
 _PAYLOAD_START = 128
 _ALIGN = 64
+
+Lengths: TypeAlias = Callable[[int], tuple[int, ...]]
 
 
 def _padded(size: int) -> int:
@@ -48,26 +51,18 @@ def _id_type(codes: int) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if codes <= 256 else np.uint16
 
 
-class EntryFile:
-    """A decoded shard, ready to be written: its size is known before the first byte is."""
+class ArraysFile:
+    """Arrays behind a header, ready to be written: the size is known before the first byte is."""
 
-    def __init__(self, rows: EncodedRows, spec: wire.TokenSpec) -> None:
-        ids_NT = codec.decode(rows.encoded).astype(_id_type(spec.codes), copy=False)
-        columns = ids_NT, rows.labels, rows.source_bytes, rows.key_offsets, rows.key_bytes
-        self._parts = [np.ascontiguousarray(column) for column in columns]
+    def __init__(
+        self, magic: bytes, sizes: tuple[int, int, int, int, int], parts: Sequence[npt.NDArray[Any]]
+    ) -> None:
+        """sizes: rows, three numbers and the bytes of the last part, for the header."""
+        self._parts = [np.ascontiguousarray(part) for part in parts]
         digest = xxhash.xxh3_128()
         for block in self._blocks():
             digest.update(block)
-        fields = _HEADER.pack(
-            _MAGIC,
-            _FORMAT,
-            len(rows),
-            spec.grid_height,
-            spec.grid_width,
-            self._parts[0].itemsize,
-            self._parts[-1].nbytes,
-            digest.digest(),
-        )
+        fields = _HEADER.pack(magic, _FORMAT, *sizes, digest.digest())
         header = fields + xxhash.xxh3_64_digest(fields)
         self._header = header.ljust(_PAYLOAD_START, b"\0")
         self.bytes = _PAYLOAD_START + sum(_padded(part.nbytes) for part in self._parts)
@@ -83,17 +78,34 @@ class EntryFile:
             file.write(block)
 
 
-class CachedShard:
-    """The rows of one shard, mapped into memory; valid for as long as the object lives.
+class EntryFile(ArraysFile):
+    """A decoded shard as the file of an entry."""
+
+    def __init__(self, rows: EncodedRows, spec: wire.TokenSpec) -> None:
+        ids_NT = codec.decode(rows.encoded).astype(_id_type(spec.codes), copy=False)
+        sizes = (
+            *(len(rows), spec.grid_height, spec.grid_width),
+            *(ids_NT.itemsize, rows.key_bytes.nbytes),
+        )
+        columns = ids_NT, rows.labels, rows.source_bytes, rows.key_offsets, rows.key_bytes
+        super().__init__(_MAGIC, sizes, columns)
+
+
+class MappedEntry:
+    """A file of arrays, mapped into memory; valid for as long as the object lives.
 
     The mapping holds a shared lock on the file, by which every process of the node sees that the
     entry is in use. Even an entry that is removed meanwhile can be read to the end.
     """
 
-    def __init__(self, path: Path, shard: wire.Shard, spec: wire.TokenSpec) -> None:
-        """Open an entry; FormatError if its header or size is not that of the shard.
+    def __init__(
+        self, path: Path, magic: bytes, wanted: tuple[int, int, int, int], lengths: Lengths
+    ) -> None:
+        """Open an entry; FormatError if its header or size is not what is wanted.
 
-        FileNotFoundError if there is none. The payload is not looked at: see `check_payload`.
+        wanted: rows and three numbers of the header. lengths: bytes of the last part -> bytes of
+        each part. FileNotFoundError if there is no such file. The payload is not looked at: see
+        `check_payload`.
         """
         self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the mapping does
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -106,26 +118,18 @@ class CachedShard:
         fields, rest = self._map[: _HEADER.size], self._map[_HEADER.size : _PAYLOAD_START]
         if xxhash.xxh3_64_digest(fields) != rest[:8]:
             raise FormatError(f"{path}: the header is damaged")
-        magic, form, rows, height, width, id_bytes, key_bytes, self._digest = _HEADER.unpack(fields)
-        id_type = np.dtype(_id_type(spec.codes))
-        found = (magic, form, rows, height, width, id_bytes)
-        wanted = _MAGIC, _FORMAT, shard.rows, spec.grid_height, spec.grid_width, id_type.itemsize
-        if found != wanted:
-            raise FormatError(f"{path}: found {found}, expected {wanted}")
-        sizes = _sizes(rows, height * width, id_bytes, key_bytes)
-        starts = _PAYLOAD_START + np.cumsum([0, *map(_padded, sizes)])
-        if starts[-1] != stat.st_size:
-            raise FormatError(f"{path}: {stat.st_size} bytes, expected {starts[-1]}")
+        *found, last_bytes, self._digest = _HEADER.unpack(fields)
+        if tuple(found) != (magic, _FORMAT, *wanted):
+            raise FormatError(f"{path}: found {found}, expected {(magic, _FORMAT, *wanted)}")
+        self._rows = wanted[0]
+        self._sizes = lengths(last_bytes)
+        self._starts = _PAYLOAD_START + np.cumsum([0, *map(_padded, self._sizes)])
+        if self._starts[-1] != stat.st_size:
+            raise FormatError(f"{path}: {stat.st_size} bytes, expected {self._starts[-1]}")
 
-        def column(number: int, kind: npt.DTypeLike) -> Any:
-            count = sizes[number] // np.dtype(kind).itemsize
-            return np.frombuffer(self._map, kind, count, int(starts[number]))
-
-        self._ids_NHW = column(0, id_type).reshape(rows, height, width)
-        self._labels_N: IntArray = column(1, np.int64)
-        self._source_bytes_N: IntArray = column(2, np.int64)
-        self._key_offsets: IntArray = column(3, np.int64)
-        self._key_bytes: npt.NDArray[np.uint8] = column(4, np.uint8)
+    def _part(self, number: int, kind: npt.DTypeLike) -> Any:
+        count = self._sizes[number] // np.dtype(kind).itemsize
+        return np.frombuffer(self._map, kind, count, int(self._starts[number]))
 
     def check_payload(self) -> bool:
         """Whether the bytes are those that were written; reads the whole file once."""
@@ -139,7 +143,7 @@ class CachedShard:
         return os.fstat(handle).st_nlink > 0
 
     def __len__(self) -> int:
-        return len(self._labels_N)
+        return self._rows
 
     def _check(self, index: IntArray) -> None:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
@@ -148,14 +152,38 @@ class CachedShard:
                 f"to {len(self) - 1}: the plan and the manifest do not belong together"
             )
 
-    def take(self, index: IntArray) -> tuple[IdArray, IntArray]:
-        """Rows in the order asked: ids (n, H, W) uint16 and labels (n,) int64, as own copies.
+
+class CachedShard(MappedEntry):
+    """The rows of one shard; errors of opening as `MappedEntry`."""
+
+    def __init__(self, path: Path, shard: wire.Shard, spec: wire.TokenSpec) -> None:
+        id_type = np.dtype(_id_type(spec.codes))
+        wanted = shard.rows, spec.grid_height, spec.grid_width, id_type.itemsize
+        tokens = spec.grid_height * spec.grid_width
+
+        def lengths(key_bytes: int) -> tuple[int, ...]:
+            return _sizes(shard.rows, tokens, id_type.itemsize, key_bytes)
+
+        super().__init__(path, _MAGIC, wanted, lengths)
+        self._ids_NHW = self._part(0, id_type).reshape(wanted[:3])
+        self._labels_N: IntArray = self._part(1, np.int64)
+        self._source_bytes_N: IntArray = self._part(2, np.int64)
+        self._key_offsets: IntArray = self._part(3, np.int64)
+        self._key_bytes: npt.NDArray[np.uint8] = self._part(4, np.uint8)
+
+    def take(self, index: IntArray, boxes: IntArray | None = None) -> tuple[IdArray, IntArray]:
+        """Rows in the order asked: ids (n, h, w) uint16 and labels (n,) int64, as own copies.
 
         index: (n,) int64, 0 <= index < rows; InvalidInputError otherwise.
+        boxes: (n, 4) what to keep of each grid, (y, x, h, w) of one size; the whole by default.
         """
         self._check(index)
-        ids_nHW: IdArray = self._ids_NHW[index].astype(np.uint16, copy=False)
-        return ids_nHW, self._labels_N[index]
+        if boxes is None or not len(boxes):
+            ids = self._ids_NHW[index]
+        else:
+            _, _, h, w = boxes[0].tolist()
+            ids = cut(self._ids_NHW, index, boxes, (h, w))
+        return ids.astype(np.uint16, copy=False), self._labels_N[index]
 
     def keys(self, index: IntArray) -> list[str]:
         """Names of the rows asked for, in that order."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +12,7 @@ import numpy as np
 from services.errors import IntegrityError, InvalidInputError, SeitError
 from services.shards import codec, layout
 from services.shards.checked import read_checked
+from services.shards.column_file import Part, column_parts, read_part
 from services.shards.grid_hashes import (
     HashArray,
     count_duplicates,
@@ -23,6 +22,7 @@ from services.shards.grid_hashes import (
 )
 from services.shards.manifest import load_manifest, read_asset
 from services.shards.store import Store
+from services.shards.threads import in_order
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -74,26 +74,22 @@ def _checks(
     for asset in manifest.assets:
         failure = _failure(partial(read_asset, root, dataset, asset))
         yield Check(asset.path, asset.bytes, failure)
-    # Threads: reading, hashing, un-zipping and most of numpy leave the interpreter's lock alone.
-    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        for split in manifest.splits:
-            counts_K, hashes = np.zeros(spec.codes, np.int64), []
-            for check, found in _in_order(pool, workers, _jobs(root, manifest, split, spec)):
-                if found is not None:
-                    counts_K += found.code_counts
-                    hashes.append(found.grid_hashes)
-                yield check
-            sound = len(hashes) == len(split.shards)
-            for asset in split.grid_hashes:
-                failure = _failure(partial(read_hashes, root, dataset, asset))
-                sound = sound and failure is None
-                yield Check(asset.path, asset.bytes, failure)
-            wrong: str | None = "not all of its files are sound, so its counts cannot be checked"
-            if sound:
-                wrong = _wrong_counts(split, counts_K) or _wrong_hashes(
-                    root, dataset, split, hashes
-                )
-            yield Check(f"split {split.name}", 0, wrong)
+    for split in manifest.splits:
+        counts_K, hashes = np.zeros(spec.codes, np.int64), []
+        for check, found in in_order(_jobs(root, manifest, split, spec), workers):
+            if found is not None:
+                counts_K += found.code_counts
+                hashes.append(found.grid_hashes)
+            yield check
+        sound = len(hashes) == len(split.shards)
+        for asset in split.grid_hashes:
+            failure = _failure(partial(read_hashes, root, dataset, asset))
+            sound = sound and failure is None
+            yield Check(asset.path, asset.bytes, failure)
+        wrong: str | None = "not all of its files are sound, so its counts cannot be checked"
+        if sound:
+            wrong = _wrong_counts(split, counts_K) or _wrong_hashes(root, dataset, split, hashes)
+        yield Check(f"split {split.name}", 0, wrong)
 
 
 def _jobs(
@@ -102,19 +98,8 @@ def _jobs(
     folder = root.child(manifest.dataset)
     for shard in split.shards:
         yield partial(_check_shard, folder, shard, spec, bool(split.grid_hashes))
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, workers: int, jobs: Iterator[Callable[[], _Result]]
-) -> Iterator[_Result]:
-    """Results in the jobs' order; no more than `workers` are begun and not yet yielded."""
-    running: deque[Future[_Result]] = deque()
-    for job in jobs:
-        if len(running) >= workers:
-            yield running.popleft().result()
-        running.append(pool.submit(job))
-    while running:
-        yield running.popleft().result()
+        for part, column in column_parts(shard):
+            yield partial(_check_column, folder, part, column)
 
 
 def _check_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: bool) -> _Result:
@@ -144,6 +129,13 @@ def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: 
     return _Found(
         codec.count_codes(ids_NT, spec.codes), hash_grids(ids_NT if hashed else ids_NT[:0])
     )
+
+
+def _check_column(folder: Store, part: Part, column: wire.Column) -> _Result:
+    def read() -> None:
+        read_part(read_checked(folder, column), part, f"{folder.url}/{column.path}")
+
+    return Check(column.path, column.bytes, _failure(read)), None
 
 
 def _failure(read: Callable[[], object]) -> str | None:

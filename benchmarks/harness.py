@@ -62,6 +62,7 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),  # of the minute before: others at work spoil speeds
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     torch = sys.modules.get("torch")  # a benchmark that uses an accelerator has imported it

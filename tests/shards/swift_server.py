@@ -2,7 +2,9 @@
 
 It is not among the project's requirements. `python -m venv X && X/bin/pip install swift
 keystonemiddleware` (123 MB) makes an environment for it, and `SEIT_TEST_SWIFT=X/bin/python`
-lets the tests of the token store run against it in place of moto.
+lets the tests of the token store run against it in place of moto. They do so behind the proxy of
+faulty_s3.py: Swift looks whether an object stands and writes later, so of conditional writes that
+meet several succeed, and the store refuses to commit to it directly.
 """
 
 from __future__ import annotations

@@ -72,23 +72,21 @@ def add(report: harness.Report, contender: str, starts: Starts, peer: Starts | N
     """The figures of one contender; ours carry the targets and Mosaic's figures beside them."""
     ours = contender in (OURS, OURS_RAY)
     report.add(
-        f"{contender}_plain_first_batch_seconds",
+        f"{contender}_plain_seconds",
         starts.plain,
         "s",
         peer=peer.plain if peer else None,
     )
     for share, seconds in starts.resumed.items():
-        name = f"{contender}_resume_{share:.0%}".replace("%", "_percent")
+        name = f"{contender}_resume_{share * 100:.0f}"
         report.add(
-            f"{name}_first_batch_seconds",
+            f"{name}_seconds",
             seconds,
             "s",
             peer=peer.resumed[share] if peer else None,
             at_most=0.5 if ours else None,
         )
-        report.add(
-            f"{name}_of_plain_start", seconds / starts.plain, "x", at_most=1.1 if ours else None
-        )
+        report.add(f"{name}_of_plain", seconds / starts.plain, "x", at_most=1.1 if ours else None)
         given, due = starts.left[share]
         if ours and given != due:
             raise AssertionError(f"{contender} gave {given} rows after its position, not {due}")
@@ -98,7 +96,7 @@ def add(report: harness.Report, contender: str, starts: Starts, peer: Starts | N
 def main() -> None:
     options = harness.options(__doc__, Options)
     rows = options.rows or (16_384 if options.quick else 128_000)
-    repeats = 1 if options.quick else 5
+    repeats = 1 if options.quick else 7
     keys = [(OURS, 0), *((name, 0) for name in PEERS)]
     if not options.quick:
         keys += [(OURS_RAY, 2)]

@@ -262,12 +262,19 @@ class TokenRun(Run):
     def identity(self) -> dict[str, Any]:
         """As `Run`, but not where the data stand: positions name their contents by digest."""
         parts = super().identity()
-        parts["data"] = {k: v for k, v in parts["data"].items() if k != "root"}
+        mixed = self.data.mixed
+        parts["data"] = {k: v for k, v in parts["data"].items() if k != "root"} | {
+            "mixture": dict(zip((n for n, _ in mixed), self.data.mixture.values(), strict=True)),
+            "mixture_versions": {name: version for name, version in mixed if version},
+        }
         return parts
 
     @property
     def may_differ(self) -> tuple[str, ...]:
-        return ("data.version", "data.mixture.") if self.resume.allow_dataset_version else ()
+        versions = ("data.version", "data.mixture_versions.")
+        # Earlier programs noted the root; a run that a damaged shard ended may go on without it.
+        always = ("data.root", "data.skip_damaged")
+        return (*always, *(versions if self.resume.allow_dataset_version else ()))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -42,6 +43,9 @@ Numbers = Annotated[
 ]
 
 
+_VERSION_MARK = "@"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which tokens to train on."""
@@ -67,9 +71,27 @@ class DataConfig:
         require(
             self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
         )
-        for name, weight in self.mixture.items():
-            valid = math.isfinite(weight) and weight > 0 and name != self.dataset
+        names = {self.dataset}
+        for (dataset, version), (name, weight) in zip(
+            self.mixed, self.mixture.items(), strict=True
+        ):
+            valid = math.isfinite(weight) and weight > 0 and dataset not in names
             require(valid, f"data.mixture {name}", weight, "above 0, and of another dataset")
+            marked = version.isdecimal() or name == dataset
+            require(marked, "data.mixture", name, "NAME, or NAME@VERSION with a number from 1")
+            names.add(dataset)
+
+    @property
+    def mixed(self) -> list[tuple[str, str]]:
+        """(dataset, version or "" for the newest) of each entry of the mixture, in its order."""
+        parts = (name.partition(_VERSION_MARK) for name in self.mixture)
+        return [(dataset, version) for dataset, _, version in parts]
+
+    def at(self, version: int, mixed: Sequence[str]) -> DataConfig:
+        """The same data at fixed versions; mixed: those of the mixture, in its order."""
+        pairs = zip(self.mixed, mixed, self.mixture.values(), strict=True)
+        mixture = {f"{name}{_VERSION_MARK}{at}": weight for (name, _), at, weight in pairs}
+        return replace(self, version=version, mixture=mixture)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
     Raises: InvalidInputError if config.out holds another run; DivergedError; CursorMismatchError.
     """
     if context.rank == 0:
-        claim(config.out, config.identity())
+        claim(config.out, config.identity(), config.may_differ)
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -112,8 +112,22 @@ class _Trainer:
             self._line = ProgressLine(task.name, self._step, self._total)
 
     def run(self) -> dict[str, float]:
-        loop, per_epoch = self._config.loop, self._stream.steps_per_epoch
         batches = iter(self._stream)
+        try:
+            self._steps(batches)
+        finally:
+            # Also after an error, whose traceback would keep the stream alive and "running".
+            if close := getattr(batches, "close", None):
+                close()
+        self._checkpoints.wait()
+        finished = self._step == self._total
+        if finished and self._context.rank == 0:
+            self._export()
+        return {"step": self._step, "finished": float(finished), **self._metrics}
+
+    def _steps(self, batches: Iterator[StreamBatch]) -> None:
+        """Train until the last step, or until a stop was asked for."""
+        loop, per_epoch = self._config.loop, self._stream.steps_per_epoch
         stopping = False
         while self._step < self._total and not stopping:
             self._train_step(self._next(batches))
@@ -131,13 +145,6 @@ class _Trainer:
             improved = due and self._validate()
             if save or improved or stopping:
                 self._save(best=improved)
-        if close := getattr(batches, "close", None):
-            close()
-        self._checkpoints.wait()
-        finished = self._step == self._total
-        if finished and self._context.rank == 0:
-            self._export()
-        return {"step": self._step, "finished": float(finished), **self._metrics}
 
     def close(self) -> None:
         self._flows.close(self._stream.flow())
@@ -377,6 +384,6 @@ def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:
 def _slice(batch: StreamBatch, start: int, stop: int) -> StreamBatch:
     cut = {
         name: getattr(batch, name)[start:stop]
-        for name in ("rows", "inputs", "label", "label_b", "mix", "weight")
+        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight")
     }
     return replace(batch, **cut)

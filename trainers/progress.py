@@ -83,11 +83,15 @@ class Recorder:
             self._pending = self._uploads.submit(self._upload)
 
     def _upload(self) -> None:
-        for path in sorted(self._folder.rglob("*")):
-            size = path.stat().st_size
-            if path.is_file() and self._sizes.get(path) != size:
-                self._store.write(str(path.relative_to(self._folder)), path.read_bytes())
-                self._sizes[path] = size
+        """Put what grew; a failure is logged, and what is missing goes with the next upload."""
+        try:
+            for path in sorted(self._folder.rglob("*")):
+                size = path.stat().st_size
+                if path.is_file() and self._sizes.get(path) != size:
+                    self._store.write(str(path.relative_to(self._folder)), path.read_bytes())
+                    self._sizes[path] = size
+        except SeitError as error:
+            logger.warning("the run's figures did not reach %s: %s", self._store.url, error)
 
     def close(self) -> None:
         """Flush and let go of the files; a last upload that fails is logged."""
@@ -96,12 +100,8 @@ class Recorder:
         if self._uploads is None:
             return
         self._uploads.shutdown()
-        try:
-            self._upload()
-        except SeitError as error:
-            logger.warning("the run's figures did not reach %s: %s", self._store.url, error)
-        finally:
-            assert self._scratch is not None
+        self._upload()
+        if self._scratch is not None:
             self._scratch.cleanup()
 
 

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=TokenRun)
 
-_VERSION_MARK = "@"
-
 
 def settle(run: T) -> T:
     """The run with its dataset versions as numbers: all workers, and all restarts, read the same.
@@ -47,19 +45,16 @@ def settle(run: T) -> T:
     known: dict[str, Any] = {}
     if not run.resume.allow_dataset_version:
         known = claimed(run.out).get("data") or {}
+        known = known if known.get("dataset") == data.dataset else {}
     root = open_store(data.root)
 
     def newest(dataset: str) -> int:
         return load_manifest(root, dataset).manifest.version
 
     version = data.version or known.get("version") or newest(data.dataset)
-    began = dict(name.split(_VERSION_MARK) for name in known.get("mixture") or ())
-    mixture = {}
-    for name, weight in data.mixture.items():
-        dataset, mark, given = name.partition(_VERSION_MARK)
-        pinned_at = given if mark else began.get(dataset) or newest(dataset)
-        mixture[f"{dataset}{_VERSION_MARK}{pinned_at}"] = weight
-    run = replace(run, data=replace(data, version=version, mixture=mixture))
+    began = known.get("mixture_versions") or {}
+    mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
+    run = replace(run, data=data.at(version, mixed))
     context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
     context.open_train(None)
     context.open_validation()
@@ -111,14 +106,8 @@ def training_sources_of(data: DataConfig) -> tuple[SourceRequest, ...]:
     """The dataset, and those that are mixed with it (NAME or NAME@VERSION), as they stand now."""
     root = open_store(data.root)
     sources = [pinned(root, data.dataset, data.train_split, data.version)]
-    for name in data.mixture:
-        dataset, mark, version = name.partition(_VERSION_MARK)
-        if mark and not version.isdecimal():
-            raise InvalidInputError(
-                f"data.mixture names {name!r}: after {_VERSION_MARK} stands a version, a number"
-                " from 1; leave both out for the newest"
-            )
-        number = int(version) if mark else None
+    for dataset, version in data.mixed:
+        number = int(version) if version else None
         sources.append(pinned(root, dataset, data.train_split, number))
     return tuple(sources)
 

@@ -121,9 +121,9 @@ def unpack_batch(table: pa.Table) -> StreamBatch:
         rows=rows,
         row_epochs=numbers(table, "row_epoch"),
         inputs=inputs.view(torch.bfloat16) if head.kind == "bfloat16" else inputs,
-        label=torch.from_numpy(numbers(table, "label").copy()),
-        label_b=torch.from_numpy(numbers(table, "label_b").copy()),
-        mix=torch.from_numpy(numbers(table, "mix").copy()),
+        label=torch.from_numpy(numbers(table, "label")),
+        label_b=torch.from_numpy(numbers(table, "label_b")),
+        mix=torch.from_numpy(numbers(table, "mix")),
         weight=_weight(rows),
         account=head.account,
     )

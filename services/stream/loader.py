@@ -50,8 +50,9 @@ class Stream:
         stop = self.steps_per_epoch if stop is None else stop
         if not 0 <= start <= stop:
             raise InvalidInputError(
-                f"a stream starts at a step between 0 and its last step {stop}, got {start};"
-                " a finished run has nothing left to read"
+                f"a stream of {request.rows.name} cannot start at step {start}: valid are 0 to its"
+                f" end at step {stop}, after which nothing is left to read; ask for more epochs or,"
+                " where a new version of the data has fewer rows, for the version before"
             )
         plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
         self.request, self.rank, self.world = request, rank, world
@@ -62,9 +63,11 @@ class Stream:
             rank,
             world,
             stop,
+            step=start,
             fetchers=THREADS if pool is None else pool.fetchers,
             augmenters=THREADS if pool is None else pool.actors,
         )
+        self.cursor(start)  # refuses more sources than a position can name
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps: at most 4 KB, valid for any number of workers."""

@@ -21,7 +21,7 @@ class Meter:
     fetchers and augmenters working side by side. `consumer_seconds` is the opposite: how long the
     stream was left alone with a batch while the consumer worked.
 
-    fetchers, augmenters: how many of each work at a time.
+    step: the first one due. fetchers, augmenters: how many of each work at a time.
     """
 
     def __init__(
@@ -31,12 +31,14 @@ class Meter:
         world: int,
         step_target: int,
         *,
+        step: int = 0,
         fetchers: int = 1,
         augmenters: int = 1,
     ) -> None:
         self._lock = threading.Lock()
         self._flow = wire.Flow(stream=stream, rank=rank, workers=world, step_target=step_target)
-        self._flow.state = "running"
+        self._flow.step = step
+        self._flow.state = "running" if step < step_target else "finished"
         self._fetchers, self._augmenters = fetchers, augmenters
         self._began = time.monotonic()
         self._first: float | None = None

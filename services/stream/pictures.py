@@ -162,7 +162,9 @@ class PictureStream:
             position = cursor.load(saved)
             cursor.check(position, self._source, order)
             self._start = position.step
-        self._meter = Meter(pictures.name, rank, world, self._stop, fetchers=THREADS)
+        self._meter = Meter(
+            pictures.name, rank, world, self._stop, step=self._start, fetchers=THREADS
+        )
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps, valid for any number of workers."""

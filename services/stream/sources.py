@@ -130,7 +130,7 @@ class Sources:
 
     def _leave_out(self, source: IntArray, shard: IntArray) -> None:
         """Mark the rows of shards that are known to be damaged as not there, in `shard`."""
-        for number, one in self._damaged:
+        for number, one in list(self._damaged):  # other threads add to it
             shard[(source == number) & (shard == one)] = -1
 
     def _find_damaged(self, source: IntArray, shard: IntArray) -> None:

@@ -93,8 +93,8 @@ def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
 
 
 def numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A numeric column as an array (N,)."""
-    values: npt.NDArray[Any] = table.column(name).to_numpy()
+    """A numeric column as an array (N,), a copy."""
+    values: npt.NDArray[Any] = table.column(name).to_numpy().copy()
     return values
 
 
@@ -121,6 +121,6 @@ def unpack_share(table: pa.Table) -> Share:
         rows=numbers(table, "row"),
         row_epochs=numbers(table, "row_epoch"),
         ids=inputs_of(table, head).copy(),
-        label=numbers(table, "label").copy(),
+        label=numbers(table, "label"),
         account=head.account,
     )

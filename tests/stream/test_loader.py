@@ -64,7 +64,9 @@ def test_a_stream_taken_up_anywhere_goes_on_as_if_never_left(world: Any, recipe:
     for step in range(0, EPOCH_STEPS + 3, 3):
         saved = stream.cursor(step)
         assert len(saved) <= 4096
-        rest = list(Stream(request, start=resume_step(request.rows, saved)[0], stop=EPOCH_STEPS + 3))
+        rest = list(
+            Stream(request, start=resume_step(request.rows, saved)[0], stop=EPOCH_STEPS + 3)
+        )
         assert [b.step for b in rest] == list(range(step, EPOCH_STEPS + 3))
         assert all(same(a, b) for a, b in zip(rest, whole[step:], strict=True))
 

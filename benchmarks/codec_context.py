@@ -96,6 +96,17 @@ def zstd(level: int, **more: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
+def to_brotli(data: bytes) -> bytes:
+    packed: bytes = pa.Codec("brotli", 11).compress(data, asbytes=True)
+    return len(data).to_bytes(4, "little") + packed
+
+
+def from_brotli(packed: bytes) -> bytes:
+    size = int.from_bytes(packed[:4], "little")
+    data: bytes = pa.Codec("brotli").decompress(packed[4:], size, asbytes=True)
+    return data
+
+
 def split_pages(plane: bytes) -> Parts:
     return [plane[at : at + PAGE] for at in range(0, len(plane), PAGE)]
 
@@ -306,16 +317,8 @@ def measure(report: harness.Report, name: str, grids: Grids, quick: bool) -> Non
         coders[f"zstd{level}"] = shards_own(grids, pack=zstd(level).compress), grids
     coders["zstd19_long"] = shards_own(grids, pack=zstd(19, **long).compress), grids
     if not quick:
-        brotli = pa.Codec("brotli", 11)
         coders["lzma9"] = shards_own(grids, pack=lzma.compress, unpack=lzma.decompress), grids
-        coders["brotli11"] = (
-            shards_own(
-                grids,
-                pack=lambda data: brotli.compress(data, asbytes=True),
-                unpack=lambda data: brotli.decompress(data, PAGE, asbytes=True),
-            ),
-            grids,
-        )
+        coders["brotli11"] = shards_own(grids, pack=to_brotli, unpack=from_brotli), grids
     for kind, (coder, of) in coders.items():
         tried(report, name, kind, coder, of, peer_bytes, peer_speed)
 

@@ -173,6 +173,10 @@ class ShardCache:
             self._count(hits=1)
             return cast(EntryT, held)  # one key is ever opened in one way
         with self._lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
+            held = self._held(name)
+            if held is not None:  # another thread opened it while this one waited
+                self._count(hits=1)
+                return cast(EntryT, held)
             entry = self._open_entry(name, opened)
             if entry is not None:
                 self._count(hits=1, bytes_hit=file.bytes)
@@ -184,7 +188,7 @@ class ShardCache:
                 laid = decode(data, f"{folder.url}/{file.path}")
                 del data  # as large as the file, and not needed while it is laid down
                 entry = self._lay_down(name, laid, opened)
-        self._hold(name, entry)
+            self._hold(name, entry)
         return entry
 
     def _held(self, name: str) -> MappedEntry | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import truediv
 from pathlib import Path
 
 from peers import data, environment, process
@@ -23,18 +24,25 @@ _LOST_SHARE = 0.02  # of an epoch's rows, by peers that leave out what does not 
 
 @dataclass(frozen=True)
 class Run:
-    """Epochs of one process, and its memory. Seconds and rows of each epoch, in order."""
+    """Epochs of one process in order, and its memory.
+
+    core_seconds: processor time of the process itself, without that of its children.
+    """
 
     rows: list[int]
     seconds: list[float]
     first_batch: list[float]
+    core_seconds: list[float]
     resident_bytes: int
     own_bytes: int
 
     def rate(self, start: int) -> float:
         """Median rows/s of the epochs from number `start` on, waits for first batches included."""
-        pairs = zip(self.rows[start:], self.seconds[start:], strict=True)
-        return statistics.median(rows / seconds for rows, seconds in pairs)
+        return _median_ratio(self.rows[start:], self.seconds[start:])
+
+    def core_rate(self, start: int) -> float:
+        """The same for each second of processor time."""
+        return _median_ratio(self.rows[start:], self.core_seconds[start:])
 
     def first(self, start: int) -> float:
         """Median seconds to the first batch of the epochs from number `start` on."""
@@ -96,6 +104,7 @@ class Bench:
             [epoch["rows"] for epoch in epochs],
             [epoch["seconds"] for epoch in epochs],
             [epoch["first_batch_seconds"] for epoch in epochs],
+            [epoch["core_seconds"] for epoch in epochs],
             outcome.resident_bytes,
             outcome.own_bytes,
         )
@@ -124,6 +133,6 @@ def _format(contender: str) -> str:
     return OURS if contender == OURS_RAY else contender
 
 
-def best(values: dict[str, float], pick: Callable[[Iterable[float]], float] = max) -> float:
-    """The best of the peers' values; NaN where none was measured, which meets no target."""
-    return pick(values.values()) if values else float("nan")
+def _median_ratio(rows: list[int], seconds: list[float]) -> float:
+    ratio: float = statistics.median(map(truediv, rows, seconds))
+    return ratio

@@ -181,6 +181,8 @@ class ClusterConfig:
 
     workers: int = 1
     """Training workers (count); they share out the blocks of a step evenly."""
+    min_workers: int = 0
+    """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`."""
     cpus_per_worker: float = 1.0
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0
@@ -209,6 +211,12 @@ class ClusterConfig:
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
         require(
+            0 <= self.min_workers <= self.workers,
+            "cluster.min_workers",
+            self.min_workers,
+            f"0 to cluster.workers, {self.workers}",
+        )
+        require(
             not (self.no_ray and self.workers > 1),
             "cluster.workers",
             self.workers,
@@ -234,6 +242,20 @@ class Run:
             self.optim.warmup_epochs,
             f"less than loop.epochs, {self.loop.epochs}",
         )
+        blocks = self.order.global_batch // self.order.block
+        odd = [world for world in self.worlds if blocks % world]
+        require(
+            not odd,
+            "cluster.workers" if not self.cluster.min_workers else "cluster.min_workers..workers",
+            self.cluster.workers if not self.cluster.min_workers else list(self.worlds),
+            f"numbers that all divide the {blocks} blocks of a step (order.global_batch /"
+            f" order.block), which {', '.join(map(str, odd))} do not; 12, 24 or 60 blocks suit most",
+        )
+
+    @property
+    def worlds(self) -> range:
+        """Numbers of workers that the run may have."""
+        return range(self.cluster.min_workers or self.cluster.workers, self.cluster.workers + 1)
 
     def identity(self) -> dict[str, Any]:
         """The parts that decide what is trained: a resumed run must agree in them."""

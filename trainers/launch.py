@@ -35,6 +35,8 @@ Metrics = dict[str, float]
 _POLL_SECONDS = 0.2
 _ASK_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = "0.5"
+_RESIZE_SECONDS = 15.0  # between looks whether an elastic run could have more workers
+_START_SECONDS = "30"  # until a group of workers that cannot all be placed is tried smaller
 
 
 def launch(config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics]) -> Metrics:
@@ -88,6 +90,8 @@ def _with_ray(
 ) -> Metrics:
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
+    if cluster.min_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -109,7 +113,10 @@ def _with_ray(
             "flag": flag,
         },
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=(  # type: ignore[arg-type]  # types are those of the old API
+                (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
+            ),
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -148,10 +155,11 @@ def _with_ray(
 def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
     each_of = (("CPU", cluster.cpus_per_worker, cpus), ("GPU", cluster.gpus_per_worker, gpus))
     for kind, each, have in each_of:
-        need = each * cluster.workers
+        fewest = cluster.min_workers or cluster.workers
+        need = each * fewest
         if need > have:
             raise InvalidInputError(
-                f"{cluster.workers} workers of {each:g} {kind}s need {need:g}; the cluster has"
+                f"{fewest} workers of {each:g} {kind}s need {need:g}; the cluster has"
                 f" {have:g}, so the run would wait for ever: use fewer workers"
                 " (--cluster.workers) or a larger cluster"
             )
@@ -195,7 +203,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         device=ray.train.torch.get_device(),
         should_stop=_AskedToStop(sent["flag"]),
         pool=pool,
-        trainer_cpus=cluster.cpus_per_worker * cluster.workers,
+        trainer_cpus=cluster.cpus_per_worker * context.get_world_size(),
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     worker = getattr(importlib.import_module(sent["module"]), sent["name"])

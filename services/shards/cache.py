@@ -203,12 +203,12 @@ class ShardCache:
             return entry
 
     def _hold(self, name: str, entry: MappedEntry) -> None:
-        """Keep the mapping for the next call; a process holds at most half of the limit."""
+        """Keep the mapping for the next call; a process holds at most an eighth of the limit."""
         with self._guard:
             self._open[name] = entry
             self._open.move_to_end(name)
             held = sum(other.file_bytes for other in self._open.values())
-            while len(self._open) > 1 and held > self._limit // 2:
+            while len(self._open) > 1 and held > self._limit // 8:
                 _, oldest = self._open.popitem(last=False)
                 held -= oldest.file_bytes
 

@@ -123,11 +123,12 @@ class RetryPolicy:
     base_seconds: upper bound of the first pause; it doubles with each further one.
     cap_seconds: upper bound of any pause.
 
-    Each pause is uniform between zero and its bound, so that many workers refused at the same
-    moment do not come back at the same moment.
+    Each pause is uniform between half of its bound and all of it, so that many workers refused at
+    the same moment do not come back at the same moment. As it stands, a storage may be out for
+    half a minute without anyone above noticing more than the wait.
     """
 
-    attempts: int = 7
+    attempts: int = 12
     base_seconds: float = 0.2
     cap_seconds: float = 10.0
 
@@ -141,7 +142,7 @@ class RetryPolicy:
     def pause_seconds(self, retry: int) -> float:
         """Length of the pause before the given retry (counted from 1)."""
         bound = min(self.cap_seconds, self.base_seconds * 2.0 ** min(retry - 1, 60))
-        return random.uniform(0.0, bound)
+        return random.uniform(bound / 2, bound)
 
     def call(self, what: str, action: Callable[[], T], counter: RetryCounter) -> T:
         """Run `action`, again after a transient error; `what` names it in messages.

@@ -12,8 +12,6 @@ from services.shards.orphans import find_orphans
 from services.shards.store import Store, open_store
 from tests.small_datasets import write_dataset
 
-LATER = time.time() + 1000
-
 LEFT = [
     "digits/shards/train-00.parquet",
     "digits/shards/.train-00.parquet.0123.tmp",
@@ -32,7 +30,8 @@ def root(tmp_path: Path) -> Store:
     return root
 
 
-def found(root: Store, min_age_seconds: float = 0, now: float | None = LATER) -> list[str]:
+def found(root: Store, min_age_seconds: float = 0, later: float | None = 1000) -> list[str]:
+    now = None if later is None else time.time() + later
     orphans = find_orphans(root, "digits", min_age_seconds=min_age_seconds, now=now)
     return [f"digits/{entry.path}" for entry in orphans]
 
@@ -56,7 +55,7 @@ def test_young_files_are_spared(root: Store) -> None:
     root.write(LEFT[0], b"left")
     assert found(root, min_age_seconds=2000) == []
     assert found(root, min_age_seconds=900) == [LEFT[0]]
-    assert found(root, min_age_seconds=900, now=None) == []
+    assert found(root, min_age_seconds=900, later=None) == []
 
 
 def test_a_dataset_that_was_never_committed_is_all_left_behind(tmp_path: Path) -> None:

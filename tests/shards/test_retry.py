@@ -94,7 +94,7 @@ def test_pauses_grow_to_a_cap_and_differ() -> None:
     policy = RetryPolicy(base_seconds=1.0, cap_seconds=4.0)
     for retry, bound in ((1, 1.0), (2, 2.0), (3, 4.0), (9, 4.0), (2000, 4.0)):
         pauses = [policy.pause_seconds(retry) for _ in range(200)]
-        assert 0.0 <= min(pauses) < bound / 3 < bound * 2 / 3 < max(pauses) <= bound
+        assert bound / 2 <= min(pauses) < bound * 0.6 < bound * 0.9 < max(pauses) <= bound
 
 
 @pytest.mark.parametrize("values", [(0, 1.0, 1.0), (3, -1.0, 1.0), (3, 1.0, -1.0)])

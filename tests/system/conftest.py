@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+import torch
+
+from services.augment.recipe import RECIPES
+from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
+from services.plan.epoch import OrderSpec
+from services.shards.store import open_store
+from services.stream.loader import Stream
+from services.stream.request import RowsRequest, StreamRequest
+from services.stream.sources import pinned
+from services.tokens.codebook import Codebook
+from services.wire.seit import v1 as wire
+from tests.small_datasets import write_dataset
+from tests.system.clusters import Cluster, cluster
+from tests.system.jobs import STEPS
+from tests.system.stream_job import digest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head node. environment: what a client of it needs."""
-
-    dashboard: str
-    environment: dict[str, str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def bare_environment(folder: Path) -> dict[str, str]:
@@ -52,7 +48,7 @@ def bare_environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """`ray start --head` in an environment where the project is not installed."""
     folder = tmp_path_factory.mktemp("cluster")
     environment = bare_environment(folder / "venv")
@@ -60,51 +56,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         ["python", "-c", "import services"], env=environment, cwd=folder, capture_output=True
     )
     assert found.returncode != 0, "the project is importable without being installed"
-    token = folder / "token"
-    token.write_text("a" * 64)
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # A short path: Ray's sockets live below it, and a socket's name has at most 107 bytes.
-    scratch = Path(f"/tmp/seit-ray-{os.getpid()}")
-    dashboard, port = free_port(), free_port()
-    before = {p.pid for p in psutil.process_iter()}
-    command = [
-        *("ray", "start", "--head", "--node-ip-address", "127.0.0.2", "--port", str(port)),
-        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
-        *("--num-cpus", "3", "--object-store-memory", "200000000", "--disable-usage-stats"),
-        *("--include-dashboard", "true", "--temp-dir", str(scratch)),
-        # The default would be taken where another cluster runs on this machine.
-        *("--dashboard-agent-listen-port", str(free_port())),
-    ]
-    started = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
-    try:
-        head = Head(f"http://127.0.0.1:{dashboard}", environment)
-        _wait_for_agent(head, folder)
-        yield head
-    finally:
-        ours = [
-            p
-            for p in psutil.process_iter(["cmdline"])
-            if p.pid not in before and str(scratch) in " ".join(p.info["cmdline"] or [])
-        ]
-        for process in ours:
-            _signal(process, signal.SIGTERM)
-        _, alive = psutil.wait_procs(ours, timeout=15)
-        for process in alive:
-            _signal(process, signal.SIGKILL)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with cluster(folder, environment, 3, "head", "--include-dashboard", "true") as made:
+        _wait_for_agent(made, folder)
+        yield made
 
 
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _wait_for_agent(head: Head, folder: Path) -> None:
+def _wait_for_agent(head: Cluster, folder: Path) -> None:
     """`ray start` returns before the node's agent can take a job: ask until it does."""
     command = ["ray", "job", "submit", "--address", head.dashboard, "--", "true"]
     end = time.monotonic() + 90
@@ -115,3 +72,46 @@ def _wait_for_agent(head: Head, folder: Path) -> None:
         if asked.returncode == 0:
             return
         assert time.monotonic() < end, asked.stdout + asked.stderr
+
+
+SPEC = wire.TokenSpec(
+    grid_height=16, grid_width=16, codes=64, channels=8, image_height=64, image_width=64
+)
+
+
+@pytest.fixture(scope="session")
+def token_stream(tmp_path_factory: pytest.TempPathFactory) -> StreamRequest:
+    """MTM's recipe with TokenAdapt on 2,000 rows: some 20 ms of a core for each step of 96."""
+    folder = tmp_path_factory.mktemp("chaos")
+    root = open_store(str(folder / "data"))
+    codebook = Codebook(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    write_dataset(root, "small", rows=2000, shards=10, spec=SPEC, codebook=codebook.to_bytes())
+    config = TokenAdaptConfig(
+        grid=(16, 16), channels=8, codes=64, dim=32, heads=2, mlp=64, out_grid=(12, 12)
+    )
+    torch.manual_seed(1)
+    (folder / "tokenadapt.safetensors").write_bytes(TokenAdapt(config).to_bytes())
+    rows = RowsRequest(
+        sources=(pinned(root, "small", "train"),),
+        order=OrderSpec(seed=3, global_batch_rows=96, block_rows=4, lanes=2, window_shards=4),
+        cache_dir=str(folder / "cache"),
+        cache_bytes=10**8,
+    )
+    recipe = RECIPES["mtm"](SPEC, (12, 12))
+    return StreamRequest(rows, recipe, str(folder / "tokenadapt.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(token_stream: StreamRequest) -> list[str]:
+    """The digest of each step's batch."""
+    torch.set_num_threads(1)  # as an actor with less than a core does
+    return [digest(batch) for batch in Stream(token_stream, stop=STEPS)]
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A head that only carries the driver and fetch tasks, and two nodes for the actors."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with cluster(tmp_path, environment, 1, "chaos", "--include-dashboard", "false") as made:
+        made.start("127.0.0.3", 2, "--address", made.address)
+        yield made

@@ -14,7 +14,8 @@ from services.shards.store import open_store
 from services.tokens.codebook import Codebook
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
-from tests.system.conftest import ROOT, Head
+from tests.system.clusters import Cluster
+from tests.system.conftest import ROOT
 from trainers.checkpoint import load_export
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
@@ -33,7 +34,7 @@ SHORT = ("--loop.epochs", "2", "--optim.warmup-epochs", "0", "--loop.log-every",
 
 
 def test_a_submitted_job_trains_from_its_working_directory_alone(
-    head: Head, tmp_path: Path
+    head: Cluster, tmp_path: Path
 ) -> None:
     tiny_dataset(tmp_path / "data")
     out = tmp_path / "run"

@@ -70,7 +70,7 @@ def add_claims(report: harness.Report, place: str, rates: dict[Key, float]) -> N
 
 def local(report: harness.Report, bench: Bench, quick: bool) -> None:
     """From local disk: epochs at steady state, first batches, memory."""
-    epochs = 2 if quick else 4
+    epochs = 3 if quick else 4
     runs: dict[Key, Run] = {}
     for key in contenders(quick):
         runs[key] = bench.run(bench.job(*key, epochs=epochs))

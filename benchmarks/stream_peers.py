@@ -182,6 +182,10 @@ def main() -> None:
         f"{rows} grids of 1024 tokens, 391 codes; batches of 1024. The peers ran on {found}."
     )
     report.note(
+        "Ids are handed over in the 16 bits in which all contenders hold them (32 from Ray's"
+        " read_parquet, which widens them itself): a trainer widens them on its device."
+    )
+    report.note(
         "Rates are of whole epochs, the wait for the first batch included: from local disk the"
         " median of the second epoch and later ones in one process, from S3 of single epochs in"
         " fresh processes. First batches are counted from building the loader, libraries imported"

@@ -30,7 +30,7 @@ class Loader(Protocol):
     def __init__(self, job: Job, state: Any) -> None: ...
 
     def epoch(self) -> Batches:
-        """(ids (n, crop, crop) int64, labels (n,) int64) of one epoch."""
+        """(ids (n, crop, crop) of an integer type, labels (n,)) of one epoch."""
 
     def state(self) -> Any:
         """The position after the batches given out so far: plain values and tensors."""
@@ -52,7 +52,7 @@ def stream(job: Job, contender: Any) -> dict[str, Any]:
         for ids, labels in loader.epoch():
             if not steps:
                 first = time.perf_counter() - asked
-            if ids.shape[1:] != (job.crop, job.crop) or ids.dtype != torch.int64:
+            if ids.shape[1:] != (job.crop, job.crop) or ids.is_floating_point():
                 raise AssertionError(f"{job.contender} gave {tuple(ids.shape)} {ids.dtype}")
             steps += 1
             rows += len(labels)

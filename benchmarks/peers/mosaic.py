@@ -58,8 +58,7 @@ class Loader:
             self._loader.load_state_dict(state)
 
     def epoch(self) -> Batches:
-        for ids, labels in self._loader:
-            yield ids.long(), labels
+        yield from self._loader
 
     def state(self) -> Any:
         return self._loader.state_dict()

@@ -67,7 +67,7 @@ class Loader:
             prefetch_batches=2,
         )
         for batch in batches:
-            yield batch["ids"].long(), batch["label"]
+            yield batch["ids"], batch["label"]
 
     def state(self) -> Any:
         raise NotImplementedError("Ray Data's iterators have no position to save")

@@ -64,7 +64,7 @@ class Loader:
 
     def epoch(self) -> Batches:
         for ids, labels in self._loader:
-            yield _tensor(ids).long(), _tensor(labels).long()
+            yield _tensor(ids), _tensor(labels)
 
     def state(self) -> Any:
         raise NotImplementedError("WebDataset has no position to save")

@@ -103,6 +103,9 @@ def _with_ray(
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
+    workers: Any = cluster.workers  # the types are those of Ray Train's old API
+    if cluster.min_workers:
+        workers = cluster.min_workers, cluster.workers
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={
@@ -112,15 +115,13 @@ def _with_ray(
             "cluster": cluster,
             "flag": flag,
         },
-        scaling_config=ScalingConfig(
-            num_workers=(  # type: ignore[arg-type]  # types are those of the old API
-                (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
-            ),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=workers,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # types are those of the old API
+        run_config=RunConfig(  # type: ignore[call-arg]
             # Checkpoints are ours, on the run's own store; Ray only notes its state here.
             storage_path=os.path.join(tempfile.gettempdir(), f"seit-ray-train-{os.getuid()}"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),

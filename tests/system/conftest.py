@@ -81,7 +81,7 @@ SPEC = wire.TokenSpec(
 
 @pytest.fixture(scope="session")
 def token_stream(tmp_path_factory: pytest.TempPathFactory) -> StreamRequest:
-    """MTM's recipe with TokenAdapt on 2,000 rows: some 20 ms of a core for each step of 96."""
+    """MTM's recipe with TokenAdapt on 20,000 rows: some 20 ms of a core for each step of 96."""
     folder = tmp_path_factory.mktemp("chaos")
     root = open_store(str(folder / "data"))
     codebook = Codebook(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))

@@ -1,0 +1,133 @@
+"""Ray Train's workers die, leave and return: the run's losses stay those of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.stream.request import StreamRequest
+from tests.system.clusters import Cluster, cluster
+from tests.system.conftest import ROOT
+from tests.system.jobs import until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
+
+STEPS = 209  # an epoch of 20,000 rows in steps of 96
+
+
+def command(source: StreamRequest, out: Path, *words: str) -> list[str]:
+    data = source.rows.sources[0]
+    return [
+        *(sys.executable, str(ROOT / "trainers" / "classify.py"), "--recipe", "scratch-tiny"),
+        *("--data.root", data.root, "--data.dataset", data.dataset, "--out", str(out)),
+        *("--loop.epochs", "1", "--optim.warmup-epochs", "0", "--loop.log-every", "1"),
+        *("--loop.checkpoint-every", "5", "--loop.validate-every", "100", "--augment.crop", "12"),
+        *("--order.global-batch", "96", "--order.block", "8", "--order.lanes", "2"),
+        *("--augment.overrides", "adapt.share", "0"),
+        *words,
+    ]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Loss of each step that stands in the record; each is there once."""
+    file = out / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    found = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert len(found) == len(dict(found)), "a step was recorded twice"
+    return dict(found)
+
+
+def steps_done(out: Path) -> int:
+    file = out / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed_losses(
+    token_stream: StreamRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run(command(token_stream, out, "--cluster.no-ray"), check=True, timeout=300)
+    found = losses(out)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    return found
+
+
+@contextmanager
+def started(made: Cluster, words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as lines:
+        process = subprocess.Popen(
+            words,
+            env={**made.environment, "RAY_ADDRESS": made.address},
+            stdout=lines,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture
+def head_of_three(tmp_path: Path) -> Iterator[Cluster]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with cluster(tmp_path, environment, 3, "train", "--include-dashboard", "false") as made:
+        yield made
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
+    head_of_three: Cluster,
+    token_stream: StreamRequest,
+    undisturbed_losses: dict[int, float],
+    tmp_path: Path,
+) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    with started(head_of_three, command(token_stream, out), log) as process:
+        until(lambda: steps_done(out) >= 40, "40 steps", 120)
+        victim: psutil.Process = head_of_three.workers("RayTrainWorker")[0]
+        victim.send_signal(signal.SIGKILL)
+        assert process.wait(240) == 0, log.read_text()[-4000:]
+    assert losses(out) == undisturbed_losses
+
+
+def test_workers_leave_and_return(
+    head_of_three: Cluster,
+    token_stream: StreamRequest,
+    undisturbed_losses: dict[int, float],
+    tmp_path: Path,
+) -> None:
+    """2 workers on two nodes, then 1 when a node dies, then 2 again on a node that joins."""
+    made, out, log = head_of_three, tmp_path / "run", tmp_path / "log"
+    made.start("127.0.0.3", 2, "--address", made.address)
+    words = command(
+        *(token_stream, out, "--cluster.workers", "2", "--cluster.min-workers", "1"),
+        *("--cluster.cpus-per-worker", "1.5", "--cluster.augment-cpus-per-actor", "0.25"),
+        *("--cluster.fetch-tasks", "1"),
+    )
+
+    def worlds() -> int:
+        """Workers of the group that is at work, as its streams tell."""
+        told = json.loads((out / "streams" / "rank-0.json").read_text())
+        return int(told.get("workers", 0))
+
+    with started(made, words, log) as process:
+        until(lambda: steps_done(out) >= 30, "30 steps", 120)
+        assert worlds() == 2
+        made.kill("127.0.0.3")
+        until(lambda: worlds() == 1, "a group of 1", 120)
+        made.start("127.0.0.4", 2, "--address", made.address)
+        assert process.wait(300) == 0, log.read_text()[-4000:]
+    found = losses(out)
+    assert found.keys() == undisturbed_losses.keys()
+    for step, loss in undisturbed_losses.items():
+        assert found[step] == pytest.approx(loss, rel=2e-3), step

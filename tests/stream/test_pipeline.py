@@ -2,27 +2,96 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
+from ray.util.state import list_actors
 
-from services.errors import CapacityError
+from services.augment.config import CropConfig, RecipeConfig
+from services.augment.recipe import RECIPES
+from services.errors import CapacityError, IntegrityError
+from services.plan.epoch import OrderSpec
 from services.stream.cluster import connect
 from services.stream.loader import Stream
+from services.stream.pipeline import build
 from services.stream.pool import Pool
+from services.stream.request import RowsRequest, SourceRequest, StreamRequest
+from services.stream.table import head_of
+from services.wire.seit import v1 as wire
+from tests.stream.conftest import CHANNELS, CODES, write_small
 from tests.stream.test_loader import same
 
 pytestmark = pytest.mark.system
 
+BIG = {
+    "grid_height": 32,
+    "grid_width": 32,
+    "codes": CODES,
+    "channels": CHANNELS,
+    "image_height": 256,
+    "image_width": 256,
+}
+ROWS = 64  # of a share
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # The dashboard answers who runs where; it listens on this machine alone.
+    ray.init(num_cpus=3, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
     connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> RowsRequest:
+    """Grids of the published size: 32x32."""
+    root = tmp_path_factory.mktemp("large")
+    small = write_small(root, "large", [90, 150, 70], classes=["a"], spec=BIG)
+    return RowsRequest(
+        sources=(SourceRequest(str(root), "large", 1, small.digest, "train"),),
+        order=OrderSpec(7, ROWS, 8, lanes=2, window_shards=2),
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+        cache_bytes=10**9,
+    )
+
+
+def cropped(large: RowsRequest, name: str) -> StreamRequest:
+    """A recipe to 28x28, without TokenAdapt."""
+    if name == "crop":
+        recipe = RecipeConfig("crop", (28, 28), plain_crop=CropConfig(kind="random"))
+    else:
+        recipe = RECIPES[name](wire.TokenSpec(**BIG), (28, 28))
+    return StreamRequest(large, replace(recipe, adapt=replace(recipe.adapt, share=0.0)))
+
+
+def blocks(dataset: Any) -> list[pa.Table]:
+    return [
+        ray.get(ref) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["crop", "eval", "mtm", "finetune", "scratch"])
+def test_a_block_is_a_share_and_never_cut_inside_one(large: RowsRequest, recipe: str) -> None:
+    request = cropped(large, recipe)
+    tables = blocks(build(request, 0, 1, range(1, 12), 4, Pool()))
+    steps = []
+    for table in tables:
+        assert table.num_rows % ROWS == 0
+        starts = range(0, table.num_rows, ROWS)
+        steps += [head_of(table.slice(start, ROWS)).step for start in starts]
+        if request.recipe.output == "ids":
+            assert table.num_rows == ROWS
+    assert steps == list(range(1, 12))
 
 
 @pytest.mark.parametrize("recipe", ["mtm", "scratch"])
@@ -34,7 +103,92 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
+def test_a_mixture_through_ray_is_that_of_threads(world: Any) -> None:
+    for recipe in ("crop", "finetune"):
+        request = world.request(recipe, "tiny", "birds", "cars", weights=(1.0, 2.0, 4.0))
+        here = list(Stream(request, start=3, stop=30))
+        stream = Stream(request, start=3, stop=30, pool=Pool())
+        there = list(stream)
+        assert all(same(a, b) for a, b in zip(here, there, strict=True))
+        assert all((a.row_epochs == b.row_epochs).all() for a, b in zip(here, there, strict=True))
+        flow = stream.flow()
+        assert (flow.state, flow.step, flow.steps) == ("finished", 30, 27)
+
+
+def pool_actors() -> list[Any]:
+    """The augmentation actors that live now; a pool of an ended stream is gone within moments."""
+    found = list_actors(detail=True)
+    return [one for one in found if one.state == "ALIVE" and "MapWorker" in one.class_name]
+
+
+def test_a_recipe_that_only_cuts_needs_no_actors(world: Any) -> None:
+    request = world.request("crop")
+    here = list(Stream(request, stop=30))
+    # A pool that could never be placed: nothing is asked of it.
+    stream = Stream(request, stop=30, pool=Pool(actors=50, cpus=1.0), trainer_cpus=1.0)
+    there, earlier = [], {actor.pid for actor in pool_actors()}
+    for batch in stream:
+        if batch.step in (1, 20):
+            assert {actor.pid for actor in pool_actors()} <= earlier
+        there.append(batch)
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert all(batch.account.augment_seconds == 0 for batch in there)
+
+
+def test_an_actor_that_dies_comes_back_and_is_counted(world: Any) -> None:
+    request = world.request("finetune")
+    here = list(Stream(request, stop=250))
+    stream = Stream(request, stop=250, pool=Pool(actors=1), prefetch=1)
+    there, killed = [], set[int]()
+    for batch in stream:
+        there.append(batch)
+        if batch.step == 5:
+            killed = {actor.pid for actor in pool_actors()}
+            assert killed
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+    assert [batch.step for batch in there] == list(range(250))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert any(batch.account.restarted for batch in there)
+    assert stream.flow().actor_restarts == len(killed)
+
+
+def test_costs_of_tasks_reach_the_meter(world: Any, tmp_path: Path) -> None:
+    request = world.request("finetune", cache_dir=str(tmp_path))
+    stream = Stream(request, stop=14, pool=Pool(fetchers=1))
+    batches = list(stream)
+    flow = stream.flow()
+    size = sum(shard.bytes for shard in world.datasets["tiny"].shards)
+    assert flow.bytes_fetched == size  # by one process or several, each shard once
+    assert all(b.account.storage_seconds > 0 and b.account.augment_seconds > 0 for b in batches)
+
+
+def test_a_damaged_shard_ends_a_stream_or_is_left_out(world: Any, tmp_path: Path) -> None:
+    small = write_small(tmp_path / "root", "hurt", [20, 30, 40], classes=["a"])
+    source = SourceRequest(str(tmp_path / "root"), "hurt", 1, small.digest, "train")
+    request = world.request("crop", sources=(source,))
+    whole = list(Stream(request, stop=8))
+    file = tmp_path / "root" / "hurt" / small.shards[1].path
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    rows = replace(request.rows, cache_dir=str(tmp_path / "new"))
+    with pytest.raises(Exception, match="damaged") as ended:
+        list(Stream(replace(request, rows=rows), stop=8, pool=Pool()))
+    causes, error = [], ended.value
+    while error is not None:
+        causes.append(error)
+        error = getattr(error, "cause", None) or error.__cause__
+    assert any(isinstance(cause, IntegrityError) for cause in causes)
+    careful = replace(request, rows=replace(rows, skip_damaged=True))
+    stream = Stream(careful, stop=8, pool=Pool())
+    for before, after in zip(whole, stream, strict=True):
+        gone = (before.rows >= 20) & (before.rows < 50)
+        assert (after.rows == np.where(gone, -1, before.rows)).all()
+    assert stream.flow().quarantined == [f"hurt/{small.shards[1].path}"]
+
+
 def test_a_pool_that_cannot_be_placed_is_refused_at_once(world: Any) -> None:
     stream = Stream(world.request(), pool=Pool(actors=4, cpus=0.5), trainer_cpus=1.0)
+    began = time.monotonic()
     with pytest.raises(CapacityError, match=r"need 2\.25 CPUs and 0 GPUs; the cluster has 3"):
         next(iter(stream))
+    assert time.monotonic() - began < 60

@@ -117,7 +117,8 @@ def test_a_mixture_through_ray_is_that_of_threads(world: Any) -> None:
 
 def pool_actors() -> list[Any]:
     """The augmentation actors that live now; a pool of an ended stream is gone within moments."""
-    found = list_actors(detail=True)
+    # By address: other clusters may run on this machine.
+    found = list_actors(ray.get_runtime_context().gcs_address, detail=True)
     return [one for one in found if one.state == "ALIVE" and "MapWorker" in one.class_name]
 
 

@@ -102,7 +102,7 @@ class ShardCache:
         self._limit = limit_bytes
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._guard = threading.Lock()
+        self._guard, self._decoding = threading.Lock(), threading.Lock()
         self._open: OrderedDict[str, MappedEntry] = OrderedDict()
         self._verified: set[tuple[str, int]] = set()
         self._quarantined: set[str] = set()
@@ -140,6 +140,11 @@ class ShardCache:
 
         return self._entry(root, dataset, shard, shard.xxh3, opened, decode)
 
+    def holds(self, root: Store, dataset: str, shard: wire.Shard) -> bool:
+        """Whether this process has the shard's entry open; it may be gone by the next call."""
+        with self._guard:
+            return _entry_name(root, dataset, shard.xxh3) in self._open
+
     def column(self, root: Store, dataset: str, part: Part, column: wire.Column) -> CachedColumn:
         """Values of one part of a column, as `column_parts` gives it with its file.
 
@@ -166,8 +171,7 @@ class ShardCache:
         decode: Callable[[bytes, str], ArraysFile],
     ) -> EntryT:
         """The entry of a file under its key, fetched and decoded if this node does not have it."""
-        address = f"{root.url}/{dataset}".encode()
-        name = f"{xxhash.xxh3_64_hexdigest(address)}-{key}{_SUFFIX}"
+        name = _entry_name(root, dataset, key)
         held = self._held(name)
         if held is not None:
             self._count(hits=1)
@@ -185,9 +189,11 @@ class ShardCache:
                 self._count(misses=1)
                 folder = root.child(dataset)
                 data = self._fetch(folder, file)
-                laid = decode(data, f"{folder.url}/{file.path}")
-                del data  # as large as the file, and not needed while it is laid down
-                entry = self._lay_down(name, laid, opened)
+                with self._decoding:  # several at once would multiply the memory, not the speed
+                    laid = decode(data, f"{folder.url}/{file.path}")
+                    del data  # as large as the file, and not needed while it is laid down
+                    entry = self._lay_down(name, laid, opened)
+                    del laid
             self._hold(name, entry)
         return entry
 
@@ -308,6 +314,11 @@ class ShardCache:
         with open(self._locks / name, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _entry_name(root: Store, dataset: str, key: str) -> str:
+    """File of an entry: the dataset's address first, which eviction sorts by."""
+    return f"{xxhash.xxh3_64_hexdigest(f'{root.url}/{dataset}'.encode())}-{key}{_SUFFIX}"
 
 
 def _eviction_order(entries: list[_Use]) -> list[_Use]:

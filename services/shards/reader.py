@@ -67,6 +67,10 @@ class DatasetReader:
             self._root, self.source.dataset, self.split.shards[number], self.spec
         )
 
+    def holds(self, number: int) -> bool:
+        """Whether this process has the shard at hand, so that `shard` costs nothing."""
+        return self._cache.holds(self._root, self.source.dataset, self.split.shards[number])
+
     def take(
         self, shards: IntArray, rows: IntArray, boxes: IntArray | None = None
     ) -> tuple[IdArray, IntArray]:

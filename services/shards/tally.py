@@ -23,6 +23,14 @@ class Reading:
     retries: int = 0
     refetches: int = 0
 
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(
+            self.bytes_fetched + other.bytes_fetched,
+            self.bytes_hit + other.bytes_hit,
+            self.retries + other.retries,
+            self.refetches + other.refetches,
+        )
+
     def __sub__(self, other: Reading) -> Reading:
         return Reading(
             self.bytes_fetched - other.bytes_fetched,
@@ -43,13 +51,7 @@ def note(
     *, bytes_fetched: int = 0, bytes_hit: int = 0, retries: int = 0, refetches: int = 0
 ) -> None:
     """Add to the counts of this thread."""
-    now = _mine.reading
-    _mine.reading = Reading(
-        now.bytes_fetched + bytes_fetched,
-        now.bytes_hit + bytes_hit,
-        now.retries + retries,
-        now.refetches + refetches,
-    )
+    _mine.reading += Reading(bytes_fetched, bytes_hit, retries, refetches)
 
 
 def reading() -> Reading:

@@ -22,6 +22,9 @@ from services.types import IdArray, IntArray
 
 _building = threading.Lock()
 
+LOOK_AHEAD_ROWS = 32_768
+"""How long before they are due shards begin to be fetched, in rows of the whole stream."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -67,7 +70,8 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
     rows = np.concatenate([span.rows for span in spans])
     epochs = np.repeat(np.array([s.epoch for s in spans], np.int64), request.order.block_rows)
     taken = sources.take(rows, epochs)
-    cost = asdict(tally.reading() - before)
+    _look_ahead(request, sources, step, rank, world)
+    cost = asdict(tally.reading() - before + sources.cost_ahead())
     spent = time.perf_counter() - began
     return Share(
         step=step,
@@ -78,3 +82,18 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
         label=taken.labels,
         account=Account(storage_seconds=spent, lost=taken.lost, **cost),
     )
+
+
+def _look_ahead(request: RowsRequest, sources: Sources, step: int, rank: int, world: int) -> None:
+    """Now and then, begin to fetch what the rank needs some steps later.
+
+    One block of each lane stands for all: a lane's blocks draw on the same shards for long.
+    """
+    plan, order = sources.plan, request.order
+    distance = max(1, LOOK_AHEAD_ROWS // order.global_batch_rows)
+    past_the_end = request.sequential and step + distance >= plan.steps_per_epoch
+    if step % max(1, distance // 4) or past_the_end:
+        return
+    slots = plan.rank_slots(rank, world)[: order.lanes]
+    later = plan.spans(step + distance, slots)
+    sources.prepare(np.concatenate([span.rows for span in later]))

@@ -18,6 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
@@ -120,6 +121,13 @@ def build(
         override_num_blocks=source.tasks,
         concurrency=pool.fetchers,
         num_cpus=FETCH_CPUS,
+        # Beside their consumer as long as there is room: nodes that all read the same shards would
+        # each keep them in a cache of their own, and fetch them from storage once each.
+        ray_remote_args={
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
+            )
+        },
     )
     spec, (height, width) = opened(request.fetched).spec, request.recipe.crop
     values = spec.channels if request.recipe.output == "embeddings" else 1

@@ -19,11 +19,15 @@ from services.shards.cache import ShardCache
 from services.shards.manifest import load_manifest
 from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
+from services.shards.tally import Reading
+from services.stream.ahead import Ahead, Place
 from services.stream.request import Cut, RowsRequest, SourceRequest
 from services.types import UNLABELLED, IdArray, IntArray
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
+
+_SHARDS = 1 << 32  # more than any split has: (source, shard) as one number
 
 
 @lru_cache(maxsize=16)
@@ -80,6 +84,7 @@ class Sources:
         for reader in self._readers[1:]:
             _check_same_tokens(self._readers[0], reader)
         self.classes, self._labels = _joined_classes([reader.classes for reader in self._readers])
+        self._ahead = Ahead(lambda place: self._readers[place[0]].shard(place[1]))
         shard_rows = [reader.shard_rows for reader in self._readers]
         self.plan: RowPlan
         if request.sequential:
@@ -99,6 +104,9 @@ class Sources:
         skips damaged ones; FormatError, NotFoundError and StoreError of the reader.
         """
         source, shard, inside = self.plan.place(rows)
+        missing = self._missing(source, shard)
+        if len(missing) > 1:
+            self._ahead.wait(missing)
         boxes = _boxes(self._cut, self.spec, Draws(self._seed, epochs, rows))
         self._leave_out(source, shard)
         try:
@@ -112,6 +120,26 @@ class Sources:
         labels[shard < 0] = 0
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
         return Taken(ids, labels, np.where(shard < 0, -1, rows), lost)
+
+    def prepare(self, rows: IntArray) -> None:
+        """Begin to fetch the shards of rows that are due later."""
+        source, shard, _ = self.plan.place(rows)
+        self._ahead.begin(self._missing(source, shard))
+
+    def cost_ahead(self) -> Reading:
+        """What was read in threads of our own since the last call."""
+        return self._ahead.cost()
+
+    def _missing(self, source: IntArray, shard: IntArray) -> list[Place]:
+        """Shards of these rows that this process does not have at hand."""
+        there = shard >= 0
+        needed = np.unique(source[there] * _SHARDS + shard[there]).tolist()
+        places = [divmod(place, _SHARDS) for place in needed]
+        return [
+            (number, one)
+            for number, one in places
+            if (number, one) not in self._damaged and not self._readers[number].holds(one)
+        ]
 
     def _gather(
         self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None

@@ -33,6 +33,8 @@ def command(source: StreamRequest, out: Path, *words: str) -> list[str]:
         *("--loop.checkpoint-every", "5", "--loop.validate-every", "100", "--augment.crop", "12"),
         *("--order.global-batch", "96", "--order.block", "8", "--order.lanes", "2"),
         *("--augment.overrides", "adapt.share", "0"),
+        # What is dropped hangs on how many workers there are; data and their draws do not.
+        *("--model.dropout", "0", "--model.drop-path", "0"),
         *words,
     ]
 
@@ -79,35 +81,40 @@ def started(made: Cluster, words: list[str], log: Path) -> Iterator[subprocess.P
 
 
 @pytest.fixture
-def head_of_three(tmp_path: Path) -> Iterator[Cluster]:
+def head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A head with as many CPUs as the test asks for."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with cluster(tmp_path, environment, 3, "train", "--include-dashboard", "false") as made:
+    with cluster(
+        tmp_path, environment, request.param, "train", "--include-dashboard", "false"
+    ) as made:
         yield made
 
 
+@pytest.mark.parametrize("head", [3], indirect=True)
 def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
-    head_of_three: Cluster,
+    head: Cluster,
     token_stream: StreamRequest,
     undisturbed_losses: dict[int, float],
     tmp_path: Path,
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    with started(head_of_three, command(token_stream, out), log) as process:
+    with started(head, command(token_stream, out), log) as process:
         until(lambda: steps_done(out) >= 40, "40 steps", 120)
-        victim: psutil.Process = head_of_three.workers("RayTrainWorker")[0]
+        victim: psutil.Process = head.workers("RayTrainWorker")[0]
         victim.send_signal(signal.SIGKILL)
         assert process.wait(240) == 0, log.read_text()[-4000:]
     assert losses(out) == undisturbed_losses
 
 
+@pytest.mark.parametrize("head", [2], indirect=True)
 def test_workers_leave_and_return(
-    head_of_three: Cluster,
+    head: Cluster,
     token_stream: StreamRequest,
     undisturbed_losses: dict[int, float],
     tmp_path: Path,
 ) -> None:
     """2 workers on two nodes, then 1 when a node dies, then 2 again on a node that joins."""
-    made, out, log = head_of_three, tmp_path / "run", tmp_path / "log"
+    made, out, log = head, tmp_path / "run", tmp_path / "log"
     made.start("127.0.0.3", 2, "--address", made.address)
     words = command(
         *(token_stream, out, "--cluster.workers", "2", "--cluster.min-workers", "1"),
@@ -130,4 +137,4 @@ def test_workers_leave_and_return(
     found = losses(out)
     assert found.keys() == undisturbed_losses.keys()
     for step, loss in undisturbed_losses.items():
-        assert found[step] == pytest.approx(loss, rel=2e-3), step
+        assert found[step] == pytest.approx(loss, rel=1e-3), step

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class Flag:
     """
 
     def __init__(self) -> None:
+        # On the driver's own node: one that dies elsewhere must not take the flag with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(_Flag)
-        self._actor: Any = actor.remote()
+        self._actor: Any = actor.options(scheduling_strategy=here).remote()
 
     def set(self) -> None:
         """Raise the flag; returns when everyone can see it."""

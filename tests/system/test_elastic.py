@@ -106,6 +106,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
     assert losses(out) == undisturbed_losses
 
 
+@pytest.mark.slow  # three groups of workers, one after the other
 @pytest.mark.parametrize("head", [2], indirect=True)
 def test_workers_leave_and_return(
     head: Cluster,

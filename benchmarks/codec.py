@@ -124,7 +124,7 @@ def main() -> None:
     for name in ("release", "uint16_zstd", "packed9"):
         report.add(f"{name}_bytes_per_image", each[name], "B")
     peer = speeds["release"]
-    for name in ("shards", "cache_entry", "byte_planes"):
+    for name in ("shards", "cache_entry"):
         report.add(f"{name}_images_per_second", speeds[name], "1/s", peer=peer, at_least=500_000)
     report.add("unzip_images_per_second", speeds["unzip"], "1/s")
     for name in ("release", "uint16_zstd", "packed9"):
@@ -132,17 +132,16 @@ def main() -> None:
     report.add("write_images_per_second", speeds["write"], "1/s")
     report.note(
         "shards is the whole way of a shard file, which a node goes once: page checksums, zstd, "
-        "checks, ids; unzip is its zstd alone, which bounds it. cache_entry and byte_planes gather "
-        "random rows from mapped files: the node's cache, which serves every later use, and one "
-        "byte a token with escapes. release is the published escape + gzip."
+        "checks, ids; unzip is its zstd alone, which bounds it. cache_entry gathers random rows "
+        "from the node's cache, which serves every later use. release is the published escape + "
+        "gzip."
     )
     report.finish()
 
 
 def grids(path: Path) -> IdArray:
     """Ids of a shard file, (N, H, W) uint16."""
-    ids_NT = codec.decode(layout.read_encoded(path, SPEC).encoded)
-    return ids_NT.reshape(-1, SPEC.grid_height, SPEC.grid_width)
+    return layout.from_parquet(path, SPEC).ids
 
 
 def rows_bits(rows: int) -> int:
@@ -157,18 +156,13 @@ def measure(
     shard, ids_NT = shards[0], block.ids.reshape(-1, TOKENS)
     count = len(block)
     path = folder / "ds" / shard.path
-    encoded = layout.read_encoded(path, SPEC).encoded
-    planes = {}
-    for name in ("main", "offsets", "patches"):
-        np.save(folder / f"{name}.npy", getattr(encoded, name))
-        planes[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-    mapped = codec.Encoded(encoded.encoding, encoded.ranks, **planes)
+    low = codec.encode(ids_NT, SPEC.codes).low.reshape(-1)
     cache = ShardCache(folder / "cache", 1 << 30)
     cached = cache.rows(open_store(str(folder)), "ds", shard, SPEC)
     (folder / "zstd").write_bytes(zstd.compress(ids_NT.tobytes(), asbytes=True))
     (folder / "packed9").write_bytes(pack_bits(ids_NT))
 
-    pages = [encoded.main.reshape(-1)[at : at + PAGE] for at in range(0, encoded.main.size, PAGE)]
+    pages = [low[at : at + PAGE] for at in range(0, low.size, PAGE)]
     zipped = [(page.size, zstd.compress(page.tobytes(), asbytes=True)) for page in pages]
 
     def unzip() -> list[pa.Buffer]:
@@ -181,10 +175,7 @@ def measure(
     def packed9() -> IdArray:
         return unpack_bits((folder / "packed9").read_bytes())
 
-    speeds = {
-        "cache_entry": random_rows(count, cached.take),
-        "byte_planes": random_rows(count, lambda index: codec.decode_rows(mapped, index)),
-    }
+    speeds = {"cache_entry": random_rows(count, cached.take)}
     if not np.array_equal(grids(path), block.ids):
         raise AssertionError("the shard lost tokens")
     speeds["unzip"] = count / harness.median_seconds(unzip, 7)

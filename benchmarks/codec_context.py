@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import codec as shipped
@@ -151,8 +151,7 @@ def shards_own(grids: Grids, **packer: Callable[[bytes], bytes]) -> Coder:
     """The form that shards have, each byte column in pages."""
     ids_NT = grids.flat
     form = codec.choose(ids_NT, grids.codes, lambda plane: len(zstd(1).compress(plane.tobytes())))
-    encoded = codec.encode(ids_NT, grids.codes, form)
-    columns = codec.pack(encoded)
+    columns = codec.encode(ids_NT, grids.codes, form)
     names = ("low", "high", "escape_low", "escape_high")
     arrays = [getattr(columns, name) for name in names]
     pages = [split_pages(array.tobytes()) for array in arrays]
@@ -163,8 +162,7 @@ def shards_own(grids: Grids, **packer: Callable[[bytes], bytes]) -> Coder:
             joined = b"".join(parts[at : at + len(of_it)])
             found[name] = np.frombuffer(joined, np.uint8).reshape(array.shape)
             at += len(of_it)
-        whole = codec.Columns(offsets=columns.offsets, **found)
-        return codec.decode(codec.unpack(form, encoded.ranks, whole))
+        return codec.decode(replace(columns, **found))
 
     return Coder(lambda: [page for of_it in pages for page in of_it], decode, **packer)
 

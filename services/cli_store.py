@@ -211,6 +211,13 @@ class ImportRelease:
     classes: Annotated[
         Path | None, tyro.conf.arg(help="text file, line i (from 0) is the name of label i")
     ] = None
+    compression_level: Annotated[
+        int,
+        tyro.conf.arg(
+            help="of zstd, 1 to 19: 9 makes shards of photographs a fifth smaller, and packs 8 "
+            "times slower; reading stays as fast"
+        ),
+    ] = 1
 
     def run(self, out: Console) -> int:
         from services.shards.release import import_release
@@ -227,6 +234,7 @@ class ImportRelease:
                 grid=self.grid,
                 image_size=self.image_size,
                 classes=names,
+                compression_level=self.compression_level,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         out.print(tables.manifest_view(loaded))

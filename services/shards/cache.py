@@ -133,7 +133,8 @@ class ShardCache:
         """
 
         def decode(data: bytes, name: str) -> EntryFile:
-            return EntryFile(layout.read_encoded(data, spec, shard.rows, name), spec)
+            rows = layout.read_rows(data, spec, shard.rows, name, digest_checked=True)
+            return EntryFile(rows, spec)
 
         def opened(path: Path) -> CachedShard:
             return CachedShard(path, shard, spec)

@@ -9,9 +9,6 @@ within 1 % of the order-0 entropy. Three forms, by the number U of codes that a 
             in one byte for U <= 511 and in two byte columns beyond.
     PLANES  low and high byte of the rank in two grids; wins where many codes are about equal.
 
-`Encoded` is the form in memory: any rows in any order are one gather. `Columns` is the form in
-a file: byte columns only. `pack` and `unpack` lead from one to the other.
-
 Shapes: N rows, T tokens of a row, U used codes, E escaped tokens of all rows.
 """
 
@@ -31,12 +28,13 @@ from services.errors import FormatError, InvalidInputError
 from services.types import MAX_CODES, MAX_GRID, IdArray, IntArray
 
 ByteArray = npt.NDArray[np.uint8]
-PatchArray = npt.NDArray[np.uint32]
 
 ESCAPE_BYTE = 255
 _BYTE_CODES = 256
 _SHORT_ESCAPE_CODES = ESCAPE_BYTE + _BYTE_CODES
 _SAMPLE_TOKENS = 1 << 20
+_PART_TOKENS = 1 << 19  # what a core's cache holds beside its masks
+_PAIRS = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)  # the two bytes of each 16-bit number
 
 
 class Encoding(StrEnum):
@@ -48,36 +46,18 @@ class Encoding(StrEnum):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Tokens ready for random access; every array may be an `np.memmap`.
+class Columns:
+    """Tokens of N rows as byte columns.
 
     ranks: (U,) uint16, the used codes by falling frequency.
-    main: (N, T). BYTE and ESCAPE: uint8 ranks. PLANES: uint16 ids, which take no more memory
-        than two byte planes and need no look-up.
-    offsets: (N + 1,) int64, ESCAPE only (else empty): where a row's patches begin and end.
-    patches: (E,) uint32, ESCAPE only (else empty): column << 16 | id of each escaped token.
+    low: (N, T) ranks, their low bytes, or 255 for an escape.
+    high: (N, T) for PLANES, else (0, T).
+    offsets: (N + 1,) int64 for ESCAPE, else empty: where a row's escapes begin and end.
+    escape_low: (E,) low bytes of rank - 255; escape_high: (E,) high bytes for U > 511, else (0,).
     """
 
     encoding: Encoding
     ranks: IdArray
-    main: ByteArray | IdArray
-    offsets: IntArray
-    patches: PatchArray
-
-    def __len__(self) -> int:
-        return len(self.main)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The same tokens as byte columns.
-
-    low: (N, T) ranks, their low bytes, or 255 for an escape.
-    high: (N, T) for PLANES, else (0, T).
-    offsets: (N + 1,) int64 for ESCAPE, else empty.
-    escape_low: (E,) low bytes of rank - 255; escape_high: (E,) high bytes for U > 511, else (0,).
-    """
-
     low: ByteArray
     high: ByteArray
     offsets: IntArray
@@ -95,7 +75,7 @@ def long_escapes(used: int) -> bool:
     return used > _SHORT_ESCAPE_CODES
 
 
-def encode(ids_NT: IdArray, codes: int, encoding: Encoding | None = None) -> Encoded:
+def encode(ids_NT: IdArray, codes: int, encoding: Encoding | None = None) -> Columns:
     """Rank-encode (N, T) uint16 ids below `codes`; without loss for every grid up to 128 x 128.
 
     encoding: one of `candidates` for the ids at hand; by default the first of them.
@@ -116,16 +96,20 @@ def encode(ids_NT: IdArray, codes: int, encoding: Encoding | None = None) -> Enc
             f"encoding {form} does not suit {len(ranks)} used codes, which take "
             f"{' or '.join(allowed)}: ask for one of those"
         )
-    offsets, patches = np.zeros(0, np.int64), np.zeros(0, np.uint32)
-    if form is Encoding.PLANES:
-        return Encoded(form, ranks, np.ascontiguousarray(ids_NT), offsets, patches)
     rank_NT = _inverse(ranks, codes)[ids_NT]
+    none, empty = np.zeros(0, np.uint8), np.zeros((0, ids_NT.shape[1]), np.uint8)
+    offsets = np.zeros(0, np.int64)
+    if form is Encoding.PLANES:
+        return Columns(form, ranks, *_split(rank_NT), offsets, none, none)
     if form is Encoding.BYTE:
-        return Encoded(form, ranks, rank_NT.astype(np.uint8), offsets, patches)
-    main = np.minimum(rank_NT, ESCAPE_BYTE).astype(np.uint8)
-    offsets, columns = _escapes(main)
-    escaped = rank_NT[np.repeat(np.arange(len(main)), np.diff(offsets)), columns]
-    return Encoded(form, ranks, main, offsets, _place(columns, ranks[escaped]))
+        return Columns(form, ranks, rank_NT.astype(np.uint8), empty, offsets, none, none)
+    low = np.minimum(rank_NT, ESCAPE_BYTE).astype(np.uint8)
+    places = _escapes(low)[1:-1]
+    offsets = np.searchsorted(places, _row_starts(low)).astype(np.int64)
+    escape_low, escape_high = _split(rank_NT.reshape(-1)[places] - np.uint16(ESCAPE_BYTE))
+    if not long_escapes(len(ranks)):
+        escape_high = none
+    return Columns(form, ranks, low, empty, offsets, escape_low, escape_high)
 
 
 def choose(ids_NT: IdArray, codes: int, measure: Callable[[ByteArray], int]) -> Encoding:
@@ -143,88 +127,36 @@ def choose(ids_NT: IdArray, codes: int, measure: Callable[[ByteArray], int]) -> 
         return Encoding.ESCAPE
 
     def size(form: Encoding) -> int:
-        columns = pack(encode(sample, codes, form))
+        columns = encode(sample, codes, form)
         parts = (columns.low, columns.high, columns.escape_low, columns.escape_high)
         return sum(measure(part) for part in parts)
 
     return min(forms, key=size)
 
 
-def decode(encoded: Encoded) -> IdArray:
-    """All ids, (N, T) uint16."""
-    return _decode(encoded, np.asarray(encoded.main), np.arange(len(encoded), dtype=np.int64))
-
-
-def decode_rows(encoded: Encoded, index: IntArray) -> IdArray:
-    """Ids of any rows in any order: (n,) int64 row numbers -> (n, T) uint16.
-
-    Raises InvalidInputError for a row number outside 0..N-1.
-    """
-    rows = len(encoded)
-    if len(index) and (index.min() < 0 or index.max() >= rows):
-        raise InvalidInputError(
-            f"row numbers {index.min()}..{index.max()} of a shard with rows 0..{rows - 1}: "
-            "leave out rows that do not exist (-1) before the gather"
-        )
-    # A plain view first: memmap arithmetic is slower.
-    return _decode(encoded, np.asarray(encoded.main).take(index, axis=0), index)
-
-
-def _decode(encoded: Encoded, main: npt.NDArray[Any], index: IntArray) -> IdArray:
-    """Ids of the rows `index` (n,), whose part of `encoded.main` is `main` (n, T)."""
-    if encoded.encoding is Encoding.PLANES:
-        return main.astype(np.uint16)
-    table = np.zeros(_BYTE_CODES, np.uint16)
-    table[: len(encoded.ranks)] = encoded.ranks[:_BYTE_CODES]
-    ids_NT = _look_up(table, main.astype(np.uint8, copy=False))
-    _patch(encoded, index, ids_NT.reshape(-1))
-    return ids_NT
-
-
-def pack(encoded: Encoded) -> Columns:
-    """Byte columns of the encoded rows, for a file."""
-    none = np.zeros(0, np.uint8)
-    empty = np.zeros((0, encoded.main.shape[1]), np.uint8)
-    inverse = _inverse(encoded.ranks, MAX_CODES)
-    if encoded.encoding is Encoding.PLANES:
-        low, high = _split(inverse[encoded.main])
-        return Columns(low, high, encoded.offsets, none, none)
-    low = encoded.main.astype(np.uint8, copy=False)
-    if encoded.encoding is Encoding.BYTE:
-        return Columns(low, empty, encoded.offsets, none, none)
-    escape_low, escape_high = _split(inverse[encoded.patches & 0xFFFF] - np.uint16(ESCAPE_BYTE))
-    if not long_escapes(len(encoded.ranks)):
-        escape_high = none
-    return Columns(low, empty, encoded.offsets, escape_low, escape_high)
-
-
-def unpack(encoding: Encoding, ranks: IdArray, columns: Columns) -> Encoded:
-    """The inverse of `pack`. Raises FormatError where columns and ranks do not fit together."""
+def decode(columns: Columns) -> IdArray:
+    """All ids, (N, T) uint16. Raises FormatError where the columns do not fit together."""
+    ranks, low = columns.ranks, columns.low
     used = len(ranks)
-    if encoding is Encoding.PLANES:
-        rank_NT = columns.high.astype(np.uint16) << np.uint16(8) | columns.low
+    if columns.encoding is Encoding.PLANES:
+        rank_NT = columns.high.astype(np.uint16) << np.uint16(8) | low
         _check_ranks(rank_NT, used)
-        return Encoded(encoding, ranks, ranks[rank_NT], columns.offsets, np.zeros(0, np.uint32))
-    if encoding is Encoding.BYTE:
-        _check_ranks(columns.low, used)
-        return Encoded(encoding, ranks, columns.low, columns.offsets, np.zeros(0, np.uint32))
-    offsets, places = _escapes(columns.low)
-    sizes = {
-        len(columns.escape_low),
-        len(columns.escape_high) if long_escapes(used) else len(places),
-    }
-    if not np.array_equal(offsets, columns.offsets) or sizes != {len(places)}:
-        raise FormatError(
-            f"the tokens hold {len(places)} escape marks but the escape columns "
-            f"{len(columns.escape_low)} values, or in other rows: the shard is damaged, "
-            "fetch or write it again"
-        )
+        return _look_up(ranks, rank_NT)
+    table = np.zeros(_BYTE_CODES, np.uint16)
+    table[:used] = ranks[:_BYTE_CODES]
+    if columns.encoding is Encoding.BYTE:
+        _check_ranks(low, used)
+        return _look_up_bytes(table, low)
+    fenced = _escapes(low)
+    _check_escapes(columns, fenced)
     rank_E = columns.escape_low.astype(np.uint32)
     if long_escapes(used):
         rank_E += columns.escape_high.astype(np.uint32) << 8
     rank_E += ESCAPE_BYTE
     _check_ranks(rank_E, used)
-    return Encoded(encoding, ranks, columns.low, offsets, _place(places, ranks[rank_E]))
+    ids_NT = _look_up_bytes(table, low)
+    ids_NT.reshape(-1)[fenced[1:-1]] = ranks.take(rank_E)
+    return ids_NT
 
 
 def count_codes(ids: IdArray, codes: int) -> IntArray:
@@ -248,42 +180,70 @@ def count_codes(ids: IdArray, codes: int) -> IntArray:
     return counts
 
 
-def _look_up(table: IdArray, bytes_NT: ByteArray) -> IdArray:
-    """table[bytes]. By Arrow: numpy widens each index to 8 bytes first, which takes far longer."""
-    if not bytes_NT.size:
-        return np.zeros(bytes_NT.shape, np.uint16)
+def _look_up_bytes(table: IdArray, bytes_NT: ByteArray) -> IdArray:
+    """table[bytes], table (256,). Two bytes at a time where their number is even."""
     flat = np.ascontiguousarray(bytes_NT).reshape(-1)
-    index = pa.Array.from_buffers(pa.uint8(), flat.size, [None, pa.py_buffer(flat)])
-    found = pc.take(pa.array(table), index, boundscheck=False)  # a byte is below 256
-    return np.frombuffer(found.buffers()[1], np.uint16, flat.size).reshape(bytes_NT.shape)
+    if flat.size % 2:
+        return _look_up(table, flat).reshape(bytes_NT.shape)
+    pairs = _look_up(table[_PAIRS].view(np.uint32), flat.view(np.uint16))
+    return pairs.view(np.uint16).reshape(bytes_NT.shape)
 
 
-def _patch(encoded: Encoded, rows: IntArray, flat: IdArray) -> None:
-    """Set the escaped tokens of `rows` in their decoded, flattened ids."""
-    if encoded.encoding is not Encoding.ESCAPE:
-        return
-    begin = encoded.offsets[rows]
-    lengths = encoded.offsets[rows + 1] - begin
-    end = np.cumsum(lengths)
-    source = np.arange(end[-1] if len(end) else 0)  # (e,) position in `patches`
-    source += np.repeat(begin - (end - lengths), lengths)
-    patches = np.asarray(encoded.patches).take(source)
-    target = np.repeat(np.arange(len(rows)) * encoded.main.shape[1], lengths)
-    target += patches >> 16
-    flat[target] = patches.astype(np.uint16)
+def _look_up(table: npt.NDArray[Any], index: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """table[index], of unsigned integers, the index known to be in range.
+
+    By Arrow: numpy widens each index to 8 bytes first, which takes far longer.
+    """
+    if not index.size:
+        return np.zeros(index.shape, table.dtype)
+    flat = np.ascontiguousarray(index).reshape(-1)
+    kind = pa.from_numpy_dtype(flat.dtype)
+    places = pa.Array.from_buffers(kind, flat.size, [None, pa.py_buffer(flat)])
+    found = pc.take(pa.array(table), places, boundscheck=False)
+    return np.frombuffer(found.buffers()[1], table.dtype, flat.size).reshape(index.shape)
 
 
-def _escapes(main: ByteArray) -> tuple[IntArray, PatchArray]:
-    """Row offsets (N + 1,) and columns (E,) of the escape marks in (N, T) bytes."""
-    marks = np.flatnonzero(main == ESCAPE_BYTE)
-    row_starts = np.arange(len(main) + 1) * main.shape[1]
-    offsets = np.searchsorted(marks, row_starts).astype(np.int64)
-    columns = marks - np.repeat(row_starts[:-1], np.diff(offsets))
-    return offsets, columns.astype(np.uint32)
+def _escapes(low: ByteArray) -> IntArray:
+    """Flat positions of the escape marks in (N, T) bytes, between fences: (E + 2,).
+
+    The first is -1 and the last N * T. A plain search for so many places, at random, is slow by
+    the branches that it mispredicts. Here each step is without: 8 marks become a byte, and the
+    bytes that are not 0, of which an eighth or more are marks, become marks again.
+    """
+    flat = low.reshape(-1)
+    found = [np.array([-1])]
+    for start in range(0, flat.size, _PART_TOKENS):
+        packed = np.packbits(flat[start : start + _PART_TOKENS] == ESCAPE_BYTE, bitorder="little")
+        byte = np.flatnonzero(packed != 0)
+        bit = np.flatnonzero(np.unpackbits(packed[byte], bitorder="little").view(np.bool_))
+        places = (byte * 8 + start).take(bit >> 3)
+        places += bit & 7
+        found.append(places)
+    return np.concatenate([*found, np.array([flat.size])])
 
 
-def _place(columns: PatchArray, ids: IdArray) -> PatchArray:
-    return columns << np.uint32(16) | ids
+def _row_starts(low: ByteArray) -> IntArray:
+    """Flat positions (N + 1,) where rows begin, and the last ends."""
+    return np.arange(len(low) + 1) * low.shape[1]
+
+
+def _check_escapes(columns: Columns, fenced: IntArray) -> None:
+    """Whether each row has as many escape values as marks, which stand at `fenced`."""
+    marks, offsets = len(fenced) - 2, columns.offsets
+    sizes = {
+        len(columns.escape_low),
+        len(columns.escape_high) if long_escapes(len(columns.ranks)) else marks,
+    }
+    starts = _row_starts(columns.low)
+    sound = sizes == {marks} and len(offsets) == len(starts)
+    sound = sound and bool(offsets.min() >= 0 and offsets.max() <= marks)
+    # Marks number offsets[row] - 1 and offsets[row] are the last before the row and the next.
+    if not sound or (fenced[offsets] >= starts).any() or (fenced[offsets + 1] < starts).any():
+        raise FormatError(
+            f"the tokens hold {marks} escape marks but the escape columns "
+            f"{len(columns.escape_low)} values, or in other rows: the shard is damaged, "
+            "fetch or write it again"
+        )
 
 
 def _inverse(ranks: IdArray, codes: int) -> IdArray:

@@ -221,7 +221,9 @@ def _mismatch(values: Path, what: str, count: int, named: Sequence[str]) -> Inva
 
 def _read_keys(folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> _ShardKeys:
     name = f"{folder.url}/{shard.path}"
-    rows = layout.read_encoded(read_checked(folder, shard), spec, shard.rows, name)
+    rows = layout.read_rows(
+        read_checked(folder, shard), spec, shard.rows, name, digest_checked=True
+    )
     content = rows.key_bytes.tobytes()  # a copy, which lets go of all the rest
     return _ShardKeys(rows.key_offsets, content, hash_keys(rows.key_offsets, content))
 

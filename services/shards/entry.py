@@ -22,8 +22,7 @@ import xxhash
 
 from services.errors import FormatError, InvalidInputError
 from services.grids import cut
-from services.shards import codec
-from services.shards.layout import EncodedRows
+from services.shards.layout import ShardRows
 from services.types import IdArray, IntArray
 from services.wire.seit import v1 as wire
 
@@ -81,8 +80,8 @@ class ArraysFile:
 class EntryFile(ArraysFile):
     """A decoded shard as the file of an entry."""
 
-    def __init__(self, rows: EncodedRows, spec: wire.TokenSpec) -> None:
-        ids_NT = codec.decode(rows.encoded).astype(_id_type(spec.codes), copy=False)
+    def __init__(self, rows: ShardRows, spec: wire.TokenSpec) -> None:
+        ids_NT = rows.ids.astype(_id_type(spec.codes), copy=False)
         sizes = (
             *(len(rows), spec.grid_height, spec.grid_width),
             *(ids_NT.itemsize, rows.key_bytes.nbytes),

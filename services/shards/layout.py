@@ -20,31 +20,33 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards import codec
-from services.shards.codec import ByteArray, Columns, Encoded, Encoding
+from services.shards.codec import ByteArray, Columns, Encoding
 from services.types import UNLABELLED, IdArray, IntArray, TokenRows
 from services.wire.seit import v1 as wire
 
 FORMAT_VERSION = 1
 MAX_COLUMN_BYTES = (1 << 31) - 1  # Arrow's binary columns count bytes in int32
 MAX_KEY_BYTES = 1024
+DEFAULT_COMPRESSION_LEVEL = 1
+"""zstd's fastest that codes by frequency. Higher levels search further for repeats: tokens of
+photographs have them, those drawn at random do not (docs/storage.md). Readers need not know."""
+MAX_COMPRESSION_LEVEL = 19
 
 _FORMAT_KEY = b"seit.format"
 _TOKENS_KEY = b"seit.tokens"
 _CHECK_KEY = b"seit.check"
-_ZSTD_LEVEL = 1  # higher levels search for repeats, of which tokens have none: 0.1 % worse, slower
 _PAGE_BYTES = 1 << 20
 _PAGE_SLACK = 1.05  # headers and level bytes, relative to the values
 _PARQUET_ENCODINGS = {
@@ -59,22 +61,21 @@ _PARQUET_ENCODINGS = {
 
 
 @dataclass(frozen=True)
-class EncodedRows:
-    """Rows of a shard with their tokens still encoded, all in flat arrays.
+class ShardRows:
+    """Rows of a shard, all in flat arrays.
 
-    encoded: N rows of T tokens.
-    labels: (N,) int64. source_bytes: (N,) int64.
+    ids: (N, T) uint16. labels: (N,) int64. source_bytes: (N,) int64.
     key_offsets: (N + 1,) int64 into key_bytes (B,) uint8, the keys in UTF-8 back to back.
     """
 
-    encoded: Encoded
+    ids: IdArray
     labels: IntArray
     source_bytes: IntArray
     key_offsets: IntArray
     key_bytes: ByteArray
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.ids)
 
     def keys(self, index: IntArray | None = None) -> list[str]:
         """Keys of the rows `index`, of all rows by default."""
@@ -83,13 +84,20 @@ class EncodedRows:
         return [bytes(self.key_bytes[begin[row] : end[row]]).decode() for row in rows]
 
 
-def to_parquet(rows: TokenRows, spec: wire.TokenSpec) -> bytes:
+def to_parquet(
+    rows: TokenRows,
+    spec: wire.TokenSpec,
+    compression_level: int = DEFAULT_COMPRESSION_LEVEL,
+) -> bytes:
     """The shard file of these rows, in the encoding that comes out smallest.
 
-    The same rows give the same bytes with the same version of pyarrow.
-    Raises InvalidInputError for no rows, a grid other than the spec's, ids >= spec.codes, labels
-    outside -1..2^31-1, keys that are not text or longer than 1024 bytes, or too many rows.
+    compression_level: of zstd, 1 to 19. The same rows at the same level give the same bytes with
+    the same version of pyarrow.
+    Raises InvalidInputError for another level, no rows, a grid other than the spec's, ids >=
+    spec.codes, labels outside -1..2^31-1, keys that are not text or longer than 1024 bytes, or too
+    many rows.
     """
+    measure = _zstd_bytes(check_compression_level(compression_level))
     count, tokens = len(rows), spec.grid_height * spec.grid_width
     if rows.ids.shape[1:] != (spec.grid_height, spec.grid_width):
         raise InvalidInputError(
@@ -102,28 +110,27 @@ def to_parquet(rows: TokenRows, spec: wire.TokenSpec) -> bytes:
             f"{MAX_COLUMN_BYTES // tokens} rows: write fewer rows to a shard"
         )
     ids_NT = rows.ids.reshape(count, tokens)
-    encoded = codec.encode(ids_NT, spec.codes, codec.choose(ids_NT, spec.codes, _zstd_bytes))
-    columns = codec.pack(encoded)
+    columns = codec.encode(ids_NT, spec.codes, codec.choose(ids_NT, spec.codes, measure))
     arrays = {
         "key": _key_array(rows.keys),
         "label": _label_array(rows.labels),
         "source_bytes": pa.array(rows.source_bytes, pa.int64()),
         "tokens": _fixed(columns.low),
     }
-    if encoded.encoding is Encoding.PLANES:
+    if columns.encoding is Encoding.PLANES:
         arrays["tokens_high"] = _fixed(columns.high)
-    if encoded.encoding is Encoding.ESCAPE:
+    if columns.encoding is Encoding.ESCAPE:
         arrays["escape"] = _variable(columns.offsets, columns.escape_low)
-        if codec.long_escapes(len(encoded.ranks)):
+        if codec.long_escapes(len(columns.ranks)):
             arrays["escape_high"] = _variable(columns.offsets, columns.escape_high)
-    schema = _schema(encoded.encoding, len(encoded.ranks), tokens)
+    schema = _schema(columns.encoding, len(columns.ranks), tokens)
     table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
-        compression_level=_ZSTD_LEVEL,
+        compression_level=compression_level,
         use_dictionary=False,
         column_encoding={name: _PARQUET_ENCODINGS[name] for name in schema.names},
         data_page_size=_PAGE_BYTES,
@@ -132,23 +139,40 @@ def to_parquet(rows: TokenRows, spec: wire.TokenSpec) -> bytes:
         store_schema=False,
     ) as writer:
         writer.write_table(table, row_group_size=count)
-        writer.add_key_value_metadata(_describe(encoded, spec))
+        writer.add_key_value_metadata(_describe(columns, spec))
     return bytes(sink.getvalue())
 
 
+def check_compression_level(level: int) -> int:
+    """The level; InvalidInputError outside 1..19."""
+    if not 1 <= level <= MAX_COMPRESSION_LEVEL:
+        raise InvalidInputError(
+            f"compression_level is {level}, valid are 1 to {MAX_COMPRESSION_LEVEL}: 1 packs "
+            "fastest, 9 makes shards of photographs a fifth smaller in eight times the time"
+        )
+    return level
+
+
 def from_parquet(source: bytes | Path, spec: wire.TokenSpec) -> TokenRows:
-    """All rows of a shard file. Errors as `read_encoded`."""
-    rows = read_encoded(source, spec)
-    ids = codec.decode(rows.encoded).reshape(-1, spec.grid_height, spec.grid_width)
+    """All rows of a shard file. Errors as `read_rows`."""
+    rows = read_rows(source, spec)
+    ids = rows.ids.reshape(-1, spec.grid_height, spec.grid_width)
     return TokenRows(ids, rows.labels, rows.keys(), rows.source_bytes)
 
 
-def read_encoded(
-    source: bytes | Path, spec: wire.TokenSpec, rows: int | None = None, name: str = "shard"
-) -> EncodedRows:
-    """Decompress a shard without building its ids.
+def read_rows(
+    source: bytes | Path,
+    spec: wire.TokenSpec,
+    rows: int | None = None,
+    name: str = "shard",
+    *,
+    digest_checked: bool = False,
+) -> ShardRows:
+    """Decompress and decode a shard.
 
     rows: number of rows that the manifest promises; name: what errors call the shard.
+    digest_checked: the bytes are those of the manifest's xxh3, so the checksums of the pages,
+        which take a fifth of the time, have nothing to add and are left out.
     Raises FormatError for a newer format, other sizes than the spec's, or damaged content. The
     footer is held against spec and rows before memory is taken for the columns.
     """
@@ -157,7 +181,9 @@ def read_encoded(
             raise NotFoundError(f"no shard file {source}: check the path")
         name, source = str(source), source.read_bytes()
     try:
-        with pq.ParquetFile(pa.BufferReader(source), page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            pa.BufferReader(source), page_checksum_verification=not digest_checked
+        ) as file:
             encoding, ranks = _check_footer(file, spec, rows)
             table = file.read(use_threads=False)
         return _to_rows(table, encoding, ranks, spec)
@@ -186,13 +212,13 @@ def _schema(encoding: Encoding, used: int, tokens: int) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
 
 
-def _describe(encoded: Encoded, spec: wire.TokenSpec) -> dict[bytes, bytes]:
+def _describe(columns: Columns, spec: wire.TokenSpec) -> dict[bytes, bytes]:
     tokens = {
-        "rows": len(encoded),
+        "rows": len(columns.low),
         "grid": [spec.grid_height, spec.grid_width],
         "codes": spec.codes,
-        "encoding": encoded.encoding.value,
-        "ranks": base64.b64encode(encoded.ranks.astype("<u2").tobytes()).decode(),
+        "encoding": columns.encoding.value,
+        "ranks": base64.b64encode(columns.ranks.astype("<u2").tobytes()).decode(),
     }
     described = json.dumps(tokens).encode()
     return {
@@ -265,7 +291,7 @@ def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> None:
 
 def _to_rows(
     table: pa.Table, encoding: Encoding, ranks: IdArray, spec: wire.TokenSpec
-) -> EncodedRows:
+) -> ShardRows:
     tokens = spec.grid_height * spec.grid_width
     arrays = {name: _whole(table[name]) for name in table.column_names}
     none = np.zeros(0, np.uint8)
@@ -278,13 +304,13 @@ def _to_rows(
             raise FormatError("its two escape columns differ in length")
     low = _grid_of(arrays["tokens"], tokens)
     high = _grid_of(arrays["tokens_high"], tokens) if "tokens_high" in arrays else low[:0]
-    columns = Columns(low, high, offsets, escape_low, escape_high)
+    columns = Columns(encoding, ranks, low, high, offsets, escape_low, escape_high)
     labels = arrays["label"].to_numpy().astype(np.int64)
     if labels.min() < UNLABELLED:
         raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
     key_offsets, key_bytes = _bytes_of(arrays["key"])
-    return EncodedRows(
-        encoded=codec.unpack(encoding, ranks, columns),
+    return ShardRows(
+        ids=codec.decode(columns),
         labels=labels,
         source_bytes=arrays["source_bytes"].to_numpy(),
         key_offsets=key_offsets,
@@ -293,7 +319,8 @@ def _to_rows(
 
 
 def _whole(column: pa.ChunkedArray) -> Any:
-    array = column.combine_chunks()
+    # Of one chunk, too, combine_chunks makes a copy.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     array.validate()
     return array
 
@@ -345,6 +372,7 @@ def _label_array(labels: IntArray) -> Any:
     return pa.array(labels, pa.int32())
 
 
-def _zstd_bytes(column: npt.NDArray[np.uint8]) -> int:
-    compressed = pa.Codec("zstd", _ZSTD_LEVEL).compress(pa.py_buffer(np.ascontiguousarray(column)))
-    return int(compressed.size)
+def _zstd_bytes(level: int) -> Callable[[ByteArray], int]:
+    """Compressed bytes of a column at this level."""
+    packer = pa.Codec("zstd", level)
+    return lambda column: int(packer.compress(pa.py_buffer(np.ascontiguousarray(column))).size)

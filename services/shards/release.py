@@ -18,6 +18,7 @@ import torch
 
 from services.errors import FormatError, InvalidInputError
 from services.shards.cache import ShardCache
+from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
 from services.shards.manifest import LoadedManifest, commit, load_manifest, put_asset, read_asset
 from services.shards.reader import DatasetReader
 from services.shards.release_files import (
@@ -56,14 +57,17 @@ def import_release(
     image_size: tuple[int, int] = (0, 0),
     classes: Sequence[str] = (),
     shard_rows: int = DEFAULT_SHARD_ROWS,
+    compression_level: int = DEFAULT_COMPRESSION_LEVEL,
     progress: Progress = _ignore,
 ) -> LoadedManifest:
     """Write all splits of a release folder as shards and commit them as the next version.
 
     grid: tokens (height, width). image_size: pixels that the tokenizer read, 0 where not known.
     classes: name of label i; may be empty. A file `NAME-val-token…` becomes split "validation".
+    compression_level: of the shards, 1 to 19 (`layout.to_parquet`).
     Errors as `release_files.read_split`; after one, no version is committed.
     """
+    check_compression_level(compression_level)
     codebook = Codebook.from_published(folder / _CODEBOOK)
     spec = token_spec(grid, codebook.codes, codebook.channels, image_size)
     splits: dict[str, wire.Split] = {}
@@ -77,7 +81,7 @@ def import_release(
                 f"{folder} has two sets of files for split {name!r}, the second is {files.stem}: "
                 "keep each release in a folder of its own"
             )
-        with ShardWriter(root, dataset, name, spec, shard_rows) as writer:
+        with ShardWriter(root, dataset, name, spec, shard_rows, compression_level) as writer:
             for rows in read_split(files, spec):
                 _check_classes(rows.labels, len(classes), files)
                 writer.add(rows)

@@ -56,7 +56,7 @@ def verify_dataset(
 ) -> Iterator[Check]:
     """Check every asset, shard, column and split of a version (the newest by default), in order.
 
-    Of a shard: size, xxh3, page checksums, layout, labels, source bytes and ranges of the ids; of
+    Of a shard: size, xxh3, layout, labels, source bytes and ranges of the ids; of
     a column's file: the same, and that it belongs to its shard; of a split: the code counts and
     the hashes of all grids over its shards. At most `workers` (by default one a core) files are
     looked at, and in memory, at once. Raises only if the manifest itself cannot be read.
@@ -113,7 +113,9 @@ def _check_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed:
 
 def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: bool) -> _Found:
     name = f"{folder.url}/{shard.path}"
-    rows = layout.read_encoded(read_checked(folder, shard), spec, shard.rows, name)
+    rows = layout.read_rows(
+        read_checked(folder, shard), spec, shard.rows, name, digest_checked=True
+    )
     said = shard.labels or wire.LabelCounts()
     labels, counts = np.unique(rows.labels, return_counts=True)
     if dict(zip(said.labels, said.rows, strict=True)) != dict(
@@ -125,9 +127,8 @@ def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: 
             f"{name}: source bytes add up to {int(rows.source_bytes.sum())}, the manifest says "
             f"{shard.source_bytes}"
         )
-    ids_NT = codec.decode(rows.encoded)
     return _Found(
-        codec.count_codes(ids_NT, spec.codes), hash_grids(ids_NT if hashed else ids_NT[:0])
+        codec.count_codes(rows.ids, spec.codes), hash_grids(rows.ids if hashed else rows.ids[:0])
     )
 
 

@@ -39,10 +39,16 @@ class ShardResult:
 
 
 def write_shard(
-    root: Store, dataset: str, split: str, rows: TokenRows, spec: wire.TokenSpec
+    root: Store,
+    dataset: str,
+    split: str,
+    rows: TokenRows,
+    spec: wire.TokenSpec,
+    compression_level: int = layout.DEFAULT_COMPRESSION_LEVEL,
 ) -> ShardResult:
     """Write one shard below ROOT/DATASET/shards. Thread-safe; a repeat writes the same file.
 
+    compression_level: of zstd, 1 to 19; higher is smaller, where tokens repeat, and slower.
     Raises InvalidInputError for names or rows that do not fit the spec (see
     `layout.to_parquet`) and StoreError where the storage refuses.
     """
@@ -53,7 +59,7 @@ def write_shard(
             f"source_bytes {rows.source_bytes.min()} is negative: give the image file's size, or "
             "0 where it is not known"
         )
-    data = layout.to_parquet(rows, spec)
+    data = layout.to_parquet(rows, spec, compression_level)
     digest = xxhash.xxh3_128_hexdigest(data)
     path = f"shards/{split}-{digest[:_NAME_DIGITS]}.parquet"
     root.child(check_name(dataset)).write(path, data)
@@ -104,6 +110,7 @@ class ShardWriter:
         split: str,
         spec: wire.TokenSpec,
         shard_rows: int = DEFAULT_SHARD_ROWS,
+        compression_level: int = layout.DEFAULT_COMPRESSION_LEVEL,
     ) -> None:
         limit = layout.MAX_COLUMN_BYTES // (spec.grid_height * spec.grid_width)
         if not 1 <= shard_rows <= limit:
@@ -114,6 +121,7 @@ class ShardWriter:
         self._target = root, dataset, split
         self._spec = spec
         self._shard_rows = shard_rows
+        self._compression_level = layout.check_compression_level(compression_level)
         self._pending: list[TokenRows] = []
         self._pending_rows = 0
         self.results: list[ShardResult] = []
@@ -144,7 +152,8 @@ class ShardWriter:
     def _flush(self) -> None:
         rows = _join(self._pending)
         self._pending, self._pending_rows = [], 0
-        self.results.append(write_shard(*self._target, rows, self._spec))
+        result = write_shard(*self._target, rows, self._spec, self._compression_level)
+        self.results.append(result)
 
 
 def _cut(rows: TokenRows, start: int, stop: int) -> TokenRows:

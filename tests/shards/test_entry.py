@@ -15,8 +15,7 @@ from services.wire.seit import v1 as wire
 
 
 def write_entry(path: Path, rows: TokenRows, spec: wire.TokenSpec) -> wire.Shard:
-    encoded = layout.read_encoded(layout.to_parquet(rows, spec), spec)
-    file = EntryFile(encoded, spec)
+    file = EntryFile(layout.read_rows(layout.to_parquet(rows, spec), spec), spec)
     with open(path, "wb") as target:
         file.write(target)
     assert path.stat().st_size == file.bytes

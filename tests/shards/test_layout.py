@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def test_rows_come_back(
     rows, spec = sized_rows(40, height, width, codes, skew), sized_spec(height, width, codes)
     data = layout.to_parquet(rows, spec)
     assert_same(layout.from_parquet(data, spec), rows)
-    assert layout.read_encoded(data, spec).encoded.encoding is encoding
+    said = pq.ParquetFile(pa.BufferReader(data)).metadata.metadata[b"seit.tokens"]
+    assert json.loads(said)["encoding"] == encoding
 
 
 @settings(deadline=None, max_examples=30)
@@ -77,7 +79,7 @@ def test_rows_come_back(
 def test_keys_may_be_any_text(keys: list[str]) -> None:
     rows = sized_rows(len(keys), 2, 3, 7)
     rows = dataclasses.replace(rows, keys=keys)
-    found = layout.read_encoded(layout.to_parquet(rows, sized_spec(2, 3, 7)), sized_spec(2, 3, 7))
+    found = layout.read_rows(layout.to_parquet(rows, sized_spec(2, 3, 7)), sized_spec(2, 3, 7))
     assert found.keys() == keys
     index = np.arange(len(keys))[::-1]
     assert found.keys(index) == keys[::-1]
@@ -85,6 +87,27 @@ def test_keys_may_be_any_text(keys: list[str]) -> None:
 
 def test_same_rows_make_the_same_file(make_rows: MakeRows, spec: wire.TokenSpec) -> None:
     assert layout.to_parquet(make_rows(50, 1), spec) == layout.to_parquet(make_rows(50, 1), spec)
+
+
+def test_levels_change_the_size_alone(spec: wire.TokenSpec) -> None:
+    rows = sized_rows(64, 4, 6, 391, skew=1.0)
+    rows = dataclasses.replace(rows, ids=np.tile(rows.ids[:8], (8, 1, 1)))
+    files = [layout.to_parquet(rows, spec, level) for level in (1, 9, 19)]
+    for data in files:
+        assert_same(layout.from_parquet(data, spec), rows)
+    assert len(files[2]) < len(files[0])
+    for level in (0, 20):
+        with pytest.raises(InvalidInputError, match=f"compression_level is {level}, valid are 1"):
+            layout.to_parquet(rows, spec, level)
+
+
+def test_page_checksums_are_left_out_only_behind_a_digest(spec: wire.TokenSpec) -> None:
+    data = layout.to_parquet(sized_rows(8, 4, 6, 391), spec)
+    place = data.index(b"row 0")  # the keys' page: zstd leaves so few bytes as they are
+    damaged = data[:place] + b"raw" + data[place + 3 :]
+    with pytest.raises(FormatError):
+        layout.read_rows(damaged, spec)
+    assert layout.read_rows(damaged, spec, digest_checked=True).keys()[0] == "raw 0"
 
 
 def test_any_parquet_reader_sees_the_columns(make_rows: MakeRows, spec: wire.TokenSpec) -> None:
@@ -124,7 +147,7 @@ def test_truncated_files_are_refused(
 ) -> None:
     data = layout.to_parquet(make_rows(30, 1), spec)
     with pytest.raises(FormatError, match=r"over there: not a whole Parquet file"):
-        layout.read_encoded(data[: int(share * len(data))], spec, name="over there")
+        layout.read_rows(data[: int(share * len(data))], spec, name="over there")
 
 
 def test_newer_format_is_named_first(make_rows: MakeRows, spec: wire.TokenSpec) -> None:
@@ -155,7 +178,7 @@ def test_another_datasets_shard_is_refused(make_rows: MakeRows, spec: wire.Token
         with pytest.raises(FormatError, match="another dataset's shard"):
             layout.from_parquet(data, other)
     with pytest.raises(FormatError, match="holds 3 rows, the manifest says 4"):
-        layout.read_encoded(data, spec, rows=4)
+        layout.read_rows(data, spec, rows=4)
 
 
 def test_foreign_columns_are_refused(make_rows: MakeRows, spec: wire.TokenSpec) -> None:

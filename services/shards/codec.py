@@ -219,7 +219,8 @@ def _escapes(low: ByteArray) -> IntArray:
         places = (byte * 8 + start).take(bit >> 3)
         places += bit & 7
         found.append(places)
-    return np.concatenate([*found, np.array([flat.size])])
+    fenced: IntArray = np.concatenate([*found, np.array([flat.size])])
+    return fenced
 
 
 def _row_starts(low: ByteArray) -> IntArray:

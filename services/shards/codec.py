@@ -219,13 +219,13 @@ def _escapes(low: ByteArray) -> IntArray:
         places = (byte * 8 + start).take(bit >> 3)
         places += bit & 7
         found.append(places)
-    fenced: IntArray = np.concatenate([*found, np.array([flat.size])])
-    return fenced
+    return np.concatenate([*found, np.array([flat.size])])
 
 
 def _row_starts(low: ByteArray) -> IntArray:
     """Flat positions (N + 1,) where rows begin, and the last ends."""
-    return np.arange(len(low) + 1) * low.shape[1]
+    starts: IntArray = np.arange(len(low) + 1) * low.shape[1]
+    return starts
 
 
 def _check_escapes(columns: Columns, fenced: IntArray) -> None:

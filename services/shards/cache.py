@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pyarrow as pa
 import xxhash
 
 from services.errors import FormatError, IntegrityError, InvalidInputError, StoreError
@@ -195,6 +196,7 @@ class ShardCache:
                     del data  # as large as the file, and not needed while it is laid down
                     entry = self._lay_down(name, laid, opened)
                     del laid
+                    pa.default_memory_pool().release_unused()  # Arrow would keep it for later
             self._hold(name, entry)
         return entry
 

@@ -61,10 +61,47 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Show what flows into runs: of a running stats service, or of a folder of runs."""
+
+    place: Annotated[
+        Positional[str],
+        tyro.conf.arg(
+            metavar="PLACE", help="http://HOST:PORT, or a run's folder, or one that holds runs"
+        ),
+    ]
+    state: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="running, finished, stopped, failed, stalled or unreadable; None for all"
+        ),
+    ] = None
+
+    def run(self, out: Console) -> int:
+        from services.stats.client import StatsClient
+        from services.stats.streams import listed, open_runs
+
+        if self.place.startswith(("http://", "https://")):
+            found = StatsClient(self.place).streams(self.state)
+        else:
+            found = listed(open_runs([self.place]), self.state)
+        out.print(tables.stream_table(found))
+        return 0
+
+
+@dataclass(frozen=True)
 class Serve:
-    """Answer what stands below ROOT over HTTP; the description of the API is at /docs."""
+    """Answer what stands below ROOT, and what flows, over HTTP; /docs describes the API."""
 
     root: Root
+    runs: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="URL",
+            help="run's folder (--out of a trainer), or one that holds runs; may be given often; "
+            "without it those of SEIT_STATS_RUNS",
+        ),
+    ] = ()
     host: Annotated[str, tyro.conf.arg(help="address to listen at; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, tyro.conf.arg(help="TCP port")] = 8000
 
@@ -72,8 +109,9 @@ class Serve:
         import uvicorn
 
         from services.stats.app import create_app
+        from services.stats.streams import open_runs
 
-        app = create_app(standing(self.root))
+        app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/docs", markup=False)
         uvicorn.run(app, host=self.host, port=self.port, log_level="warning")
         return 0
@@ -99,6 +137,7 @@ Command: TypeAlias = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Diff, subcommand("diff")]
     | Annotated[Stats, subcommand("stats")]
+    | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[AddColumn, subcommand("add-column")]

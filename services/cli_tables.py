@@ -158,6 +158,62 @@ def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:
     return table
 
 
+def stream_table(streams: Iterable[wire.StreamInfo]) -> RenderableType:
+    """What flows into runs, a line each; below it, what could not be read."""
+    table = _table(
+        "run",
+        "state",
+        "step>",
+        "of>",
+        "left>",
+        "images/s>",
+        "waits:\nstorage>",
+        "\nrecipe>",
+        "\nconsumer>",
+        "cache\nhits>",
+        "trouble",
+    )
+    reasons: list[RenderableType] = []
+    for one in streams:
+        silent = one.state == "stalled"
+        state = f"stalled, silent {_span(one.silent_seconds)}" if silent else one.state
+        table.add_row(
+            plain(one.name),
+            plain(state),
+            f"{one.step:,}",
+            f"{one.step_target:,}",
+            "" if one.eta_seconds is None else _span(one.eta_seconds),
+            f"{one.rows_per_second:,.0f}",
+            f"{one.storage_share:.1%}",
+            f"{one.augmentation_share:.1%}",
+            f"{one.consumer_share:.1%}",
+            f"{one.cache_hit_rate:.1%}",
+            _troubles(one),
+        )
+        if one.reason:
+            reasons.append(plain(f"{one.name}: {one.reason}"))
+    return Group(table, *reasons)
+
+
+def _troubles(stream: wire.StreamInfo) -> str:
+    counts = {
+        "retries": stream.retries,
+        "refetches": stream.refetches,
+        "shards left out": stream.quarantined,
+        "actors restarted": stream.actor_restarts,
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
+
+
+def _span(seconds: float) -> str:
+    """A time span, in the largest units that say enough."""
+    whole = round(seconds)
+    for unit, sign in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * unit:
+            return f"{whole // unit:,} {sign}"
+    return f"{whole} s"
+
+
 def orphan_table(orphans: Sequence[Entry]) -> Table:
     """Files that no version names, with their sizes."""
     table = _table("file", "size>")

@@ -9,6 +9,8 @@ the cache may lie, how large it may grow) stands here.
 | `SEIT_CACHE_BYTES` | most bytes that the cache may hold | `20G` |
 | `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `2` |
 | `SEIT_STATS_SHARDS` | shards whose descriptions the stats service keeps in memory | `200K` |
+| `SEIT_STATS_RUNS` | folders of runs whose streams it shows, separated by commas | none |
+| `SEIT_STATS_STREAM_BYTES` | bytes of what their ranks wrote that it keeps in memory | `64M` |
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class Settings:
     cache_bytes: int
     stats_fresh_seconds: float
     stats_shards: int
+    stats_runs: tuple[str, ...]
+    stats_stream_bytes: int
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -47,6 +51,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cache_bytes=int(_number(env, "SEIT_CACHE_BYTES", "20G", least=1)),
         stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "2", least=0),
         stats_shards=int(_number(env, "SEIT_STATS_SHARDS", "200K", least=1)),
+        stats_runs=tuple(
+            url.strip() for url in env.get("SEIT_STATS_RUNS", "").split(",") if url.strip()
+        ),
+        stats_stream_bytes=int(_number(env, "SEIT_STATS_STREAM_BYTES", "64M", least=1)),
     )
 
 

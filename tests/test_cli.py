@@ -31,13 +31,33 @@ def age(root: Store, days: float) -> None:
 def test_help_names_every_command(seit: Seit) -> None:
     shown = seit("--help")
     assert shown.code == 0
-    for command in ("ingest", "inspect", "verify", "diff", "stats", "serve", "gc", "demo"):
+    for command in (
+        "ingest",
+        "inspect",
+        "verify",
+        "diff",
+        "stats",
+        "streams",
+        "serve",
+        "gc",
+        "demo",
+    ):
         assert f"• {command} " in shown.out
 
 
 @pytest.mark.parametrize(
     "command",
-    ["inspect", "verify", "diff", "stats", "serve", "gc", "import-release", "export-release"],
+    [
+        "inspect",
+        "verify",
+        "diff",
+        "stats",
+        "streams",
+        "serve",
+        "gc",
+        "import-release",
+        "export-release",
+    ],
 )
 def test_each_command_has_help(seit: Seit, command: str) -> None:
     shown = seit(command, "--help")

@@ -14,6 +14,7 @@ from services import cli_tables as tables
 from services.shards.diff import diff_manifests
 from services.shards.store import Entry, open_store
 from services.stats.report import storage_report, summarize
+from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
 
@@ -90,3 +91,16 @@ def test_orphans_are_listed_with_sizes() -> None:
     text = shown(tables.orphan_table([Entry("shards/a[b].parquet", 2_500, 0.0)]))
     assert "shards/a[b].parquet" in text
     assert "2.5 kB" in text
+
+
+def test_streams_show_where_they_stand_and_what_is_wrong() -> None:
+    running = wire.StreamInfo(
+        name="mtm", state="running", step=5, step_target=20, eta_seconds=7300, retries=2
+    )
+    silent = wire.StreamInfo(name="hangs", state="stalled", silent_seconds=45)
+    bad = wire.StreamInfo(name="bad", state="unreadable", reason="rank-0.json: \x1b[2Jnot JSON")
+    text = shown(tables.stream_table([running, silent, bad]), width=160)
+    assert "2 h" in text
+    assert "2 retries" in text
+    assert "silent 45 s" in text
+    assert "bad: rank-0.json: \N{REPLACEMENT CHARACTER}[2Jnot JSON" in text

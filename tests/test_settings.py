@@ -14,6 +14,7 @@ def test_every_variable_has_a_default() -> None:
     found = load_settings({"XDG_CACHE_HOME": "/cache"})
     assert found.cache_dir == Path("/cache/seit")
     assert (found.cache_bytes, found.stats_shards) == (20_000_000_000, 200_000)
+    assert (found.stats_runs, found.stats_stream_bytes) == ((), 64_000_000)
     assert load_settings({}).cache_dir == Path.home() / ".cache/seit"
 
 
@@ -24,11 +25,15 @@ def test_variables_are_read() -> None:
             "SEIT_CACHE_BYTES": "1.5 GB",
             "SEIT_STATS_FRESH_SECONDS": "0",
             "SEIT_STATS_SHARDS": "5k",
+            "SEIT_STATS_RUNS": "s3://bucket/runs, /data/runs,",
+            "SEIT_STATS_STREAM_BYTES": "1M",
         }
     )
     assert found.cache_dir == Path.home() / "x"
     assert (found.cache_bytes, found.stats_fresh_seconds) == (1_500_000_000, 0)
     assert found.stats_shards == 5000
+    assert found.stats_runs == ("s3://bucket/runs", "/data/runs")
+    assert found.stats_stream_bytes == 1_000_000
 
 
 def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

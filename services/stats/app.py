@@ -1,25 +1,32 @@
-"""The HTTP service over a root of datasets: `/v1`, read-only, from manifests alone."""
+"""The HTTP service over a root of datasets and folders of runs: `/v1`, read-only.
+
+Datasets are answered from manifests alone, streams from what runs say of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import xxhash
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from services.errors import InvalidInputError
 from services.settings import Settings, load_settings
 from services.shards.store import Store
 from services.stats import problems
 from services.stats.catalog import Catalog
+from services.stats.metrics import Measured, Metrics
 from services.stats.report import storage_report
+from services.stats.streams import Streams, open_runs
 from services.wire.seit import v1 as wire
 
-API_VERSION = "1.0.0"
+API_VERSION = "1.1.0"
 
 _GZIP_FROM_BYTES = 1024
 _MAX_PAGE = 1000
@@ -28,25 +35,39 @@ _DOCS_PAGE = Path(__file__).parent / "pages" / "api.html"
 router = APIRouter(prefix="/v1", tags=["what stands"])
 
 
-def create_app(root: Store, settings: Settings | None = None) -> FastAPI:
-    """The service over the datasets below `root`.
+def create_app(
+    root: Store, settings: Settings | None = None, runs: Sequence[Store] | None = None
+) -> FastAPI:
+    """The service over the datasets below `root` and the streams of the runs in `runs`.
 
     settings: freshness and memory, by default from the environment.
+    runs: folders of runs; None for those that the settings name.
     """
     settings = settings or load_settings()
+    catalog = Catalog(
+        root, fresh_seconds=settings.stats_fresh_seconds, shard_limit=settings.stats_shards
+    )
+    streams = Streams(
+        open_runs(settings.stats_runs) if runs is None else runs,
+        fresh_seconds=settings.stats_fresh_seconds,
+        bytes_limit=settings.stats_stream_bytes,
+    )
     app = FastAPI(
         title="SeiT++ data service",
         version=API_VERSION,
-        description="Datasets of token shards: what stands on storage, and how much it takes.",
+        description="Datasets of token shards: what stands on storage, how much it takes, and what"
+        " flows into the runs that train on them. For Prometheus: /metrics.",
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
         redoc_url=None,
     )
-    app.state.catalog = Catalog(
-        root, fresh_seconds=settings.stats_fresh_seconds, shard_limit=settings.stats_shards
-    )
+    app.state.catalog, app.state.streams = catalog, streams
+    app.state.metrics = Metrics(catalog, streams)
     app.add_middleware(GZipMiddleware, minimum_size=_GZIP_FROM_BYTES)
+    app.add_middleware(Measured, metrics=app.state.metrics)  # the last one added is outermost
     app.include_router(router, responses=_PROBLEMS)
     app.add_api_route("/healthz", healthz, tags=["operation"])
+    app.add_api_route("/readyz", readyz, tags=["operation"], responses={503: _PROBLEMS[503]})
+    app.add_api_route("/metrics", metrics, include_in_schema=False, response_class=Response)
     app.add_api_route("/docs", docs, include_in_schema=False, response_class=HTMLResponse)
     problems.install(app)
     describe = app.openapi
@@ -63,18 +84,25 @@ def _catalog(request: Request) -> Catalog:
     return catalog
 
 
+def _streams(request: Request) -> Streams:
+    streams: Streams = request.app.state.streams
+    return streams
+
+
 FromCatalog: TypeAlias = Annotated[Catalog, Depends(_catalog)]
+FromStreams: TypeAlias = Annotated[Streams, Depends(_streams)]
 Name: TypeAlias = Annotated[str, InPath(description="name of the dataset", examples=["digits"])]
 Version: TypeAlias = Annotated[
     int | None, Query(ge=1, lt=2**63, description="version, by default the newest")
 ]
+State: TypeAlias = Literal["running", "finished", "stopped", "failed", "stalled", "unreadable"]
 Limit: TypeAlias = Annotated[int, Query(ge=1, le=_MAX_PAGE, description="entries of a page")]
 Cursor: TypeAlias = Annotated[
-    str, Query(max_length=100, description="`next` of the page before; empty for the first page")
+    str, Query(max_length=200, description="`next` of the page before; empty for the first page")
 ]
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    404: {"model": wire.Problem, "description": "no such dataset, version or split"},
+    404: {"model": wire.Problem, "description": "no such dataset, version, split or run"},
     409: {"model": wire.Problem, "description": "the manifest is damaged, or of a newer format"},
     422: {"model": wire.Problem, "description": "a value outside its valid range"},
     503: {"model": wire.Problem, "description": "the storage does not answer"},
@@ -147,9 +175,48 @@ def get_storage(
     return known or storage_report(loaded.manifest)
 
 
+@router.get("/streams", response_model=wire.StreamList)
+def list_streams(
+    request: Request,
+    response: Response,
+    streams: FromStreams,
+    state: Annotated[State | None, Query(description="only streams in this state")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = "",
+) -> wire.StreamList | Response:
+    """Streams of all runs, newest first, each summed over its ranks."""
+    page = streams.page(state, cursor, limit)
+    return _unless_known(request, response, bytes(page)) or page
+
+
+@router.get("/streams/{run}", response_model=wire.StreamInfo)
+def get_stream(
+    request: Request,
+    response: Response,
+    streams: FromStreams,
+    run: Annotated[str, InPath(description="name of the run's folder", examples=["mtm"])],
+) -> wire.StreamInfo | Response:
+    """One run's stream: where it stands, what it waits for, and each of its ranks."""
+    stream = streams.stream(run)
+    return _unless_known(request, response, bytes(stream)) or stream
+
+
 def healthz() -> dict[str, str]:
     """Whether the process answers. Says nothing of the storage."""
     return {"status": "ok"}
+
+
+def readyz(catalog: FromCatalog, streams: FromStreams) -> dict[str, str]:
+    """Whether datasets and runs can be listed: 503 while their storage does not answer."""
+    catalog.datasets()
+    streams.page(None, "", 1)
+    return {"status": "ready"}
+
+
+def metrics(request: Request) -> Response:
+    """Streams, datasets and requests as Prometheus text."""
+    known: Metrics = request.app.state.metrics
+    return Response(known.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def docs() -> HTMLResponse:

@@ -13,6 +13,7 @@ import pydantic
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.shards.validate import check_name
+from services.stats.streams import check_run_name
 from services.wire.seit import v1 as wire
 
 T = TypeVar("T")
@@ -71,6 +72,20 @@ class StatsClient:
     def storage(self, name: str) -> wire.StorageReport:
         """What the newest version of a dataset takes."""
         return self._get(wire.StorageReport, _path(name) + "/storage")
+
+    def streams(self, state: str | None = None) -> Iterator[wire.StreamInfo]:
+        """Streams of all runs, or those in one state, newest first and without their ranks."""
+        cursor = ""
+        chosen = {} if state is None else {"state": state}
+        while True:
+            page = self._get(wire.StreamList, "/v1/streams", cursor=cursor, **chosen)
+            yield from page.streams
+            if not (cursor := page.next):
+                return
+
+    def stream(self, run: str) -> wire.StreamInfo:
+        """One run's stream, with its ranks."""
+        return self._get(wire.StreamInfo, "/v1/streams/" + quote(check_run_name(run), safe=""))
 
     def _get(self, kind: type[T], path: str, **query: str) -> T:
         url = self._url + path + (f"?{urlencode(query)}" if query else "")

@@ -165,7 +165,9 @@ def test_writing_is_refused(client: TestClient) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(name=st.text(min_size=1, max_size=40), tail=st.sampled_from(["", "/shards", "/storage"]))
 def test_no_name_breaks_the_service(client: TestClient, name: str, tail: str) -> None:
     encoded = quote(name.encode("utf-8", "surrogatepass"), safe="")

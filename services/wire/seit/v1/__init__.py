@@ -22,6 +22,9 @@ __all__ = (
     "Split",
     "SplitStorage",
     "StorageReport",
+    "StreamInfo",
+    "StreamList",
+    "StreamRank",
     "TokenSpec",
 )
 
@@ -789,6 +792,200 @@ class StorageReport(betterproto2.Message):
 
 
 default_message_pool.register_message("seit.v1", "StorageReport", StorageReport)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class StreamInfo(betterproto2.Message):
+    """
+    What flows into one run, summed over its ranks; cumulative since the stream was opened.
+    """
+
+    name: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    of the run's folder
+    """
+
+    kind: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    of the run: "MtmRun"; empty where run.json does not say
+    """
+
+    recipe: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    of its augmentation; empty likewise
+    """
+
+    stream: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        4, betterproto2.TYPE_STRING
+    )
+    """
+    dataset/split
+    """
+
+    state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        5, betterproto2.TYPE_STRING
+    )
+    """
+    "running", "finished", "stopped", "failed", "stalled": running, but without a word for 30 s,
+    "unreadable": `reason` says why; sums are then of the ranks that can be read.
+    """
+
+    reason: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        6, betterproto2.TYPE_STRING
+    )
+    """
+    what of the folder could not be read
+    """
+
+    started: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        7, betterproto2.TYPE_STRING
+    )
+    """
+    RFC 3339, UTC, to the second
+    """
+
+    updated: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        8, betterproto2.TYPE_STRING
+    )
+    """
+    of the last word of any rank, RFC 3339, UTC
+    """
+
+    silent_seconds: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
+    """
+    of the running rank that has been silent longest; 0 if none runs
+    """
+
+    workers: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        10, betterproto2.TYPE_UINT32
+    )
+
+    step: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        11, betterproto2.TYPE_UINT64
+    )
+    """
+    the next one due, on the rank that is furthest behind
+    """
+
+    step_target: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        12, betterproto2.TYPE_UINT64
+    )
+
+    eta_seconds: "float | None" = betterproto2.field(13, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    at the pace so far; absent where it does not run, or not yet
+    """
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        14, betterproto2.TYPE_UINT64
+    )
+
+    rows_per_second: "float" = betterproto2.field(15, betterproto2.TYPE_DOUBLE)
+
+    storage_share: "float" = betterproto2.field(16, betterproto2.TYPE_DOUBLE)
+    """
+    Shares of the time since the first batch.
+
+    the consumer waited for rows
+    """
+
+    augmentation_share: "float" = betterproto2.field(17, betterproto2.TYPE_DOUBLE)
+    """
+    the consumer waited for the recipe
+    """
+
+    consumer_share: "float" = betterproto2.field(18, betterproto2.TYPE_DOUBLE)
+    """
+    the stream waited for the consumer
+    """
+
+    bytes_fetched: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        19, betterproto2.TYPE_UINT64
+    )
+
+    bytes_cached: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        20, betterproto2.TYPE_UINT64
+    )
+
+    cache_hit_rate: "float" = betterproto2.field(21, betterproto2.TYPE_DOUBLE)
+    """
+    bytes_cached / (bytes_cached + bytes_fetched)
+    """
+
+    retries: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        22, betterproto2.TYPE_UINT64
+    )
+
+    refetches: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        23, betterproto2.TYPE_UINT64
+    )
+
+    actor_restarts: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(24, betterproto2.TYPE_UINT64)
+    )
+
+    quarantined: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        25, betterproto2.TYPE_UINT64
+    )
+    """
+    different shards; their names stand in `ranks`
+    """
+
+    ranks: "list[StreamRank]" = betterproto2.field(26, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    where one stream is asked for; a list leaves them out
+    """
+
+
+default_message_pool.register_message("seit.v1", "StreamInfo", StreamInfo)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class StreamList(betterproto2.Message):
+    streams: "list[StreamInfo]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    cursor of the next page, empty on the last one
+    """
+
+
+default_message_pool.register_message("seit.v1", "StreamList", StreamList)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class StreamRank(betterproto2.Message):
+    """
+    One rank of a run's stream.
+    """
+
+    flow: "Flow | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    as the rank wrote it
+    """
+
+    state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    the flow's, or "stalled"
+    """
+
+    silent_seconds: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    since its last word, while it runs
+    """
+
+
+default_message_pool.register_message("seit.v1", "StreamRank", StreamRank)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})

@@ -1,0 +1,192 @@
+"""What the service knows, as Prometheus text: streams, datasets, and its own requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.errors import SeitError
+from services.stats.catalog import Catalog
+from services.stats.flows import STATES
+from services.stats.streams import Streams
+from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = {
+    "rows": "Rows delivered, those that do not exist left out",
+    "bytes_fetched": "Bytes of shards read from storage",
+    "bytes_cached": "Bytes of shards that the node had already",
+    "stall_storage_seconds": "Seconds that the consumer waited for rows",
+    "stall_augmentation_seconds": "Seconds that the consumer waited for the recipe",
+    "consumer_seconds": "Seconds that the stream waited for the consumer",
+    "retries": "Requests to storage that were made again",
+    "refetches": "Shards read again after a bad checksum",
+    "actor_restarts": "Augmentation actors that came back after a failure",
+}
+"""Fields of a flow that only grow, as counters `seit_stream_NAME`: those that Ray exports too."""
+
+GAUGES = {
+    "rows_per_second": "Rows a second since the first batch",
+    "step": "Next step due",
+    "step_target": "Last step",
+}
+"""Fields that stand for now, as gauges `seit_stream_NAME`, likewise."""
+
+ENDED_SECONDS = 3600.0
+"""A stream that ended longer ago is not exported any more: a root keeps its runs for years."""
+
+_LABELS = ("run", "stream", "rank")
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+_ALL = 2**31
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """A registry of its own, so that two services in one process do not share figures."""
+
+    def __init__(
+        self, catalog: Catalog, streams: Streams, now: Callable[[], float] = time.time
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Standing(catalog, streams, now))
+        self._requests = Counter(
+            "seit_service_requests",
+            "Requests answered",
+            ("method", "path", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "seit_service_request_seconds",
+            "Seconds from a request to the end of its answer",
+            ("path",),
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+
+    def text(self) -> bytes:
+        """All figures, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count one request; `path` is the route's, so that names in it make no new series."""
+        known = method if method in _METHODS else "other"
+        self._requests.labels(known, path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+
+class Measured:
+    """ASGI middleware that tells `metrics` of every request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500  # what an unexpected error becomes further out
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.answered(scope["method"], path, status, time.perf_counter() - began)
+
+
+class _Standing(Collector):
+    """Datasets and streams as they are when Prometheus asks."""
+
+    def __init__(self, catalog: Catalog, streams: Streams, now: Callable[[], float]) -> None:
+        self._catalog, self._streams, self._now = catalog, streams, now
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is depends on the storage, which is not asked before a scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """A storage that does not answer leaves its series out and its `up` at 0."""
+        up = GaugeMetricFamily("seit_service_up", "Whether the storage answers", labels=("part",))
+        parts: dict[str, Callable[[], list[Metric]]] = {
+            "datasets": lambda: _dataset_families(self._catalog),
+            "streams": lambda: _stream_families(self._streams.all(), self._now()),
+        }
+        for part, families in parts.items():
+            try:
+                found = families()
+            except SeitError as error:
+                logger.error("/metrics without %s: %s", part, error)
+                up.add_metric((part,), 0)
+                continue
+            up.add_metric((part,), 1)
+            yield from found
+        yield up
+
+
+def _dataset_families(catalog: Catalog) -> list[Metric]:
+    sizes = {
+        "version": "Newest version",
+        "rows": "Rows of the newest version",
+        "shards": "Shards of the newest version",
+        "bytes": "Bytes of its shards",
+    }
+    summaries = catalog.dataset_page("", _ALL).datasets
+    families: list[Metric] = []
+    for name, text in sizes.items():
+        family = GaugeMetricFamily(f"seit_dataset_{name}", text, labels=("dataset",))
+        for one in summaries:
+            family.add_metric((one.name,), getattr(one, name))
+        families.append(family)
+    return families
+
+
+def _stream_families(streams: list[wire.StreamInfo], now: float) -> list[Metric]:
+    counts = GaugeMetricFamily("seit_streams", "Streams by state", labels=("state",))
+    for state in STATES:
+        counts.add_metric((state,), sum(one.state == state for one in streams))
+    states = GaugeMetricFamily("seit_stream_state", "1 for its state", labels=("run", "state"))
+    silent = GaugeMetricFamily(
+        "seit_stream_silent_seconds", "Seconds since the last word, while it runs", labels=_LABELS
+    )
+    quarantined = GaugeMetricFamily(
+        "seit_stream_quarantined", "Damaged shards left out", labels=_LABELS
+    )
+    counters = {
+        name: CounterMetricFamily(f"seit_stream_{name}", text, labels=_LABELS)
+        for name, text in COUNTERS.items()
+    }
+    gauges = {
+        name: GaugeMetricFamily(f"seit_stream_{name}", text, labels=_LABELS)
+        for name, text in GAUGES.items()
+    }
+    for one in streams:
+        if not _is_recent(one, now):
+            continue
+        states.add_metric((one.name, one.state), 1)
+        for rank in one.ranks:
+            flow = rank.flow
+            assert flow is not None  # `summarize_words` gives every rank its flow
+            labels = (one.name, flow.stream, str(flow.rank))
+            silent.add_metric(labels, rank.silent_seconds)
+            quarantined.add_metric(labels, len(flow.quarantined))
+            for name, family in (counters | gauges).items():
+                family.add_metric(labels, getattr(flow, name))
+    return [counts, states, silent, quarantined, *counters.values(), *gauges.values()]
+
+
+def _is_recent(stream: wire.StreamInfo, now: float) -> bool:
+    running = stream.state in ("running", "stalled")
+    return running or now - datetime.fromisoformat(stream.updated).timestamp() <= ENDED_SECONDS

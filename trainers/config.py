@@ -197,6 +197,9 @@ class ClusterConfig:
     """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
+    share_lag: int = 0
+    """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
+    length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
@@ -208,6 +211,7 @@ class ClusterConfig:
         for name in (
             *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
             *("augment_cpus_per_actor", "augment_gpus_per_actor", "max_failures"),
+            "share_lag",
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
         require(
@@ -221,6 +225,12 @@ class ClusterConfig:
             "cluster.workers",
             self.workers,
             "1 with --cluster.no-ray",
+        )
+        require(
+            not (self.no_ray and self.share_lag),
+            "cluster.share_lag",
+            self.share_lag,
+            "0 with --cluster.no-ray: jobs share a stream through a cluster",
         )
 
 
@@ -249,7 +259,7 @@ class Run:
             "cluster.workers" if not self.cluster.min_workers else "cluster.min_workers..workers",
             self.cluster.workers if not self.cluster.min_workers else list(self.worlds),
             f"numbers that all divide the {blocks} blocks of a step (order.global_batch /"
-            f" order.block), which {', '.join(map(str, odd))} do not; 12, 24 or 60 blocks suit most",
+            f" order.block), which {', '.join(map(str, odd))} do not; 12, 24 or 60 suit most",
         )
 
     @property

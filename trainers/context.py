@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from services.stream.pool import Pool
+    from services.stream.pool import Pool, Sharing
 
 
 def _never() -> bool:
@@ -27,6 +27,7 @@ class Place:
     rank, world: this worker and how many there are; world > 1 means that torch.distributed is
     initialised. should_stop: a signal asked for an end: save a checkpoint and return.
     pool: augmentation actors of this worker's stream; None: threads of this process do it.
+    sharing: whether other jobs take part in this worker's stream.
     trainer_cpus: logical CPUs that all workers of the run together hold.
     report: tells figures to Ray Train; every rank calls it equally often.
     """
@@ -36,5 +37,6 @@ class Place:
     device: torch.device
     should_stop: Callable[[], bool] = _never
     pool: Pool | None = None
+    sharing: Sharing | None = None
     trainer_cpus: float = 0.0
     report: Callable[[Mapping[str, float]], None] = _tell_nobody

@@ -185,7 +185,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
-    from services.stream.pool import Pool
+    from services.stream.pool import Pool, Sharing
 
     _log_ours()
     cluster: ClusterConfig = sent["cluster"]
@@ -204,6 +204,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         device=ray.train.torch.get_device(),
         should_stop=_AskedToStop(sent["flag"]),
         pool=pool,
+        sharing=Sharing(cluster.share_lag) if cluster.share_lag else None,
         trainer_cpus=cluster.cpus_per_worker * context.get_world_size(),
         report=lambda metrics: ray.train.report(dict(metrics)),
     )

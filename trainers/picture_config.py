@@ -176,9 +176,9 @@ class PictureRun(Run):
             require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
         for field in fields(self.cluster):
             value = getattr(self.cluster, field.name)
-            if field.name.startswith("augment_"):
+            if field.name.startswith("augment_") or field.name == "share_lag":
                 name = f"cluster.{field.name}"
-                valid = f"{field.default} here: pictures need no augmentation actors"
+                valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)
 
 

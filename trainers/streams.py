@@ -166,6 +166,7 @@ def _open_training(
         start=start,
         stop=epochs * probe.steps_per_epoch,
         pool=place.pool,
+        sharing=place.sharing,
         trainer_cpus=place.trainer_cpus,
     )
 

@@ -6,20 +6,24 @@ of this process): both call `fetch_share` and `augment_share` for each step.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 from services.errors import InvalidInputError
 from services.plan import cursor
 from services.stream.augmentation import augment_share, augmenter_for
 from services.stream.batch import StreamBatch, unpack_batch
-from services.stream.fetch import fetch_share, opened, share_rows
+from services.stream.fetch import fetch_share, opened
 from services.stream.meter import Meter
-from services.stream.pool import Pool
+from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
 from services.wire.seit import v1 as wire
+
+logger = logging.getLogger(__name__)
 
 THREADS = 4
 """Threads that prepare shares without a cluster; more than cores, as some wait for disks."""
@@ -31,6 +35,8 @@ class Stream:
     pool: augmentation actors on a Ray cluster; None for threads of this process.
     trainer_cpus: logical CPUs that all trainers of the cluster hold, which the pool must leave.
     prefetch: shares prepared ahead of the consumer.
+    sharing: take part in one stream with other jobs of the cluster that ask for the same; where
+        that cannot be, or ends, the stream goes on with its own pool. Needs a pool.
     """
 
     def __init__(
@@ -44,7 +50,13 @@ class Stream:
         pool: Pool | None = None,
         trainer_cpus: float = 0.0,
         prefetch: int = 4,
+        sharing: Sharing | None = None,
     ) -> None:
+        if sharing is not None and pool is None:
+            raise InvalidInputError(
+                "a stream in threads of its own process cannot be shared with other jobs: give it"
+                " a pool on a cluster, or no sharing"
+            )
         plan = opened(request.fetched).plan
         self.steps_per_epoch = plan.steps_per_epoch
         stop = self.steps_per_epoch if stop is None else stop
@@ -57,7 +69,7 @@ class Stream:
         plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
         self.request, self.rank, self.world = request, rank, world
         self.start, self.stop, self._prefetch = start, stop, max(1, prefetch)
-        self._pool, self._trainer_cpus = pool, trainer_cpus
+        self._pool, self._trainer_cpus, self._sharing = pool, trainer_cpus, sharing
         self.meter = Meter(
             request.rows.name,
             rank,
@@ -87,18 +99,39 @@ class Stream:
         return exported(metered(self._with_ray(), self.meter), self.meter)
 
     def _with_ray(self) -> Generator[StreamBatch, None, None]:
-        from services.stream.pipeline import build, executions, reserve
-
-        pool = self._pool
+        pool, sharing = self._pool, self._sharing
         assert pool is not None
-        rows = share_rows(self.request.fetched, self.world)
-        for steps, task_steps in executions(rows, self.start, self.stop):
-            dataset = build(self.request, self.rank, self.world, steps, task_steps, pool)
-            augments = not self.request.only_cuts
-            reserve(dataset, pool, self.world, self._trainer_cpus, augments=augments)
-            for table in dataset.iter_batches(
-                batch_size=rows, batch_format="pyarrow", prefetch_batches=self._prefetch
-            ):
+        step = self.start
+        if sharing is not None and step < self.stop:
+            from services.stream.member import ApartError, join
+            from services.stream.shared import AHEAD
+
+            place, left = (self.request, self.rank, self.world), range(step, self.stop)
+            try:
+                member = join(*place, left, pool, self._trainer_cpus, sharing)
+                self.meter.shared("shared")
+                # The member ends first: those who wait for its batches then end, too.
+                with closing(in_order(member.batch, step, self.stop, AHEAD)) as shares, member:
+                    for batch in shares:
+                        step = batch.step + 1
+                        yield batch
+                return
+            except ApartError as apart:
+                self.meter.shared(f"alone from step {step}: {apart}")
+                logger.warning(
+                    "stream %s, rank %d, at step %d: %s. It goes on with a pipeline of its own"
+                    " from this step: the same batches, but their cost is no longer shared",
+                    *(self.request.rows.name, self.rank, step, apart),
+                )
+        yield from self._by_itself(step, pool)
+
+    def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
+        from services.stream.pipeline import tables
+
+        place, left = (self.request, self.rank, self.world), range(step, self.stop)
+        made = tables(*place, left, pool, self._trainer_cpus, self._prefetch)
+        with closing(made):
+            for table in made:
                 yield unpack_batch(table)
 
     def _in_threads(self) -> Generator[StreamBatch, None, None]:

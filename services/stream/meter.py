@@ -79,6 +79,11 @@ class Meter:
                 self._came_back.add(account.restarted)
                 flow.actor_restarts = len(self._came_back)
 
+    def shared(self, how: str) -> None:
+        """Note whether the batches are those of a shared stream: "shared", or why no longer."""
+        with self._lock:
+            self._flow.shared = how
+
     def ended(self, state: str) -> None:
         """Close the account: "finished", "stopped" or "failed"."""
         with self._lock:

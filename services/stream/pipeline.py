@@ -9,7 +9,7 @@ epoch costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -109,6 +109,29 @@ def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, 
         end = min(stop, start + task_steps * EXECUTION_TASKS)
         yield range(start, end), task_steps
         start = end
+
+
+def tables(
+    request: StreamRequest,
+    rank: int,
+    world: int,
+    steps: range,
+    pool: Pool,
+    trainer_cpus: float,
+    prefetch: int,
+) -> Generator[pa.Table, None, None]:
+    """One table for each of `steps`, in their order, for `unpack_batch`.
+
+    trainer_cpus: see `reserve`. prefetch: tables prepared ahead of their consumer.
+    Raises: CapacityError; what fetching and augmenting raise.
+    """
+    rows = share_rows(request.fetched, world)
+    for part, task_steps in executions(rows, steps.start, steps.stop):
+        dataset = build(request, rank, world, part, task_steps, pool)
+        reserve(dataset, pool, world, trainer_cpus, augments=not request.only_cuts)
+        yield from dataset.iter_batches(
+            batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch
+        )
 
 
 def build(

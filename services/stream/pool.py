@@ -37,3 +37,22 @@ class Pool:
             )
         if self.fetchers < 1:
             raise InvalidInputError(f"fetchers is {self.fetchers}, a stream needs at least 1")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """That a stream is made once for all jobs of a cluster that ask for the same.
+
+    lag: steps that a consumer may be behind the fastest one before it goes on by itself.
+    idle_seconds: how long the service stays without a consumer.
+    """
+
+    lag: int
+    idle_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.lag < 1 or self.idle_seconds <= 0:
+            raise InvalidInputError(
+                f"a shared stream needs a lag of at least 1 step and an idle time above 0 s, got"
+                f" {self.lag} and {self.idle_seconds}"
+            )

@@ -136,3 +136,5 @@ def test_identity_leaves_out_the_machine_and_the_upkeep(tmp_path: Path) -> None:
 def test_errors_name_value_range_and_consequence() -> None:
     with pytest.raises(InvalidInputError, match=r"loop\.keep is 0, it must be at least 1"):
         replace(mtm.mtm_base().loop, keep=0)
+    with pytest.raises(InvalidInputError, match=r"share_lag is 8, it must be 0 with --cluster\.no"):
+        replace(mtm.mtm_base().cluster, workers=1, no_ray=True, share_lag=8)

@@ -360,6 +360,13 @@ class Flow(betterproto2.Message):
 
     first_batch_seconds: "float" = betterproto2.field(22, betterproto2.TYPE_DOUBLE)
 
+    shared: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        23, betterproto2.TYPE_STRING
+    )
+    """
+    "": not asked for; "shared" with other jobs, each of which counts
+    """
+
 
 default_message_pool.register_message("seit.v1", "Flow", Flow)
 

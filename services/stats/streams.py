@@ -23,6 +23,8 @@ from services.errors import FormatError, InvalidInputError, NotFoundError, SeitE
 from services.shards.retry import RetryPolicy
 from services.shards.store import Entry, LocalStore, Store, open_store
 from services.stats.flows import (
+    RUNNING,
+    STALLED,
     STATES,
     UNREADABLE,
     Word,
@@ -73,6 +75,7 @@ class _Run:
     recipe: str = ""
     complaint: str = ""  # about run.json
     started: float = -math.inf
+    settled: wire.StreamInfo | None = None  # of a run that ended, until a file changes
 
     @property
     def changed(self) -> float:
@@ -174,7 +177,7 @@ class Streams:
                     held += run.bytes
                     read.append(run)
                 else:
-                    run.files.clear()
+                    run.files, run.settled = {}, None
             for _ in pool.map(lambda run: _read_ranks(run, self._now()), read):
                 pass  # whatever a reading raises, it raises here
         now = self._now()
@@ -201,6 +204,8 @@ class Streams:
                     yield _Run(name, store, within)
 
     def _info(self, run: _Run, now: float) -> wire.StreamInfo:
+        if run.settled is not None:
+            return run.settled
         words = current([f.found for f in run.files.values() if isinstance(f.found, Word)])
         if not run.files:
             problems = [
@@ -228,6 +233,8 @@ class Streams:
         info.reason = _in_words(problems) or run.complaint
         if problems:
             info.state, info.eta_seconds = UNREADABLE, None
+        elif info.state not in (RUNNING, STALLED):
+            run.settled = info
         return info
 
 
@@ -280,6 +287,7 @@ def _read_ranks(run: _Run, now: float) -> None:
         held[rank] = _File(run.entries[rank], now, _read_word(run, rank))
     if held != run.files:
         _read_identity(run)
+        run.settled = None
     run.files = held
 
 

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Datasource, ExecutionResources, ReadTask
@@ -21,15 +22,13 @@ from ray.data.context import DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from services.errors import CapacityError
+from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
-from services.stream.fetch import fetch_share, opened, share_rows
+from services.stream.fetch import Share, fetch_share, opened, share_rows
 from services.stream.pool import FETCH_CPUS, Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.table import pack_share
-
-_TOKEN_BYTES = 2
-_ROW_BYTES = 40  # of a share's other columns
 
 TASK_ROWS = 2048, 65_536
 """Rows that a fetch task aims at, least and most. A task costs a few milliseconds whatever it
@@ -49,8 +48,7 @@ class StepsDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
         self.share_rows = share_rows(request, world)
-        height, width = opened(request).size
-        self.share_bytes = self.share_rows * (height * width * _TOKEN_BYTES + _ROW_BYTES)
+        self.share_bytes: int = pack_share(_blank(self.share_rows, opened(request).size)).nbytes
         self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
     @property
@@ -93,12 +91,29 @@ def block_bytes(fetched: int, augmented: int) -> int:
     """Ray's target for the size of blocks with which none is ever cut inside a share.
 
     Ray collects what a task yields until it passes the target, and cuts what is half as large
-    again. Slightly below the size of a share, each share is a block of its own; where augmented
-    shares are larger, blocks of fetched ones hold several.
+    again. At four fifths of a share, each share is a block of its own, with room for the few bytes
+    by which shares differ. Where augmented shares are far larger, the target follows them, and
+    blocks of fetched ones hold several. Between the two an augmented share may be cut; the
+    consumer joins it again.
 
     fetched, augmented: bytes of one share. An augmenting task always makes one share at a time.
     """
-    return int(0.95 * (fetched if augmented < 1.4 * fetched else augmented))
+    return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
+
+
+def _blank(rows: int, size: tuple[int, int]) -> Share:
+    """A share of the right size with nothing in it."""
+    zeros = np.zeros(rows, np.int64)
+    return Share(0, 0, zeros, zeros, np.zeros((rows, *size), np.uint16), zeros, Account())
+
+
+def _augmented_bytes(request: StreamRequest, rows: int) -> int:
+    """Bytes of a share behind the recipe; of a recipe that fetching applies, those of the fetch."""
+    spec, recipe = opened(request.fetched).spec, request.recipe
+    values = spec.channels if recipe.output == "embeddings" else 1
+    inputs = 2 * rows * recipe.crop[0] * recipe.crop[1] * values
+    blank: int = pack_share(_blank(rows, (1, 1))).nbytes - 2 * rows
+    return inputs + blank + rows * (8 + 4)  # label_b and mix
 
 
 def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, int]]:
@@ -152,9 +167,7 @@ def build(
             )
         },
     )
-    spec, (height, width) = opened(request.fetched).spec, request.recipe.crop
-    values = spec.channels if request.recipe.output == "embeddings" else 1
-    augmented_bytes = source.share_rows * (height * width * values * _TOKEN_BYTES + _ROW_BYTES)
+    augmented_bytes = _augmented_bytes(request, source.share_rows)
     fetched.context.target_max_block_size = block_bytes(source.share_bytes, augmented_bytes)
     fetched.context.execution_options.preserve_order = True
     fetched.context.enable_progress_bars = False

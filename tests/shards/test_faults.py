@@ -52,7 +52,7 @@ def assert_sound(root: Store, dataset: str) -> None:
     assert [check for check in verify_dataset(root, dataset, workers=2) if check.failure] == []
 
 
-@full_length(60, 1000)
+@full_length(200, 1000)
 def test_no_row_is_lost_or_corrupt_on_a_bad_network(
     faulty_s3: FaultyS3, s3_bucket: str, s3_server: Any, tmp_path: Path, count: int
 ) -> None:

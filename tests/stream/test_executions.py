@@ -45,6 +45,9 @@ def test_no_block_is_cut_inside_a_share(fetched: int, ratio: float) -> None:
     collected = fetched * (target // fetched + 1)  # of a task that fetches
     assert collected < 1.5 * target or collected == fetched
     assert fetched <= 1.5 * target
-    assert augmented <= 1.5 * target  # what an augmenting task makes at a time
-    if augmented <= fetched:
-        assert target < fetched  # so each share is a block of its own
+    if not 1.2 * fetched < augmented < 2 * fetched:  # there the consumer joins what was cut
+        assert augmented <= 1.5 * target  # what an augmenting task makes at a time
+    if augmented < 2 * fetched:
+        # each share is a block of its own, though their heads differ by some bytes
+        assert target < 0.85 * fetched
+        assert 1.15 * fetched < 1.5 * target

@@ -28,6 +28,10 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 MAX_PIXELS = 89_478_485
 """Most pixels that a picture may claim: 256 MiB as RGB. More is taken for a decompression bomb."""
 
+MAX_UNREADABLE_SHARE = 0.01
+"""Share of unreadable pictures past which whoever reads them stops: the folder is not what it
+seems."""
+
 # Pillow knows decoders that start other programs (EPS runs Ghostscript): only these are asked.
 _DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # What Pillow's decoders raise on damaged data, besides OSError.
@@ -200,6 +204,19 @@ def read_picture(path: str | Path, height: int, width: int) -> ByteArray:
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
     return decode_picture(data, str(path), height, width)
+
+
+def check_unreadable(reasons: Sequence[str], total: int, which: str, then: str) -> None:
+    """InvalidInputError where more than `MAX_UNREADABLE_SHARE` of `total` could not be read.
+
+    reasons: one for each such picture. which: what the pictures are called, then: what follows.
+    """
+    if len(reasons) > MAX_UNREADABLE_SHARE * total:
+        raise InvalidInputError(
+            f"{len(reasons)} of {total} {which} cannot be read, more than"
+            f" {MAX_UNREADABLE_SHARE:.0%}; {then}. The first: {'; '.join(reasons[:5])}. Repair or"
+            " remove them, or look whether the folder is the right one"
+        )
 
 
 def decode_picture(data: bytes, name: str, height: int, width: int) -> ByteArray:

@@ -16,29 +16,10 @@ from services.errors import SeitError
 from services.stats.catalog import Catalog
 from services.stats.flows import STATES
 from services.stats.streams import Streams
+from services.stream.meter import COUNTERS, GAUGES
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
-
-COUNTERS = {
-    "rows": "Rows delivered, those that do not exist left out",
-    "bytes_fetched": "Bytes of shards read from storage",
-    "bytes_cached": "Bytes of shards that the node had already",
-    "stall_storage_seconds": "Seconds that the consumer waited for rows",
-    "stall_augmentation_seconds": "Seconds that the consumer waited for the recipe",
-    "consumer_seconds": "Seconds that the stream waited for the consumer",
-    "retries": "Requests to storage that were made again",
-    "refetches": "Shards read again after a bad checksum",
-    "actor_restarts": "Augmentation actors that came back after a failure",
-}
-"""Fields of a flow that only grow, as counters `seit_stream_NAME`: those that Ray exports too."""
-
-GAUGES = {
-    "rows_per_second": "Rows a second since the first batch",
-    "step": "Next step due",
-    "step_target": "Last step",
-}
-"""Fields that stand for now, as gauges `seit_stream_NAME`, likewise."""
 
 ENDED_SECONDS = 3600.0
 """A stream that ended longer ago is not exported any more: a root keeps its runs for years."""

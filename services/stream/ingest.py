@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from ray.data import ActorPoolStrategy
 
 from services.errors import CapacityError, InvalidInputError
-from services.pictures import Picture, list_pictures, read_picture, source_bytes
+from services.pictures import Picture, check_unreadable, list_pictures, read_picture, source_bytes
 from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
 from services.shards.manifest import (
     LoadedManifest,
@@ -43,9 +43,6 @@ from services.types import TokenRows
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED_SHARE = 0.01
-"""Share of unreadable pictures past which a job stops: the folder is not what it seems."""
 
 _SHARD = TypeAdapter(wire.Shard)
 
@@ -235,7 +232,8 @@ def ingest(
     try:
         for row in rows:
             done += collect(row)
-            _check_skipped(skipped, total)
+            reasons = [picture.reason for picture in skipped]
+            check_unreadable(reasons, total, "pictures", "the job stopped and wrote nothing")
             if progress is not None:
                 progress(done + len(skipped), total)
     except BaseException:
@@ -338,16 +336,6 @@ def _run(
     dataset.context.enable_progress_bars = False
     rows: Iterator[dict[str, Any]] = iter(dataset.iter_rows())
     return rows
-
-
-def _check_skipped(skipped: list[wire.Skipped], total: int) -> None:
-    if len(skipped) > MAX_SKIPPED_SHARE * total:
-        listed = "; ".join(s.reason for s in skipped[:5])
-        raise InvalidInputError(
-            f"{len(skipped)} of {total} pictures cannot be read, more than"
-            f" {MAX_SKIPPED_SHARE:.0%}; the job stopped and wrote nothing. The first: {listed}."
-            " Repair or remove them, or look whether the folder is the right one"
-        )
 
 
 def _remove(config: IngestConfig, results: dict[str, list[tuple[int, ShardResult]]]) -> None:

@@ -12,6 +12,26 @@ from datetime import UTC, datetime
 from services.stream.account import Account
 from services.wire.seit import v1 as wire
 
+COUNTERS = {
+    "rows": "Rows delivered, those that do not exist left out",
+    "bytes_fetched": "Bytes of shards read from storage",
+    "bytes_cached": "Bytes of shards that the node had already",
+    "stall_storage_seconds": "Seconds that the consumer waited for rows",
+    "stall_augmentation_seconds": "Seconds that the consumer waited for the recipe",
+    "consumer_seconds": "Seconds that the stream waited for the consumer",
+    "retries": "Requests to storage that were made again",
+    "refetches": "Shards read again after a bad checksum",
+    "actor_restarts": "Augmentation actors that came back after a failure",
+}
+"""Fields of a flow that only grow: counters `seit_stream_NAME` of Ray and of the stats service."""
+
+GAUGES = {
+    "rows_per_second": "Rows a second since the first batch",
+    "step": "Next step due",
+    "step_target": "Last step",
+}
+"""Fields that stand for now, as gauges `seit_stream_NAME`, likewise."""
+
 
 class Meter:
     """Counts what a consumer receives, and whom it waited for.

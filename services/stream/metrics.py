@@ -8,30 +8,10 @@ from collections.abc import Iterator
 from ray.util.metrics import Counter, Gauge
 
 from services.stream.batch import StreamBatch
-from services.stream.meter import Meter
+from services.stream.meter import COUNTERS, GAUGES, Meter
 from services.wire.seit import v1 as wire
 
 TAGS = ("stream", "rank")
-
-COUNTERS = {
-    "rows": "Rows delivered, those that do not exist left out",
-    "bytes_fetched": "Bytes of shards read from storage",
-    "bytes_cached": "Bytes of shards that the node had already",
-    "stall_storage_seconds": "Seconds that the consumer waited for rows",
-    "stall_augmentation_seconds": "Seconds that the consumer waited for the recipe",
-    "consumer_seconds": "Seconds that the stream waited for the consumer",
-    "retries": "Requests to storage that were made again",
-    "refetches": "Shards read again after a bad checksum",
-    "actor_restarts": "Augmentation actors that came back after a failure",
-}
-"""Fields of a flow that only grow, as counters `seit_stream_NAME`."""
-
-GAUGES = {
-    "rows_per_second": "Rows a second since the first batch",
-    "step": "Next step due",
-    "step_target": "Last step",
-}
-"""Fields that stand for now, as gauges `seit_stream_NAME`."""
 
 _EVERY_SECONDS = 2.0
 

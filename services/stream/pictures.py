@@ -19,7 +19,7 @@ import torch
 import xxhash
 
 from services.errors import InvalidInputError
-from services.pictures import ByteArray, Picture, read_picture, split
+from services.pictures import ByteArray, Picture, check_unreadable, read_picture, split
 from services.plan import cursor
 from services.plan.epoch import OrderSpec, Plan, SequentialPlan
 from services.stream.account import Account
@@ -30,9 +30,6 @@ from services.types import UNLABELLED, IntArray
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
-
-MAX_UNREADABLE_SHARE = 0.01
-"""Share of unreadable pictures past which a stream stops: the folder is not what it seems."""
 
 MEMORY_BYTES = 1 << 28
 """Decoded pictures that a set keeps in memory, so that a small folder is decoded only once."""
@@ -98,7 +95,7 @@ class PictureSet:
     def read(self, row: int) -> ByteArray | None:
         """(3, height, width) uint8; None, noted and logged once, where it cannot be read.
 
-        Raises: InvalidInputError when more than `MAX_UNREADABLE_SHARE` cannot be read.
+        Raises: InvalidInputError past `services.pictures.MAX_UNREADABLE_SHARE` of such pictures.
         """
         kept = self._kept.get(row)
         if kept is not None:
@@ -119,14 +116,9 @@ class PictureSet:
             if row not in self.unreadable:
                 logger.warning("%s; it is left out", reason)
             self.unreadable[row] = reason
-            count, total = len(self.unreadable), len(self)
-        if count > MAX_UNREADABLE_SHARE * total:
-            listed = "; ".join(list(self.unreadable.values())[:5])
-            raise InvalidInputError(
-                f"{count} of {total} pictures of the split {self.name!r} cannot be read, more than"
-                f" {MAX_UNREADABLE_SHARE:.0%}; the run stopped. The first: {listed}. Repair or"
-                " remove them, or look whether the folder is the right one"
-            )
+            reasons = list(self.unreadable.values())
+        which = f"pictures of the split {self.name!r}"
+        check_unreadable(reasons, len(self), which, "the run stopped")
 
 
 class PictureStream:

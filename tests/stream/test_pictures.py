@@ -126,7 +126,7 @@ def test_splits_are_those_of_ingest_whatever_the_listing(folder: Path) -> None:
 def test_a_damaged_picture_is_left_out_and_told_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.stream.pictures.MAX_UNREADABLE_SHARE", 0.05)
+    monkeypatch.setattr("services.pictures.MAX_UNREADABLE_SHARE", 0.05)
     damaged = folder / "class1" / "004.png"
     damaged.write_bytes(damaged.read_bytes()[:40])
     pictures = make_set(folder)

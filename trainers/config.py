@@ -192,7 +192,7 @@ class ClusterConfig:
     augment_max_actors: int = 0
     """Augmentation actors that a stream may grow to (count); 0 for no more than augment_actors."""
     augment_cpus_per_actor: float = 0.5
-    """CPU cores that an augmentation actor asks for; fractions leave room for fetching."""
+    """CPU cores that an augmentation actor asks for; fractions are allowed."""
     augment_gpus_per_actor: float = 0.0
     """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
     fetch_tasks: int = 2

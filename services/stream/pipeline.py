@@ -26,7 +26,7 @@ from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
 from services.stream.fetch import Share, fetch_share, opened, share_rows
-from services.stream.pool import FETCH_CPUS, Pool
+from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.table import pack_share
 
@@ -158,7 +158,7 @@ def build(
         source,
         override_num_blocks=source.tasks,
         concurrency=pool.fetchers,
-        num_cpus=FETCH_CPUS,
+        num_cpus=0,  # see Pool.fetchers
         # Beside their consumer as long as there is room: nodes that all read the same shards would
         # each keep them in a cache of their own, and fetch them from storage once each.
         ray_remote_args={
@@ -194,8 +194,7 @@ def reserve(
 ) -> None:
     """Keep the dataset's executor off the trainers' CPUs, and refuse what cannot be placed.
 
-    trainer_cpus: logical CPUs that all trainer workers together hold. A pool that takes the last
-    CPU would leave none for a fetch task, and the run would wait for ever: that is said here.
+    trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
@@ -203,15 +202,14 @@ def reserve(
     total, total_gpus = capacity("CPU"), capacity("GPU")
     free = total - trainer_cpus
     actors = pool.actors if augments else 0
-    need, need_gpus = world * (actors * pool.cpus + FETCH_CPUS), world * actors * pool.gpus
+    need, need_gpus = world * actors * pool.cpus, world * actors * pool.gpus
     if need > free or need_gpus > total_gpus:
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
-            f" {pool.gpus} GPUs each, and {FETCH_CPUS} CPUs for fetching, need {need:g} CPUs and"
-            f" {need_gpus:g} GPUs; the cluster has {total:g} and {total_gpus:g}, and the trainers"
-            f" hold {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
-            " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
-            " larger cluster"
+            f" {pool.gpus} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the cluster has"
+            f" {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The run"
+            " would never start: use fewer or smaller actors (--cluster.augment-actors,"
+            " --cluster.augment-cpus-per-actor), fewer workers, or a larger cluster"
         )
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=free / world

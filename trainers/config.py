@@ -24,6 +24,9 @@ MACHINE_FIELDS = ("out", "cluster", "resume")
 UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "grad_accum", "compile")
 """... and those of its loop: neither changes what is trained."""
 
+SUBSET_FIELDS = ("rows", "storage", "subset_seed")
+"""Parts of a run's data that say nothing where all rows are read."""
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -299,6 +302,8 @@ class TokenRun(Run):
             "mixture": dict(zip((n for n, _ in mixed), self.data.mixture.values(), strict=True)),
             "mixture_versions": {name: version for name, version in mixed if version},
         }
+        if not self.data.rows:  # as earlier programs noted it, which knew no subsets
+            parts["data"] = {k: v for k, v in parts["data"].items() if k not in SUBSET_FIELDS}
         return parts
 
     @property

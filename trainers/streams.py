@@ -13,9 +13,10 @@ import torch
 from services.augment.recipe import RECIPES, RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.cursor import DATASET_VERSION
-from services.settings import load_settings
+from services.settings import load_settings, quantity
 from services.shards.manifest import load_manifest
-from services.shards.store import open_store
+from services.shards.reader import find_split
+from services.shards.store import Store, open_store
 from services.stream.batch import StreamBatch
 from services.stream.fetch import opened
 from services.stream.loader import Stream, resume_step
@@ -37,7 +38,8 @@ def settle(run: T) -> T:
     """The run with its dataset versions as numbers: all workers, and all restarts, read the same.
 
     A run that stands in `out` keeps the versions that it began with, unless it may take new ones.
-    The run's streams are opened once, so that data and recipe that do not fit are refused here.
+    A limit of storage becomes a number of rows. The run's streams are opened once, so that data and
+    recipe that do not fit are refused here.
 
     Raises: NotFoundError, InvalidInputError, FormatError.
     """
@@ -54,11 +56,31 @@ def settle(run: T) -> T:
     version = data.version or known.get("version") or newest(data.dataset)
     began = known.get("mixture_versions") or {}
     mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
-    run = replace(run, data=data.at(version, mixed))
+    run = replace(run, data=_counted(root, data.at(version, mixed)))
     context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
     context.open_train(None)
     context.open_validation()
     return run
+
+
+def _counted(root: Store, data: DataConfig) -> DataConfig:
+    """The same data, with the rows that `storage` has room for, by their mean size in the split."""
+    if not data.storage:
+        return data
+    split = find_split(load_manifest(root, data.dataset, data.version).manifest, data.train_split)
+    rows, taken = (
+        sum(getattr(shard, name) for shard in split.shards) for name in ("rows", "bytes")
+    )
+    asked = quantity(data.storage)
+    fitting = int(asked * rows / max(1, taken))
+    if not 1 <= fitting <= rows:
+        raise InvalidInputError(
+            f"data.storage is {data.storage!r}, {asked:.0f} bytes; split {split.name!r} of"
+            f" {data.dataset!r} takes {taken} for {rows} rows, {taken / max(1, rows):.0f} each:"
+            " valid are sizes from one row to all; leave it out to train on all of them"
+        )
+    logger.info("storage of %s: %d of %d rows", data.storage, fitting, rows)
+    return replace(data, storage="", rows=fitting)
 
 
 def open_context(run: TokenRun, place: Place) -> WorkerContext:
@@ -82,7 +104,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
     evaluation = RECIPES["eval"](spec, (run.augment.crop, run.augment.crop))
     validation = StreamRequest(
         RowsRequest(
-            sources=(replace(training_sources[0], split=data.validation_split),),
+            sources=(replace(training_sources[0], split=data.validation_split, subset=None),),
             sequential=True,
             **common,
         ),
@@ -105,7 +127,8 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
 def training_sources_of(data: DataConfig) -> tuple[SourceRequest, ...]:
     """The dataset, and those that are mixed with it (NAME or NAME@VERSION), as they stand now."""
     root = open_store(data.root)
-    sources = [pinned(root, data.dataset, data.train_split, data.version)]
+    main = pinned(root, data.dataset, data.train_split, data.version)
+    sources = [replace(main, subset=data.subset)]
     for dataset, version in data.mixed:
         number = int(version) if version else None
         sources.append(pinned(root, dataset, data.train_split, number))

@@ -26,6 +26,11 @@ def check_share(name: str, value: float | None) -> None:
     require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
 
 
+def check_rate(name: str, value: float) -> None:
+    """Require a share below 1, of what must not be dropped, kept or smoothed altogether."""
+    require(0 <= value < 1, name, value, "a share of at least 0 and below 1")
+
+
 def _pairs(words: list[str]) -> dict[str, float]:
     if len(words) % 2:
         raise ValueError(f"{words[-1]!r} has no value: give NAME VALUE pairs")

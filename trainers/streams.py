@@ -22,8 +22,9 @@ from services.stream.fetch import opened
 from services.stream.loader import Stream, resume_step
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.sources import pinned
+from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import claimed
+from trainers.checkpoint import checkpoint_steps, claimed
 from trainers.config import TokenRun
 from trainers.context import Place
 from trainers.data_config import AugmentConfig, DataConfig
@@ -32,6 +33,9 @@ from trainers.loop import WorkerContext
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=TokenRun)
+
+ALONE = Place(rank=0, world=1, device=torch.device("cpu"))
+"""A place to look at a run's data from, before it is known where the run computes."""
 
 
 def settle(run: T) -> T:
@@ -57,10 +61,36 @@ def settle(run: T) -> T:
     began = known.get("mixture_versions") or {}
     mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
     run = replace(run, data=_counted(root, data.at(version, mixed)))
-    context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
-    context.open_train(None)
+    context = open_context(run, ALONE)
+    stop = run.loop.epochs * context.open_train(None).steps_per_epoch
     context.open_validation()
+    stands = max(checkpoint_steps(run.out), default=0)
+    if stands > stop:
+        raise InvalidInputError(
+            f"the run in {run.out} cannot start at step {stands}: valid are 0 to its end at step"
+            f" {stop}, after which nothing is left to read; ask for more epochs or, where a new"
+            " version of the data has fewer rows, for the version before"
+        )
     return run
+
+
+def refuse_unlabelled(run: TokenRun) -> None:
+    """Raise InvalidInputError if rows to train or validate on lack a label, by the manifests."""
+    data, root = run.data, open_store(run.data.root)
+    validated = (data.dataset, data.version, data.validation_split)
+    trained = [(data.dataset, data.version, data.train_split)]
+    trained += [(name, int(at) if at else None, data.train_split) for name, at in data.mixed]
+    for dataset, version, name in (*trained, validated):
+        split = find_split(load_manifest(root, dataset, version).manifest, name)
+        counts = [shard.labels for shard in split.shards if shard.labels is not None]
+        missing = sum(dict(zip(c.labels, c.rows, strict=True)).get(UNLABELLED, 0) for c in counts)
+        if missing:
+            rows = sum(shard.rows for shard in split.shards)
+            raise InvalidInputError(
+                f"{missing} of the {rows} rows of {dataset}/{name} have no label, and cannot teach"
+                " a classifier; ingest them with labels, leave them out, or pre-train on them with"
+                " trainers/mtm.py"
+            )
 
 
 def _counted(root: Store, data: DataConfig) -> DataConfig:
@@ -164,6 +194,11 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
     elif len(path) > 1 or isinstance(inner, str):
         raise InvalidInputError(
             f"augment.overrides names {name!r}, which is not a number; only numbers can be changed"
+        )
+    elif isinstance(inner, int) and not float(value).is_integer():
+        raise InvalidInputError(
+            f"augment.overrides gives {name!r} the value {value:g}; it is a count, now {inner}:"
+            " give a whole number"
         )
     else:
         changed = type(inner)(value)

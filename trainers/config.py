@@ -232,6 +232,9 @@ class ClusterConfig:
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several workers holds: a copy of the model and its optimizer (ddp), or a shard
+    of them (fsdp: less memory, more traffic). A run may go on with the other."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
@@ -257,6 +260,12 @@ class ClusterConfig:
             "cluster.workers",
             self.workers,
             "1 with --cluster.no-ray",
+        )
+        require(
+            self.parallel == "ddp" or self.workers > 1,
+            "cluster.parallel",
+            self.parallel,
+            "ddp on a single worker, which has nothing to share out",
         )
         require(
             not (self.no_ray and self.share_lag),

@@ -58,14 +58,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _number(env: Mapping[str, str], name: str, default: str, least: int) -> float:
-    text = env.get(name) or default
+def quantity(text: str) -> float:
+    """The number that a text such as "20G" or "0.5 GB" says, powers of 1000; NaN if it is none."""
     digits = text.strip().upper().removesuffix("B")
     unit = _UNITS.get(digits[-1:], 1)
     try:
-        value = float(digits[:-1] if unit > 1 else digits) * unit
+        return float(digits[:-1] if unit > 1 else digits) * unit
     except ValueError:
-        value = float("nan")
+        return float("nan")
+
+
+def _number(env: Mapping[str, str], name: str, default: str, least: int) -> float:
+    text = env.get(name) or default
+    value = quantity(text)
     if not least <= value < _LIMIT:
         raise InvalidInputError(
             f"{name} is {text!r}, expected a number from {least} on, such as {default!r} (K, M, G"

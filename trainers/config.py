@@ -6,7 +6,7 @@ Every field is an option (`--order.global-batch 4096`); its docstring is its hel
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from trainers.data_config import (
@@ -14,15 +14,20 @@ from trainers.data_config import (
     DataConfig,
     OrderConfig,
     ResumeConfig,
-    check_share,
+    check_rate,
     require,
 )
+from trainers.models.sizes import ViTSize, vit_size
+from trainers.optim import peak_rate
 
-MACHINE_FIELDS = ("out", "cluster", "resume")
+MACHINE_FIELDS = ("recipe", "out", "cluster", "resume")
 """Parts of a run that may differ when it is resumed, ..."""
 
 UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "grad_accum", "compile")
 """... and those of its loop: neither changes what is trained."""
+
+SUBSET_FIELDS = ("rows", "storage", "subset_seed")
+"""Parts of a run's data that say nothing where all rows are read."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,20 @@ class ViTConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "None or at least 1")
         require(self.patch >= 1, "model.patch", self.patch, "at least 1 token")
+        named = vit_size(self.size)
+        dim, heads = self.width or named.dim, self.heads or named.heads
+        _check_heads("model.heads", heads, "model.width", dim)
+
+    @property
+    def encoder(self) -> ViTSize:
+        """Width, depth and heads, those of `size` where no others are given."""
+        named = vit_size(self.size)
+        return replace(
+            named,
+            dim=self.width or named.dim,
+            depth=self.depth or named.depth,
+            heads=self.heads or named.heads,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,11 @@ class MtmModelConfig(ViTConfig):
         super().__post_init__()
         for name in ("decoder_width", "decoder_depth", "decoder_heads"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        check_share("model.dropout", self.dropout)
+        check_rate("model.dropout", self.dropout)
+        _check_heads(
+            *("model.decoder_heads", self.decoder_heads),
+            *("model.decoder_width", self.decoder_width),
+        )
         require(
             0 < self.mask_min < self.mask_max <= 1,
             "model.mask_min..mask_max",
@@ -87,7 +110,10 @@ class ClassifierModelConfig(ViTConfig):
     """The classifier and what it starts from. The augmentation recipe decides what it reads."""
 
     init: str = ""
-    """MTM model to start from: folder of a finished run, or a .safetensors file; empty for none."""
+    """Model to start from, an MTM or a classifier of other classes: folder of a finished run, its
+    .safetensors file, or a published .pth; empty for none."""
+    resize_positions: bool = False
+    """Take a model of another grid to start from, its learned positions resized to this one."""
     drop_path: float = 0.1
     """Share of residual branches dropped in the last block; grows linearly from 0 in the first."""
     dropout: float = 0.1
@@ -95,8 +121,8 @@ class ClassifierModelConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("model.drop_path", self.drop_path)
-        check_share("model.dropout", self.dropout)
+        check_rate("model.drop_path", self.drop_path)
+        check_rate("model.dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -134,8 +160,14 @@ class OptimConfig:
             require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
         for name in ("base_power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
-        for name in ("layer_decay", "beta1", "beta2", "smoothing"):
-            check_share(f"optim.{name}", getattr(self, name))
+        for name in ("beta1", "beta2", "smoothing"):
+            check_rate(f"optim.{name}", getattr(self, name))
+        require(
+            0 < self.layer_decay <= 1,
+            "optim.layer_decay",
+            self.layer_decay,
+            "above 0 and at most 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -200,6 +232,9 @@ class ClusterConfig:
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several workers holds: a copy of the model and its optimizer (ddp), or a shard
+    of them (fsdp: less memory, more traffic). A run may go on with the other."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
@@ -227,6 +262,12 @@ class ClusterConfig:
             "1 with --cluster.no-ray",
         )
         require(
+            self.parallel == "ddp" or self.workers > 1,
+            "cluster.parallel",
+            self.parallel,
+            "ddp on a single worker, which has nothing to share out",
+        )
+        require(
             not (self.no_ray and self.share_lag),
             "cluster.share_lag",
             self.share_lag,
@@ -244,6 +285,8 @@ class Run:
     optim: OptimConfig
     loop: LoopConfig
     cluster: ClusterConfig
+    recipe: str = field(default="", kw_only=True, compare=False)
+    """Name of the run, of those listed above, that all other options change."""
 
     def __post_init__(self) -> None:
         require(
@@ -251,6 +294,16 @@ class Run:
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
             f"less than loop.epochs, {self.loop.epochs}",
+        )
+        optim = self.optim
+        batch = self.order.global_batch
+        peak = peak_rate(optim.base_lr, batch, optim.base_batch, optim.base_power)
+        require(
+            optim.min_lr <= peak,
+            "optim.min_lr",
+            optim.min_lr,
+            f"at most the highest rate, {peak:.4g} (base_lr * (order.global_batch / base_batch) **"
+            " base_power), from which the rate falls to it",
         )
         blocks = self.order.global_batch // self.order.block
         odd = [world for world in self.worlds if blocks % world]
@@ -299,6 +352,10 @@ class TokenRun(Run):
             "mixture": dict(zip((n for n, _ in mixed), self.data.mixture.values(), strict=True)),
             "mixture_versions": {name: version for name, version in mixed if version},
         }
+        if not parts.get("model", {}).get("resize_positions", True):
+            del parts["model"]["resize_positions"]
+        if not self.data.rows:  # as earlier programs noted it, which knew no subsets
+            parts["data"] = {k: v for k, v in parts["data"].items() if k not in SUBSET_FIELDS}
         return parts
 
     @property
@@ -329,6 +386,13 @@ class ClassifyRun(TokenRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_patch(self.augment, self.model)
+
+
+def _check_heads(name: str, heads: int, width_name: str, width: int) -> None:
+    require(width % 4 == 0, width_name, width, "a multiple of 4, which sin-cos positions take")
+    require(
+        width % heads == 0, name, heads, f"a divisor of {width_name}, {width}: heads share it out"
+    )
 
 
 def _check_patch(augment: AugmentConfig, model: ViTConfig) -> None:

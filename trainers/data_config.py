@@ -11,6 +11,8 @@ import tyro
 
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
+from services.plan.subset import SubsetSpec
+from services.settings import quantity
 
 
 def require(holds: bool, name: str, value: object, valid: str) -> None:
@@ -22,6 +24,11 @@ def require(holds: bool, name: str, value: object, valid: str) -> None:
 def check_share(name: str, value: float | None) -> None:
     """Require a share, or None."""
     require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Require a share below 1, of what must not be dropped, kept or smoothed altogether."""
+    require(0 <= value < 1, name, value, "a share of at least 0 and below 1")
 
 
 def _pairs(words: list[str]) -> dict[str, float]:
@@ -62,6 +69,13 @@ class DataConfig:
     """Split to train on."""
     validation_split: str = "validation"
     """Split of `dataset` to validate on, each of its rows once."""
+    rows: Annotated[int, tyro.conf.arg(aliases=("--rows",))] = 0
+    """Rows of `dataset` to train on (count), as many of each class; 0 for all. The number of steps
+    stays that of all rows."""
+    storage: Annotated[str, tyro.conf.arg(aliases=("--storage",))] = ""
+    """The same by the storage that they take: 0.5GB for as many rows as 500,000,000 bytes hold."""
+    subset_seed: int = 0
+    """Which rows those are; a smaller subset of the same seed is part of a larger one."""
     skip_damaged: bool = False
     """Go on without the rows of a shard that is damaged on storage, instead of ending the run."""
 
@@ -70,6 +84,17 @@ class DataConfig:
         require(bool(self.dataset), "data.dataset", self.dataset, "the name of a dataset")
         require(
             self.version is None or self.version >= 1, "data.version", self.version, "None or >= 1"
+        )
+        require(self.rows >= 0, "data.rows", self.rows, "at least 1, or 0 for all")
+        require(
+            not self.storage or 1 <= quantity(self.storage) < math.inf,
+            "data.storage",
+            self.storage,
+            "a number of bytes such as 0.5GB or 300MB (powers of 1000)",
+        )
+        require(not (self.rows and self.storage), "data.rows", self.rows, "0 with data.storage")
+        require(
+            0 <= self.subset_seed < 2**64, "data.subset_seed", self.subset_seed, "in 0..2**64-1"
         )
         names = {self.dataset}
         for (dataset, version), (name, weight) in zip(
@@ -80,6 +105,12 @@ class DataConfig:
             marked = version.isdecimal() or name == dataset
             require(marked, "data.mixture", name, "NAME, or NAME@VERSION with a number from 1")
             names.add(dataset)
+
+    @property
+    def subset(self) -> SubsetSpec | None:
+        """The part of `dataset` to train on, once `storage` was counted in rows; None for all."""
+        assert not self.storage
+        return SubsetSpec(self.rows, self.subset_seed) if self.rows else None
 
     @property
     def mixed(self) -> list[tuple[str, str]]:

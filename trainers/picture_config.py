@@ -180,6 +180,8 @@ class PictureRun(Run):
                 name = f"cluster.{field.name}"
                 valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)
+        valid = "ddp here: these networks are small, and change between the optimizer's steps"
+        require(self.cluster.parallel == "ddp", "cluster.parallel", self.cluster.parallel, valid)
 
 
 @dataclass(frozen=True)

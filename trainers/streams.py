@@ -13,16 +13,18 @@ import torch
 from services.augment.recipe import RECIPES, RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.cursor import DATASET_VERSION
-from services.settings import load_settings
+from services.settings import load_settings, quantity
 from services.shards.manifest import load_manifest
-from services.shards.store import open_store
+from services.shards.reader import find_split
+from services.shards.store import Store, open_store
 from services.stream.batch import StreamBatch
 from services.stream.fetch import opened
 from services.stream.loader import Stream, resume_step
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.sources import pinned
+from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import claimed
+from trainers.checkpoint import checkpoint_steps, claimed
 from trainers.config import TokenRun
 from trainers.context import Place
 from trainers.data_config import AugmentConfig, DataConfig
@@ -32,12 +34,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=TokenRun)
 
+ALONE = Place(rank=0, world=1, device=torch.device("cpu"))
+"""A place to look at a run's data from, before it is known where the run computes."""
+
 
 def settle(run: T) -> T:
     """The run with its dataset versions as numbers: all workers, and all restarts, read the same.
 
     A run that stands in `out` keeps the versions that it began with, unless it may take new ones.
-    The run's streams are opened once, so that data and recipe that do not fit are refused here.
+    A limit of storage becomes a number of rows. The run's streams are opened once, so that data and
+    recipe that do not fit are refused here.
 
     Raises: NotFoundError, InvalidInputError, FormatError.
     """
@@ -54,11 +60,57 @@ def settle(run: T) -> T:
     version = data.version or known.get("version") or newest(data.dataset)
     began = known.get("mixture_versions") or {}
     mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
-    run = replace(run, data=data.at(version, mixed))
-    context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
-    context.open_train(None)
+    run = replace(run, data=_counted(root, data.at(version, mixed)))
+    context = open_context(run, ALONE)
+    stop = run.loop.epochs * context.open_train(None).steps_per_epoch
     context.open_validation()
+    stands = max(checkpoint_steps(run.out), default=0)
+    if stands > stop:
+        raise InvalidInputError(
+            f"the run in {run.out} cannot start at step {stands}: valid are 0 to its end at step"
+            f" {stop}, after which nothing is left to read; ask for more epochs or, where a new"
+            " version of the data has fewer rows, for the version before"
+        )
     return run
+
+
+def refuse_unlabelled(run: TokenRun) -> None:
+    """Raise InvalidInputError if rows to train or validate on lack a label, by the manifests."""
+    data, root = run.data, open_store(run.data.root)
+    validated = (data.dataset, data.version, data.validation_split)
+    trained = [(data.dataset, data.version, data.train_split)]
+    trained += [(name, int(at) if at else None, data.train_split) for name, at in data.mixed]
+    for dataset, version, name in (*trained, validated):
+        split = find_split(load_manifest(root, dataset, version).manifest, name)
+        counts = [shard.labels for shard in split.shards if shard.labels is not None]
+        missing = sum(dict(zip(c.labels, c.rows, strict=True)).get(UNLABELLED, 0) for c in counts)
+        if missing:
+            rows = sum(shard.rows for shard in split.shards)
+            raise InvalidInputError(
+                f"{missing} of the {rows} rows of {dataset}/{name} have no label, and cannot teach"
+                " a classifier; ingest them with labels, leave them out, or pre-train on them with"
+                " trainers/mtm.py"
+            )
+
+
+def _counted(root: Store, data: DataConfig) -> DataConfig:
+    """The same data, with the rows that `storage` has room for, by their mean size in the split."""
+    if not data.storage:
+        return data
+    split = find_split(load_manifest(root, data.dataset, data.version).manifest, data.train_split)
+    rows, taken = (
+        sum(getattr(shard, name) for shard in split.shards) for name in ("rows", "bytes")
+    )
+    asked = quantity(data.storage)
+    fitting = int(asked * rows / max(1, taken))
+    if not 1 <= fitting <= rows:
+        raise InvalidInputError(
+            f"data.storage is {data.storage!r}, {asked:.0f} bytes; split {split.name!r} of"
+            f" {data.dataset!r} takes {taken} for {rows} rows, {taken / max(1, rows):.0f} each:"
+            " valid are sizes from one row to all; leave it out to train on all of them"
+        )
+    logger.info("storage of %s: %d of %d rows", data.storage, fitting, rows)
+    return replace(data, storage="", rows=fitting)
 
 
 def open_context(run: TokenRun, place: Place) -> WorkerContext:
@@ -82,7 +134,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
     evaluation = RECIPES["eval"](spec, (run.augment.crop, run.augment.crop))
     validation = StreamRequest(
         RowsRequest(
-            sources=(replace(training_sources[0], split=data.validation_split),),
+            sources=(replace(training_sources[0], split=data.validation_split, subset=None),),
             sequential=True,
             **common,
         ),
@@ -105,7 +157,8 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
 def training_sources_of(data: DataConfig) -> tuple[SourceRequest, ...]:
     """The dataset, and those that are mixed with it (NAME or NAME@VERSION), as they stand now."""
     root = open_store(data.root)
-    sources = [pinned(root, data.dataset, data.train_split, data.version)]
+    main = pinned(root, data.dataset, data.train_split, data.version)
+    sources = [replace(main, subset=data.subset)]
     for dataset, version in data.mixed:
         number = int(version) if version else None
         sources.append(pinned(root, dataset, data.train_split, number))
@@ -141,6 +194,11 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
     elif len(path) > 1 or isinstance(inner, str):
         raise InvalidInputError(
             f"augment.overrides names {name!r}, which is not a number; only numbers can be changed"
+        )
+    elif isinstance(inner, int) and not float(value).is_integer():
+        raise InvalidInputError(
+            f"augment.overrides gives {name!r} the value {value:g}; it is a count, now {inner}:"
+            " give a whole number"
         )
     else:
         changed = type(inner)(value)

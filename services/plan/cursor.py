@@ -13,13 +13,14 @@ from services.plan.epoch import OrderSpec
 from services.plan.mixture import shares_of
 from services.wire.seit import v1 as wire
 
-CURSOR_FORMAT = 2
+CURSOR_FORMAT = 3
 MAX_CURSOR_BYTES = 4096
 
 DATASET_VERSION = "dataset-version"
 """What `check` may be told to allow: another version of the same datasets."""
 
 _ORDER_FIELDS = ("seed", "global_batch_rows", "block_rows", "lanes", "window_shards")
+_SOURCE_FIELDS = ("dataset", "split", "subset_rows", "subset_seed")
 # Not the root: data that moved to another place are the same data, as their digest says.
 _VERSION_FIELDS = ("version", "manifest_digest")
 _STEP_DIGITS = 20  # of the largest step
@@ -97,7 +98,7 @@ def dump(cursor: wire.Cursor) -> bytes:
 
 
 def load(data: bytes) -> wire.Cursor:
-    """The inverse of `dump`; what format 1 wrote comes back as a mixture of one source.
+    """The inverse of `dump`; what formats 1 and 2 wrote comes back in today's.
 
     Raises FormatError for anything that `dump` never wrote.
     """
@@ -126,6 +127,8 @@ def load(data: bytes) -> wire.Cursor:
         )
     if found == 1:
         data = _from_format_1(raw)
+    elif found == 2:  # knew no subsets: the whole splits, as the fields' defaults say
+        data = json.dumps({**raw, "format": CURSOR_FORMAT}).encode()
     try:
         cursor = _ADAPTER.validate_json(data)
     except ValidationError as error:
@@ -231,7 +234,7 @@ def _of_another_stream(
     pairs: list[tuple[str, object, object]] = []
     if len(ours) == len(cursor.sources) == 1:
         theirs, stands = cursor.sources[0], ours[0]
-        pairs += [(n, getattr(theirs, n), getattr(stands, n)) for n in ("dataset", "split")]
+        pairs += [(n, getattr(theirs, n), getattr(stands, n)) for n in _SOURCE_FIELDS]
     else:
         pairs.append(("sources", _names(cursor.sources), _names(ours)))
     mine = _weights_of(ours, weights)
@@ -247,7 +250,11 @@ def _of_another_stream(
 
 
 def _names(sources: Sequence[wire.Source]) -> str:
-    return ", ".join(f"{source.dataset}/{source.split}" for source in sources)
+    return ", ".join(
+        f"{source.dataset}/{source.split}"
+        + (f" ({source.subset_rows} rows, seed {source.subset_seed})" * (source.subset_rows > 0))
+        for source in sources
+    )
 
 
 def _of(number: int, sources: Sequence[wire.Source]) -> str:

@@ -170,6 +170,11 @@ class CachedShard(MappedEntry):
         self._key_offsets: IntArray = self._part(3, np.int64)
         self._key_bytes: npt.NDArray[np.uint8] = self._part(4, np.uint8)
 
+    @property
+    def labels(self) -> IntArray:
+        """(N,) int64, mapped: labels of all rows."""
+        return self._labels_N
+
     def take(self, index: IntArray, boxes: IntArray | None = None) -> tuple[IdArray, IntArray]:
         """Rows in the order asked: ids (n, h, w) uint16 and labels (n,) int64, as own copies.
 

@@ -37,6 +37,8 @@ class Stream:
     prefetch: shares prepared ahead of the consumer.
     sharing: take part in one stream with other jobs of the cluster that ask for the same; where
         that cannot be, or ends, the stream goes on with its own pool. Needs a pool.
+
+    steps_per_epoch: of the whole splits, also where only a part of their rows is read.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class Stream:
                 "a stream in threads of its own process cannot be shared with other jobs: give it"
                 " a pool on a cluster, or no sharing"
             )
-        plan = opened(request.fetched).plan
-        self.steps_per_epoch = plan.steps_per_epoch
+        sources = opened(request.fetched)
+        plan = sources.plan
+        self.steps_per_epoch = sources.steps_per_epoch
         stop = self.steps_per_epoch if stop is None else stop
         if not 0 <= start <= stop:
             raise InvalidInputError(
@@ -198,6 +201,8 @@ def sources_of(request: RowsRequest) -> list[wire.Source]:
             version=source.version,
             split=source.split,
             manifest_digest=source.digest,
+            subset_rows=source.subset.rows if source.subset else 0,
+            subset_seed=source.subset.seed if source.subset else 0,
         )
         for source in request.sources
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from services.augment.config import CropConfig, RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
+from services.plan.subset import SubsetSpec
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class SourceRequest:
 
     root: URL of the folder that holds datasets. version: fixed, so that a commit by someone else
     never changes a running stream. digest: xxh3-128 of the manifest, part of a position's identity.
+    subset: the part of its rows that is read; None for all.
     """
 
     root: str
@@ -26,6 +28,7 @@ class SourceRequest:
     version: int
     digest: str
     split: str
+    subset: SubsetSpec | None = None
 
 
 @dataclass(frozen=True)

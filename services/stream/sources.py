@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from services.augment.boxes import PLAIN_CROP, choose_boxes
-from services.errors import IntegrityError, InvalidInputError
+from services.errors import FormatError, IntegrityError, InvalidInputError
 from services.plan.draws import Draws
 from services.plan.epoch import RowPlan, SequentialPlan
 from services.plan.mixture import plan_of
+from services.plan.subset import Subset
 from services.shards.cache import ShardCache
 from services.shards.manifest import load_manifest
 from services.shards.reader import DatasetReader
@@ -28,6 +29,7 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _SHARDS = 1 << 32  # more than any split has: (source, shard) as one number
+_CHOSEN_SHARDS = 4096  # whose rows in a subset are kept in memory, a few KB each
 
 
 @lru_cache(maxsize=16)
@@ -61,6 +63,8 @@ class Sources:
 
     plan: which rows each step holds. spec: the form of the tokens, the same in all sources.
     classes: names, those of the first source first; label i of the stream is `classes[i]`.
+    steps_per_epoch: how many steps all rows of all sources take, those that subsets leave out too:
+        fewer rows keep the number of iterations (paper, Table 6), and come round more often.
 
     Raises: InvalidInputError where the sources' tokens are not of one kind; errors of the reader.
     """
@@ -85,12 +89,22 @@ class Sources:
             _check_same_tokens(self._readers[0], reader)
         self.classes, self._labels = _joined_classes([reader.classes for reader in self._readers])
         self._ahead = Ahead(lambda place: self._readers[place[0]].shard(place[1]))
-        shard_rows = [reader.shard_rows for reader in self._readers]
+        self._subsets = [
+            _subset_of(reader, source)
+            for reader, source in zip(self._readers, request.sources, strict=True)
+        ]
+        self._chosen = lru_cache(maxsize=_CHOSEN_SHARDS)(self._choose)
+        shard_rows = [
+            subset.shard_rows if subset else reader.shard_rows
+            for reader, subset in zip(self._readers, self._subsets, strict=True)
+        ]
         self.plan: RowPlan
         if request.sequential:
             self.plan = SequentialPlan(shard_rows[0], request.order)
         else:
             self.plan = plan_of(shard_rows, request.order, request.weights)
+        whole = sum(len(reader) for reader in self._readers)
+        self.steps_per_epoch = -(-whole // request.order.global_batch_rows)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,6 +158,7 @@ class Sources:
     def _gather(
         self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
     ) -> tuple[IdArray, IntArray]:
+        inside = self._in_shard(source, shard, inside)
         if len(self._readers) == 1:
             ids, labels = self._readers[0].take(shard, inside, boxes)
             return ids, self._renumbered(0, labels)
@@ -155,6 +170,30 @@ class Sources:
             ids[own], found = self._readers[number].take(shard[own], inside[own], part)
             labels[own] = self._renumbered(number, found)
         return ids, labels
+
+    def _in_shard(self, source: IntArray, shard: IntArray, inside: IntArray) -> IntArray:
+        """(N,) rows of their shards, from rows of what a subset takes of each."""
+        if not any(self._subsets):
+            return inside
+        placed = inside.copy()
+        for number, one in np.unique(np.stack([source, shard])[:, shard >= 0], axis=1).T.tolist():
+            if self._subsets[number] is not None:
+                own = np.flatnonzero((source == number) & (shard == one))
+                placed[own] = self._chosen(number, one)[inside[own]]
+        return placed
+
+    def _choose(self, source: int, shard: int) -> IntArray:
+        """Rows of a shard that its source's subset takes, rising."""
+        reader, subset = self._readers[source], self._subsets[source]
+        assert subset is not None
+        chosen = subset.inside(shard, reader.shard(shard).labels)
+        if len(chosen) != subset.shard_rows[shard]:
+            raise FormatError(
+                f"{reader.source.dataset}/{reader.split.shards[shard].path} has other labels than"
+                " the manifest counts: a subset of equally many rows a class cannot be drawn; run"
+                " `seit verify` on the dataset, or read all of it"
+            )
+        return chosen
 
     def _leave_out(self, source: IntArray, shard: IntArray) -> None:
         """Mark the rows of shards that are known to be damaged as not there, in `shard`."""
@@ -178,6 +217,16 @@ class Sources:
             return labels
         renumbered: IntArray = np.where(labels == UNLABELLED, UNLABELLED, table[labels])
         return renumbered
+
+
+def _subset_of(reader: DatasetReader, source: SourceRequest) -> Subset | None:
+    if source.subset is None:
+        return None
+    listed = [shard.labels for shard in reader.split.shards]
+    if not all(listed):
+        return Subset(source.subset, reader.shard_rows)
+    labels = [(np.array(e.labels, np.int64), np.array(e.rows, np.int64)) for e in listed if e]
+    return Subset(source.subset, reader.shard_rows, labels)
 
 
 def _boxes(cut: Cut | None, spec: wire.TokenSpec, draws: Draws) -> IntArray | None:

@@ -62,6 +62,8 @@ def test_data_that_moved_are_the_same_data() -> None:
         ("dataset", "other", "dataset (cursor 'imagenet', stream 'other')"),
         ("version", 4, "version (cursor 3, stream 4)"),
         ("split", "validation", "split (cursor 'train', stream 'validation')"),
+        ("subset_rows", 50, "subset_rows (cursor 0, stream 50)"),
+        ("subset_seed", 1, "subset_seed (cursor 0, stream 1)"),
         ("manifest_digest", "ff", f"manifest_digest (cursor '{DIGEST}', stream 'ff')"),
         ("seed", 1, "seed (cursor 18446744073709551615, stream 1)"),
         ("global_batch_rows", 48, "global_batch_rows (cursor 24, stream 48)"),
@@ -101,10 +103,10 @@ def edited(change: Callable[[dict[str, object]], object]) -> bytes:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 4000, "not JSON"),
         (b"[]", "found format None"),
-        (b"{}", "found format None, this program reads 1 to 2"),
+        (b"{}", "found format None, this program reads 1 to 3"),
         (b'{"format": true}', "found format True"),
         (b'{"format": 0}', "found format 0"),
-        (b'{"format": 3, "new": 1}', "found cursor format 3, .* reads 1 to 2.*upgrade seitpp"),
+        (b'{"format": 4, "new": 1}', "found cursor format 4, .* reads 1 to 3.*upgrade seitpp"),
         (b" " * 5000, "found 5000 bytes where a cursor has at most 4096"),
         (edited(lambda raw: raw.update(step=-1)), "field step is not valid"),
         (edited(lambda raw: raw.update(step="x")), "field step is not valid"),
@@ -275,3 +277,21 @@ def test_sources_that_are_no_datasets_have_no_other_version() -> None:
     with pytest.raises(CursorMismatchError) as caught:
         cursor.check(made, wire.Source(split="train", manifest_digest="bb"), ORDER)
     assert "--resume" not in str(caught.value)
+
+
+def test_a_position_of_format_2_is_one_in_whole_splits() -> None:
+    written = (
+        b'{"format":2,"order":{"seed":18446744073709551615,"global_batch_rows":24,"block_rows":4,'
+        b'"lanes":2,"window_shards":3},"step":7,"sources":[{"root":"s3://bucket/data","dataset":'
+        b'"imagenet","version":3,"split":"train","manifest_digest":'
+        b'"0123456789abcdef0123456789abcdef"}],"weights":[]}'
+    )
+    assert cursor.load(written) == cursor.make_cursor(source(), ORDER, 7)
+
+
+def test_another_subset_of_a_mixture_is_refused() -> None:
+    part = [replace(several(2)[0], subset_rows=40, subset_seed=1), several(2)[1]]
+    made = cursor.make_cursor(part, ORDER, 3)
+    assert cursor.check(made, part, ORDER) == []
+    with pytest.raises(CursorMismatchError, match=r"set-0/train \(40 rows, seed 1\), set-1/train"):
+        cursor.check(made, several(2), ORDER)

@@ -182,9 +182,64 @@ def test_another_version_is_taken_only_where_that_is_allowed_and_is_noted(runs: 
 
 def test_a_new_version_too_small_for_the_step_is_refused_in_words(runs: Runs) -> None:
     assert runs(*BIG, steps=5) == INTERRUPTED
+    before = (runs.out / "run.json").read_bytes()
     put(runs.root, "big", shards=1, rows=8, seed=1)
     assert runs(*BIG, "--resume.allow-dataset-version") == 2
     assert "cannot start at step 5: valid are 0 to its end at step 3" in runs.said
+    assert (runs.out / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["2.5", "inf", "nan"])
+def test_a_count_of_the_augmentation_takes_whole_numbers_alone(runs: Runs, value: str) -> None:
+    assert runs(*BIG, "--augment.overrides", "eda.synonym_count", value) == 2
+    assert "it is a count, now 5: give a whole number" in runs.said
+    assert not runs.out.exists()
+
+
+def test_a_part_of_the_rows_keeps_the_steps_and_is_part_of_what_the_run_is(runs: Runs) -> None:
+    assert runs(*BIG, "--rows", "20", steps=4) == INTERRUPTED
+    assert runs.flow.step_target == 9  # as with all 48 rows: three epochs of three steps
+    assert (runs.file["data"]["rows"], runs.file["data"]["subset_seed"]) == (20, 0)
+    assert runs(*BIG) == 2
+    assert "data.rows is 20 there, 'not set' here" in runs.said
+    assert runs(*BIG, "--data.rows", "20", "--data.subset-seed", "1") == 2
+    assert "data.subset_seed is 0 there, 1 here" in runs.said
+    assert runs(*BIG, "--rows", "20") == 0
+    assert (runs.flow.state, runs.flow.step, runs.flow.steps) == ("finished", 9, 5)
+
+
+def test_storage_is_counted_in_rows(runs: Runs) -> None:
+    shards = load_manifest(open_store(str(runs.root)), "big").manifest.splits[0].shards
+    taken = sum(shard.bytes for shard in shards)
+    assert runs(*BIG, "--storage", f"{taken / 2e3}KB", steps=1) == INTERRUPTED
+    assert runs.file["data"]["rows"] == 24
+    assert runs(*BIG, "--rows", "24") == 0
+    runs.out = runs.out.with_name("another")
+    assert runs(*BIG, "--storage", "1GB") == 2
+    assert f"takes {taken} for 48 rows" in runs.said
+    assert runs(*BIG, "--rows", "49") == 2
+    assert "49 rows was asked of a split that has 48" in runs.said
+    assert not runs.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--storage", "much"), "data.storage is 'much'"),
+        (("--storage", "0GB"), "data.storage is '0GB'"),
+        (("--rows", "-1"), "data.rows is -1"),
+        (("--rows", "5", "--storage", "1KB"), "0 with data.storage"),
+        (("--data.subset-seed", "-1"), "data.subset_seed is -1"),
+    ],
+)
+def test_what_is_no_part_of_the_rows_is_refused(
+    argv: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(MtmRun, RECIPES, argv)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert said in " ".join((captured.err + captured.out).replace("│", "").split())
 
 
 def test_data_that_moved_are_the_same_data(runs: Runs) -> None:

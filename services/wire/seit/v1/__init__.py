@@ -665,6 +665,20 @@ class Source(betterproto2.Message):
     xxh3-128 of the manifest file
     """
 
+    subset_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
+    )
+    """
+    of the split, equally many of each class; 0 for all
+    """
+
+    subset_seed: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
+    )
+    """
+    which ones
+    """
+
 
 default_message_pool.register_message("seit.v1", "Source", Source)
 

@@ -74,6 +74,6 @@ class Gallery:
         )
         config = draw_recipe(request, self.out)
         for line in describe(config):
-            out.print(line, markup=False, highlight=False)
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
         out.print(f"drawn in {self.out}", markup=False, highlight=False, soft_wrap=True)
         return 0

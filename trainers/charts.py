@@ -92,7 +92,8 @@ def draw_bars(
                 group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))
             ]
             bars = axis.bar(places, values, width * 0.92, color=colour, label=label)
-            axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=1)
+            labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+            axis.bar_label(bars, labels, fontsize=7, padding=1)
         axis.set_xticks(range(len(groups)), groups)
         axis.set_title(title, fontsize=11)
         if title.endswith("(log scale)"):

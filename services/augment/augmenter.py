@@ -94,6 +94,9 @@ class Augmenter(nn.Module):
                 "codebook that is kept with the dataset"
             )
         self.register_buffer("codebook", codebook.detach().float(), persistent=False)
+        # Noise is measured by the codes that it disturbs: the published ones have a spread of
+        # about 1, those of a tokenizer that keeps its codes on the unit sphere 1 / sqrt(D).
+        self._spread = float(self.codebook.square().mean().sqrt())
         if config.eda.synonym_probability > 0:
             synonyms = Codebook(self.codebook, metric).synonyms(config.eda.synonym_count)
             self.register_buffer("synonyms", synonyms, persistent=False)
@@ -232,8 +235,8 @@ class Augmenter(nn.Module):
                 _select(map_NDHW, rows),
                 _tensor(choice.channel, map_NDHW),
                 element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale,
-                config.noise_std,
+                config.noise_scale * self._spread,
+                config.noise_std * self._spread,
             )
             map_NDHW.index_copy_(0, rows, noisy)
         if len(choice.adapt_rows):

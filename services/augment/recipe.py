@@ -197,7 +197,8 @@ def describe(config: RecipeConfig) -> list[str]:
     if color.share > 0 and color.noise_probability > 0:
         lines.append(
             f"Emb-Noise, p={color.noise_probability:g} a block, on {color.share:.0%} of its rows: "
-            f"{color.noise_scale:g} a channel, {color.noise_std:g} an element"
+            f"{color.noise_scale:g} a channel, {color.noise_std:g} an element, "
+            "times the codes' spread"
         )
     if color.share > 0 and color.coloradapt_probability > 0:
         lines.append(

@@ -21,6 +21,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
+from services.cli_gallery import Gallery
 from services.cli_store import (
     AddColumn,
     Diff,
@@ -139,6 +140,7 @@ Command: TypeAlias = (
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Gallery, subcommand("gallery")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[AddColumn, subcommand("add-column")]
     | Annotated[DropColumn, subcommand("drop-column")]

@@ -41,8 +41,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "services.shards",
         "services.augment",
     },
+    "services.gallery": LEAVES
+    | {
+        "services.tokens",
+        "services.plan",
+        "services.shards",
+        "services.augment",
+        "services.stream",
+    },
     "services.stats": LEAVES | {"services.shards", "services.stream.meter"},
     "services.cli": {"services"},
+    "services.cli_gallery": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},
     "trainers": {"services"},

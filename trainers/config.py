@@ -219,6 +219,9 @@ class ClusterConfig:
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0
     """GPUs that a worker asks for."""
+    augment_in: Literal["actors", "trainer"] = "actors"
+    """Where rows are augmented: in actors (threads with no_ray), which may have GPUs of their own,
+    or in the trainer's process, on the device that it trains on. The batches are the same."""
     augment_actors: int = 1
     """Augmentation actors of each worker's stream (count)."""
     augment_max_actors: int = 0

@@ -51,7 +51,10 @@ def parse(
     )
 
 
-_PLACES = {"out", "root", "images", "tokenizer", "tokenadapt", "init"}
+_PLACES = {
+    *("out", "root", "images", "tokenizer", "tokenadapt", "init"),
+    "perceptual_weights",
+}
 """Options that name a file or folder."""
 
 _P = TypeVar("_P")

@@ -147,7 +147,14 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         device=place.device,
         spec=spec,
         classes=opened_rows.classes,
-        open_train=partial(_open_training, training, run.loop.epochs, place, allow),
+        open_train=partial(
+            _open_training,
+            training,
+            run.loop.epochs,
+            place,
+            allow,
+            str(place.device) if run.cluster.augment_in == "trainer" else None,
+        ),
         open_validation=partial(_open_validation, validation, place),
         report=place.report,
         should_stop=place.should_stop,
@@ -209,7 +216,12 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
 
 
 def _open_training(
-    request: StreamRequest, epochs: int, place: Place, allow: Collection[str], saved: bytes | None
+    request: StreamRequest,
+    epochs: int,
+    place: Place,
+    allow: Collection[str],
+    augment_on: str | None,
+    saved: bytes | None,
 ) -> Stream:
     start = 0
     if saved:
@@ -226,6 +238,7 @@ def _open_training(
         pool=place.pool,
         sharing=place.sharing,
         trainer_cpus=place.trainer_cpus,
+        augment_on=augment_on,
     )
 
 

@@ -94,6 +94,9 @@ class Augmenter(nn.Module):
                 "codebook that is kept with the dataset"
             )
         self.register_buffer("codebook", codebook.detach().float(), persistent=False)
+        # Noise is measured by the codes that it disturbs: the published ones have a spread of
+        # about 1, those of a tokenizer that keeps its codes on the unit sphere 1 / sqrt(D).
+        self._spread = float(self.codebook.square().mean().sqrt())
         if config.eda.synonym_probability > 0:
             synonyms = Codebook(self.codebook, metric).synonyms(config.eda.synonym_count)
             self.register_buffer("synonyms", synonyms, persistent=False)
@@ -133,6 +136,7 @@ class Augmenter(nn.Module):
     def forward(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
         """Augment a batch of whole blocks; ids (N, H, W) of any integer type, labels (N,) int64.
 
+        Ids are worked on where they are, and so are labels, which may stay on the host.
         draws: of the N rows, in order. Blocks are worked on one by one: rows are paired inside
         their block alone, and a block comes out the same to the bit, whatever came with it.
         Nothing waits for the device.
@@ -231,8 +235,8 @@ class Augmenter(nn.Module):
                 _select(map_NDHW, rows),
                 _tensor(choice.channel, map_NDHW),
                 element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale,
-                config.noise_std,
+                config.noise_scale * self._spread,
+                config.noise_std * self._spread,
             )
             map_NDHW.index_copy_(0, rows, noisy)
         if len(choice.adapt_rows):
@@ -283,7 +287,7 @@ class Augmenter(nn.Module):
                 torch.from_numpy(turn.shear),
                 aspect=spread.shape[2] / spread.shape[3],
             )
-            spread = warp(spread, matrices.to(spread.device, non_blocking=True))
+            spread = warp(spread, on_device(matrices, spread.device))
         boxes = choose_boxes(config.crop, draws, "adapt.crop", model.map_grid, model.out_map)
         spread = _cut(config.crop, spread, boxes, model.out_map)
         mix = choose_mix(config.mix, draws, "adapt.mix", model.out_map)
@@ -298,8 +302,15 @@ class Augmenter(nn.Module):
         return F.embedding(ids.long(), self.codebook).permute(0, 3, 1, 2)
 
 
+def on_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """The same values on `device`; the host does not wait for a GPU, whatever it has in hand."""
+    if torch.device(device).type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()  # a copy out of pageable memory would wait
+    return values.to(device, non_blocking=True)
+
+
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, non_blocking=True)
+    return on_device(torch.from_numpy(values), like.device)
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class EdaConfig:
 class ColorConfig:
     """For each block one of Emb-Noise, ColorAdapt, or nothing, on `share` of the block's rows.
 
-    noise_scale, noise_std: spread of the noise that a channel shares, and of each element's own.
+    noise_scale, noise_std: spread of the noise that a channel shares, and of each element's own,
+    in units of the codebook's own spread (the root mean square of its numbers).
     """
 
     noise_probability: float = 0.0

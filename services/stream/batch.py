@@ -59,8 +59,11 @@ class StreamBatch:
         return batch
 
     def pin(self) -> StreamBatch:
-        """The same batch in page-locked memory, from which copies to a GPU run asynchronously."""
-        return self._map(Tensor.pin_memory)
+        """The same batch in page-locked memory, from which copies to a GPU run asynchronously.
+
+        What is on a GPU already stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> StreamBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

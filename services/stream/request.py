@@ -100,3 +100,8 @@ class StreamRequest:
         if not self.only_cuts:
             return self.rows
         return replace(self.rows, cut=Cut(self.recipe.plain_crop, self.recipe.crop))
+
+    def unaugmented(self, grid: tuple[int, int]) -> StreamRequest:
+        """The same rows as they are stored: whole grids of `grid` (height, width) tokens."""
+        whole = RecipeConfig("whole grids", grid, plain_crop=CropConfig(kind="centre"))
+        return StreamRequest(self.rows, whole)

@@ -107,6 +107,15 @@ class Sources:
         self.steps_per_epoch = -(-whole // request.order.global_batch_rows)
 
     @property
+    def unlabelled(self) -> list[str]:
+        """DATASET/SPLIT of each source that has rows without a label."""
+        return [
+            f"{reader.source.dataset}/{reader.split.name}"
+            for reader in self._readers
+            if any(s.labels and UNLABELLED in s.labels.labels for s in reader.split.shards)
+        ]
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) in tokens of the grids that `take` gives."""
         return self._cut.size if self._cut else (self.spec.grid_height, self.spec.grid_width)

@@ -38,6 +38,8 @@ from trainers.tokenizer_step import (
     tokenizer_worker,
 )
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -111,16 +113,16 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
     run = tokenizer_run(tmp_path, images)
     run = replace(run, views=replace(run.views, mixup_probability=0.0))
     torch.manual_seed(0)
-    model = TokenizerTask(run).build_model(fresh=True)
+    model = TokenizerTask(run, CPU).build_model(fresh=True)
     found = []
     for rows in ([3, 5, -1, 7], [3, 5, 7]):
-        task = TokenizerTask(run)
+        task = TokenizerTask(run, CPU)
         found.append(task.loss(model, make_batch(rows)).item())
         task.updated(model, step=2, total=100, world=1)
         assert int(model.use.sum()) == 3 * (SIDE // 4) ** 2
         model.use.zero_()
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    task = TokenizerTask(run)
+    task = TokenizerTask(run, CPU)
     assert task.loss(model, make_batch([-1, -1])).item() == 0
     assert not task.evaluate(model, make_batch([-1, -1])).any()
     task.updated(model, step=2, total=100, world=1)
@@ -130,7 +132,7 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
 def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path) -> None:
     run = tokenizer_run(tmp_path, images)
     torch.manual_seed(0)
-    task = TokenizerTask(run)
+    task = TokenizerTask(run, CPU)
     model = task.build_model(fresh=True)
     assert isinstance(model, Trainee)
     weight = model.tokenizer.quantizer.embedding.weight
@@ -146,7 +148,7 @@ def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path)
     late = weight.detach().clone()
     task.loss(model, make_batch([1]))
     run_end = replace(run, model=replace(run.model, revive_until=0.5))
-    TokenizerTask(run_end).updated(model, step=51, total=100, world=1)
+    TokenizerTask(run_end, CPU).updated(model, step=51, total=100, world=1)
     assert torch.allclose(weight, late, atol=1e-6)
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from services.augment.masks import augment_masks
 from services.augment.recipe import Augmenter
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import NotFoundError
@@ -43,7 +44,8 @@ def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
     codebook = codebook_of(first.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
-        tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt))
+        grid, crop = (loaded.spec.grid_height, loaded.spec.grid_width), request.recipe.crop
+        tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt)).resized(grid, crop)
     return Augmenter(request.recipe, loaded.spec, codebook.weight, tokenadapt).eval().to(device)
 
 
@@ -59,12 +61,21 @@ def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> 
     ids = torch.from_numpy(share.ids).to(device)
     if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
         ids = ids.long()
-    done = augmenter_for(request, device)(
-        ids,
-        torch.from_numpy(share.label).to(device),
-        Draws(seed=request.rows.order.seed, epoch=share.row_epochs, rows=share.rows),
-        blocks=len(share.rows) // request.rows.order.block_rows,
-    )
+    augmenter = augmenter_for(request, device)
+    draws = Draws(seed=request.rows.order.seed, epoch=share.row_epochs, rows=share.rows)
+    blocks = len(share.rows) // request.rows.order.block_rows
+    done = augmenter(ids, torch.from_numpy(share.label).to(device), draws, blocks=blocks)
+    mask = None
+    if share.masks is not None:
+        adapt = augmenter.tokenadapt
+        mask = augment_masks(
+            request.recipe,
+            torch.from_numpy(share.masks).to(device),
+            draws,
+            blocks,
+            grid=augmenter.grid,
+            map_grid=None if adapt is None else adapt.map_grid,
+        ).cpu()
     wire_type = torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16
     batch = replace(
         of_share(share),
@@ -72,6 +83,7 @@ def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> 
         label=done.label.cpu(),
         label_b=done.label_b.cpu(),
         mix=done.mix.cpu(),
+        mask=mask,
     )
     spent = time.perf_counter() - began  # the copies to the host have waited for the device
     batch.account = replace(share.account, augment_seconds=spent)

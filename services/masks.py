@@ -225,7 +225,7 @@ def read_mask(
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
-def _decode(data: bytes, name: str, formats: Sequence[str]) -> npt.NDArray[np.uint16]:
+def _decode(data: bytes, name: str, formats: tuple[str, ...]) -> npt.NDArray[np.uint16]:
     """(H, W) values of a one-channel file; palettes are class numbers, their colours are not."""
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:

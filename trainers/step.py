@@ -64,7 +64,7 @@ class MtmTask(PlainTask):
             grid=(crop, crop),
             codes=spec.codes,
             channels=spec.channels,
-            encoder=_size(model),
+            encoder=vit_of(model),
             decoder=ViTSize(model.decoder_width, model.decoder_depth, model.decoder_heads),
             patch=model.patch,
             token_dropout=model.dropout,
@@ -130,7 +130,7 @@ class ClassifyTask(PlainTask):
             codes=spec.codes,
             channels=spec.channels,
             classes=len(classes),
-            encoder=_size(config.model),
+            encoder=vit_of(config.model),
             patch=config.model.patch,
             token_dropout=config.model.dropout,
             drop_path=config.model.drop_path,
@@ -194,7 +194,8 @@ def start_from(model: TokenClassifier, url: str) -> None:
         raise FormatError(f"model.init {url}: {error}") from error
 
 
-def _size(model: ViTConfig) -> ViTSize:
+def vit_of(model: ViTConfig) -> ViTSize:
+    """The size that a configuration names, with what it changes."""
     named = vit_size(model.size)
     return replace(
         named,

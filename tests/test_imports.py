@@ -31,11 +31,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.tokens": LEAVES,
     "services.plan": LEAVES,
     "services.pictures": LEAVES,
+    "services.masks": LEAVES | {"services.pictures"},
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES
     | {
         "services.pictures",
+        "services.masks",
         "services.tokens",
         "services.plan",
         "services.shards",

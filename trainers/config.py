@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from services.augment.config import Output
 from trainers.data_config import (
     AugmentConfig,
     DataConfig,
@@ -28,6 +29,10 @@ UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "gra
 
 SUBSET_FIELDS = ("rows", "storage", "subset_seed")
 """Parts of a run's data that say nothing where all rows are read."""
+
+
+SCHEDULE_FIELDS = ("schedule", "power")
+"""Parts of a run's optimizer that say nothing where the rate falls along a cosine."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,12 @@ class OptimConfig:
     """Rows that base_lr stands for."""
     base_power: float = 1.0
     """Growth of the rate with the batch: 1 linear, 0.5 square root, 0 none."""
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    """How the rate falls after the warm-up: half a cosine, or (share of steps left) ** power."""
+    power: float = 1.0
+    """Power of the polynomial; 1 is a straight line."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end."""
     warmup_epochs: float = 40.0
     """Epochs over which the rate rises linearly from 0."""
     weight_decay: float = 0.05
@@ -158,7 +167,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("base_lr", "base_batch"):
             require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
-        for name in ("base_power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
+        for name in ("base_power", "power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
         for name in ("beta1", "beta2", "smoothing"):
             check_rate(f"optim.{name}", getattr(self, name))
@@ -327,6 +336,8 @@ class Run:
         """The parts that decide what is trained: a resumed run must agree in them."""
         kept = {key: value for key, value in asdict(self).items() if key not in MACHINE_FIELDS}
         kept["loop"] = {k: v for k, v in kept["loop"].items() if k not in UPKEEP_FIELDS}
+        if self.optim.schedule == "cosine":  # as earlier programs noted it, which knew no other
+            kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in SCHEDULE_FIELDS}
         return {"kind": type(self).__name__, **kept}
 
     @property
@@ -362,6 +373,16 @@ class TokenRun(Run):
         return parts
 
     @property
+    def reads_masks(self) -> bool:
+        """Whether rows come with their masks."""
+        return False
+
+    @property
+    def output(self) -> Output | None:
+        """What the model reads, ids or embeddings; None for what the recipe gives."""
+        return None
+
+    @property
     def may_differ(self) -> tuple[str, ...]:
         versions = ("data.version", "data.mixture_versions.")
         # Earlier programs noted the root; a run that a damaged shard ended may go on without it.
@@ -377,7 +398,7 @@ class MtmRun(TokenRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_patch(self.augment, self.model)
+        check_patch(self.augment, self.model)
 
 
 @dataclass(frozen=True)
@@ -388,7 +409,7 @@ class ClassifyRun(TokenRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_patch(self.augment, self.model)
+        check_patch(self.augment, self.model)
 
 
 def _check_heads(name: str, heads: int, width_name: str, width: int) -> None:
@@ -398,7 +419,8 @@ def _check_heads(name: str, heads: int, width_name: str, width: int) -> None:
     )
 
 
-def _check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
+def check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
+    """Require patches that leave no rest of the crop."""
     require(
         augment.crop % model.patch == 0,
         "augment.crop",

@@ -158,7 +158,7 @@ class ResumeConfig:
 class AugmentConfig:
     """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
 
-    recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
+    recipe: Literal["mtm", "finetune", "scratch", "segment", "eval"] = "mtm"
     """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
     crop: int = 28
     """Side of the grid that the model reads, tokens."""

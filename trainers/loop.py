@@ -26,7 +26,7 @@ from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
-from trainers.optim import build_adamw, cosine_factor, peak_rate
+from trainers.optim import build_adamw, cosine_factor, peak_rate, polynomial_factor
 from trainers.parallel import plain, reshard, share_out, spread, unsynced, whole
 from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
@@ -202,7 +202,10 @@ class _Trainer:
             optim.base_lr, self._config.order.global_batch, optim.base_batch, optim.base_power
         )
         warmup = round(optim.warmup_epochs * self._stream.steps_per_epoch)
-        return peak * cosine_factor(self._step, self._total, warmup, floor=optim.min_lr / peak)
+        floor = optim.min_lr / peak
+        if optim.schedule == "polynomial":
+            return peak * polynomial_factor(self._step, self._total, warmup, optim.power, floor)
+        return peak * cosine_factor(self._step, self._total, warmup, floor)
 
     def _clip(self) -> Tensor:
         """() norm of the whole gradient before it was clipped."""
@@ -387,6 +390,7 @@ def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:
 def _slice(batch: StreamBatch, start: int, stop: int) -> StreamBatch:
     cut = {
         name: getattr(batch, name)[start:stop]
-        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight")
+        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight", "mask")
+        if getattr(batch, name) is not None
     }
     return replace(batch, **cut)

@@ -44,6 +44,19 @@ def cosine_factor(step: int, total_steps: int, warmup_steps: int, floor: float =
     return floor + (1.0 - floor) * cosine
 
 
+def polynomial_factor(
+    step: int, total_steps: int, warmup_steps: int, power: float, floor: float = 0.0
+) -> float:
+    """Share of the peak rate at a step, from 0: linear warm-up, then (share left) ** power.
+
+    As in mmsegmentation, the share left counts all steps, those of the warm-up too, and the
+    warm-up rises to where the polynomial stands then. floor: lowest rate / peak rate.
+    """
+    left = max(0.0, 1.0 - step / max(1, total_steps))
+    factor = floor + (1.0 - floor) * math.pow(left, power)
+    return factor * (step + 1) / (warmup_steps + 1) if step < warmup_steps else factor
+
+
 def layer_of(name: str, depth: int) -> int:
     """Layer of a parameter for layer decay: 0 the stem, 1..depth the blocks, depth + 1 the rest."""
     if _STEM.intersection(name.split(".")):

@@ -125,12 +125,15 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         "cache_dir": str(settings.cache_dir),
         "cache_bytes": settings.cache_bytes,
         "skip_damaged": data.skip_damaged,
+        "masks": run.reads_masks,
     }
     weights = (1.0, *data.mixture.values()) if data.mixture else ()
     training_rows = RowsRequest(sources=training_sources, weights=weights, **common)
     opened_rows = opened(training_rows)
     spec = opened_rows.spec
-    training = StreamRequest(training_rows, recipe_of(run.augment, spec), run.augment.tokenadapt)
+    recipe = recipe_of(run.augment, spec)
+    recipe = replace(recipe, output=run.output or recipe.output)
+    training = StreamRequest(training_rows, recipe, run.augment.tokenadapt)
     evaluation = RECIPES["eval"](spec, (run.augment.crop, run.augment.crop))
     validation = StreamRequest(
         RowsRequest(
@@ -138,7 +141,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
             sequential=True,
             **common,
         ),
-        replace(evaluation, output=training.recipe.output),
+        replace(evaluation, output=recipe.output),
     )
     allow = {DATASET_VERSION} if run.resume.allow_dataset_version else set()
     return WorkerContext(

@@ -25,7 +25,7 @@ from services.augment.choices import (
     choose_warp,
 )
 from services.augment.color import color_adapt, emb_noise, normals_from_levels
-from services.augment.config import CropConfig, MixConfig, RecipeConfig, check_crop
+from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
 from services.augment.geometry import affine_matrices, warp
@@ -36,6 +36,9 @@ from services.plan.draws import Draws
 from services.tokens.codebook import Codebook, Metric
 from services.types import IntArray
 from services.wire.seit import v1 as wire
+
+ADAPT_CROP = "adapt.crop"
+"""Operation under which the crop of rows of the TokenAdapt path draws."""
 
 _CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
 
@@ -170,8 +173,7 @@ class Augmenter(nn.Module):
 
     def _block(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws) -> Batch:
         config, rows = self.config, draws.rows
-        # The plan has shuffled the rows, so the last ones are as good a choice as any.
-        plain = len(rows) - round(config.adapt.share * len(rows))
+        plain = plain_rows(config.adapt, len(rows))
         first, last = draws.take(slice(plain)), draws.take(slice(plain, None))
         if config.eda.active:
             ids_NHW = self._edit(ids_NHW, draws)
@@ -279,16 +281,9 @@ class Augmenter(nn.Module):
                 [model.convert(part) for part in torch.split(map_NDHW, piece)]
             ).float()
         if config.warps:
-            turn = choose_warp(config, draws)
-            matrices = affine_matrices(
-                torch.from_numpy(turn.flip),
-                torch.from_numpy(turn.rotate),
-                torch.from_numpy(turn.shift),
-                torch.from_numpy(turn.shear),
-                aspect=spread.shape[2] / spread.shape[3],
-            )
+            matrices = chosen_matrices(config, draws, model.map_grid)
             spread = warp(spread, on_device(matrices, spread.device))
-        boxes = choose_boxes(config.crop, draws, "adapt.crop", model.map_grid, model.out_map)
+        boxes = choose_boxes(config.crop, draws, ADAPT_CROP, model.map_grid, model.out_map)
         spread = _cut(config.crop, spread, boxes, model.out_map)
         mix = choose_mix(config.mix, draws, "adapt.mix", model.out_map)
         spread = _mixed(config.mix, spread, mix)
@@ -307,6 +302,26 @@ def on_device(values: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and not values.is_cuda:
         values = values.pin_memory()  # a copy out of pageable memory would wait
     return values.to(device, non_blocking=True)
+
+
+def plain_rows(config: AdaptConfig, rows: int) -> int:
+    """How many of a block's rows, the first ones, do not take the TokenAdapt path.
+
+    The plan has shuffled the rows, so the last ones are as good a choice as any.
+    """
+    return rows - round(config.share * rows)
+
+
+def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) -> Tensor:
+    """(n, 2, 3) float32 of `geometry.warp` for rows of the TokenAdapt path; grid: of its map."""
+    turn = choose_warp(config, draws)
+    return affine_matrices(
+        torch.from_numpy(turn.flip),
+        torch.from_numpy(turn.rotate),
+        torch.from_numpy(turn.shift),
+        torch.from_numpy(turn.shear),
+        aspect=grid[0] / grid[1],
+    )
 
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:

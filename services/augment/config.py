@@ -233,3 +233,21 @@ def check_crop(grid: tuple[int, int], crop: tuple[int, int]) -> None:
             f"crop={crop} does not fit into the stored grid {grid}: choose a crop of at least 1x1 "
             "tokens inside of it"
         )
+
+
+def check_geometric(config: RecipeConfig) -> None:
+    """Refuse, for rows with masks, what moves or mixes tokens where a mask could not follow."""
+    moves = [
+        name
+        for name, active in (
+            ("plain_mix.probability", config.plain_mix.active),
+            ("adapt.mix.probability", config.adapt.mix.active),
+            ("eda.swap_probability", config.eda.swap_probability > 0),
+        )
+        if active
+    ]
+    if moves:
+        raise InvalidInputError(
+            f"recipe {config.name!r} mixes rows or swaps windows, whose masks would no longer fit: "
+            f"set {', '.join(moves)} to 0, or use the recipe `segment`"
+        )

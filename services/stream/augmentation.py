@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 
 from services.augment.augmenter import Augmenter, on_device
+from services.augment.masks import augment_masks
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import NotFoundError
 from services.plan.draws import Draws
@@ -72,15 +73,29 @@ def augment_batch(request: StreamRequest, batch: StreamBatch, device: str) -> St
     ids = on_device(batch.inputs, device)
     if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
         ids = ids.long()
-    done = augmenter_for(request, device)(
-        ids,
-        batch.label,
-        Draws(seed=request.rows.order.seed, epoch=batch.row_epochs, rows=batch.rows),
-        blocks=len(batch) // request.rows.order.block_rows,
+    augmenter = augmenter_for(request, device)
+    draws = Draws(seed=request.rows.order.seed, epoch=batch.row_epochs, rows=batch.rows)
+    blocks = len(batch) // request.rows.order.block_rows
+    done = augmenter(ids, batch.label, draws, blocks=blocks)
+    mask = batch.mask
+    if mask is not None:
+        adapt = augmenter.tokenadapt
+        mask = augment_masks(
+            request.recipe,
+            on_device(mask, device),
+            draws,
+            blocks,
+            grid=augmenter.grid,
+            map_grid=None if adapt is None else adapt.map_grid,
+        )
+    return replace(
+        batch,
+        inputs=done.inputs.to(torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16),
+        label=done.label,
+        label_b=done.label_b,
+        mix=done.mix,
+        mask=mask,
     )
-    wire_type = torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16
-    inputs = done.inputs.to(wire_type)
-    return replace(batch, inputs=inputs, label=done.label, label_b=done.label_b, mix=done.mix)
 
 
 def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> StreamBatch:
@@ -93,6 +108,8 @@ def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> 
     began = time.perf_counter()
     batch = augment_batch(request, of_share(share), device)
     batch.inputs = batch.inputs.cpu().contiguous()
+    if batch.mask is not None:
+        batch.mask = batch.mask.cpu()
     spent = time.perf_counter() - began  # the copy to the host has waited for the device
     batch.account = replace(share.account, augment_seconds=spent)
     return batch

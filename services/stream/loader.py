@@ -40,6 +40,35 @@ class Stream:
     prefetch: shares prepared ahead of the consumer.
     sharing: take part in one stream with other jobs of the cluster that ask for the same; where
         that cannot be, or ends, the stream goes on with its own pool. Needs a pool.
+    augment_on: device on which the consumer's own process augments, and where inputs then stay;
+        None for actors of the pool, or threads. The batches are the same.
+
+    steps_per_epoch: of the whole splits, also where only a part of their rows is read.
+
+    Raises: InvalidInputError where recipe, data and TokenAdapt do not belong together, or the
+    recipe mixes labels and rows have none: nothing has been fetched then.
+    """
+
+    def __init__(
+        self,
+        request: StreamRequest,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        pool: Pool | None = None,
+        trainer_cpus: float = 0.0,
+        prefetch: int = 4,
+        sharing: Sharing | None = None,
+        augment_on: str | None = None,
+    ) -> None:
+        if sharing is not None and pool is None:
+            raise InvalidInputError(
+                "a stream in threads of its own process cannot be shared with other jobs: give it"
+                " a pool on a cluster, or no sharing"
+            )
+        sources = opened(request.fetched)
         _check_recipe(request, sources)
         plan = sources.plan
         self.steps_per_epoch = sources.steps_per_epoch

@@ -48,7 +48,8 @@ class StepsDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
         self.share_rows = share_rows(request, world)
-        self.share_bytes: int = pack_share(_blank(self.share_rows, opened(request).size)).nbytes
+        blank = _blank(self.share_rows, opened(request).size, opened(request).mask_size)
+        self.share_bytes: int = pack_share(blank).nbytes
         self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
     @property
@@ -101,10 +102,12 @@ def block_bytes(fetched: int, augmented: int) -> int:
     return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
 
 
-def _blank(rows: int, size: tuple[int, int]) -> Share:
+def _blank(rows: int, size: tuple[int, int], mask: tuple[int, int] | None = None) -> Share:
     """A share of the right size with nothing in it."""
     zeros = np.zeros(rows, np.int64)
-    return Share(0, 0, zeros, zeros, np.zeros((rows, *size), np.uint16), zeros, Account())
+    masks = None if mask is None else np.zeros((rows, *mask), np.uint8)
+    ids = np.zeros((rows, *size), np.uint16)
+    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks)
 
 
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:
@@ -113,7 +116,11 @@ def _augmented_bytes(request: StreamRequest, rows: int) -> int:
     values = spec.channels if recipe.output == "embeddings" else 1
     inputs = 2 * rows * recipe.crop[0] * recipe.crop[1] * values
     blank: int = pack_share(_blank(rows, (1, 1))).nbytes - 2 * rows
-    return inputs + blank + rows * (8 + 4)  # label_b and mix
+    masks = 0
+    if request.rows.masks:
+        pixels = spec.image_height * spec.image_width // (spec.grid_height * spec.grid_width)
+        masks = rows * recipe.crop[0] * recipe.crop[1] * pixels
+    return inputs + blank + masks + rows * (8 + 4)  # label_b and mix
 
 
 def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, int]]:

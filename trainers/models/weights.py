@@ -119,11 +119,16 @@ def transfer(target: TokenClassifier, state: State, source_grid: Grid | None = N
     drawn anew, nearly zero (see `TokenClassifier.reset_head`). Arguments and errors as
     `load_published`.
     """
+    load_encoder(target, state, source_grid)
+    target.reset_head()
+
+
+def load_encoder(target: TokenClassifier, state: State, source_grid: Grid | None = None) -> None:
+    """All of `transfer` but the head, which stays as it is."""
     wanted = {name for name in target.state_dict() if not name.startswith(_HEAD)}
     encoder = {n: value for n, value in state.items() if n in wanted or n.startswith(_BLOCKS)}
     target_head = {name: v for name, v in target.state_dict().items() if name not in wanted}
     _put(target, {**encoder, **target_head}, source_grid, optional=())
-    target.reset_head()
 
 
 def _unwrapped(state: State) -> dict[str, Tensor]:

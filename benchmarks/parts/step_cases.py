@@ -231,8 +231,16 @@ def on_the_cpu(contender: str, size: str, rows: int) -> Case:
     return Case(contender, run, model, device, bf16=False, rows=rows)
 
 
-def cpu_seconds(size: str, rows: int, steps: int, threads: int) -> list[tuple[float, float]]:
-    """Seconds of our step and of the plain one, in pairs: what else runs here meets both alike.
+@dataclass(frozen=True)
+class Spent:
+    """What a step took: seconds on the clock, and seconds of the processors' time."""
+
+    clock: float
+    processor: float
+
+
+def cpu_seconds(size: str, rows: int, steps: int, threads: int) -> list[tuple[Spent, Spent]]:
+    """Our step and the plain one, in pairs: what else runs on the machine meets both alike.
 
     Raises AssertionError if the two do not compute the same loss.
     """
@@ -249,12 +257,12 @@ def cpu_seconds(size: str, rows: int, steps: int, threads: int) -> list[tuple[fl
         raise AssertionError(f"these are two models: their losses are {losses}")
     pairs = []
     for number in range(steps):
-        seconds = [0.0, 0.0]
+        spent = {}
         for at in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             cases[at].step()
-            seconds[at] = time.perf_counter() - began
-        pairs.append((seconds[0], seconds[1]))
+            spent[at] = Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+        pairs.append((spent[0], spent[1]))
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""A program that a signal asks to end: a checkpoint, exit code 130, and the same command goes on."""
+"""A program that a signal asks to end: a checkpoint, exit code 130; the same command goes on."""
 
 from __future__ import annotations
 

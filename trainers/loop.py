@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
@@ -26,7 +26,14 @@ from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
-from trainers.optim import build_adamw, cosine_factor, peak_rate, polynomial_factor
+from trainers.optim import (
+    build_adamw,
+    clip_gradient,
+    cosine_factor,
+    peak_rate,
+    polynomial_factor,
+    update,
+)
 from trainers.parallel import plain, reshard, share_out, spread, unsynced, whole
 from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
@@ -190,8 +197,11 @@ class _Trainer:
                 # DDP averages over ranks: times world / total it is the mean over all rows.
                 (loss * (context.world / total.clamp(min=1))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-        lr, norm = self._rate(), self._clip()
-        self._update(lr, norm)
+        lr, limit = self._rate(), self._config.optim.clip
+        norm = plain(clip_gradient(self._parameters, limit))
+        update(self._optimizer, lr, norm)  # skipped where it is not finite; `_read` names the step
+        if self._ema is not None:
+            self._ema.update(self._model)
         self._task.updated(self._model, self._step, self._total, context.world)
         self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
 
@@ -206,26 +216,6 @@ class _Trainer:
         if optim.schedule == "polynomial":
             return peak * polynomial_factor(self._step, self._total, warmup, optim.power, floor)
         return peak * cosine_factor(self._step, self._total, warmup, floor)
-
-    def _clip(self) -> Tensor:
-        """() norm of the whole gradient before it was clipped."""
-        limit = self._config.optim.clip
-        if limit:
-            return plain(nn.utils.clip_grad_norm_(self._parameters, limit))
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        return plain(nn.utils.get_total_norm(grads))
-
-    def _update(self, lr: float, norm: Tensor) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        # The fused optimizer leaves weights and moments alone where this is 1: a bad step is
-        # skipped on the device, and named at the next reading.
-        self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.update(self._model)
 
     def _read(self, stopping: bool) -> bool:
         """Bring pending figures to the host, check and record them; whether any rank must stop."""

@@ -22,7 +22,11 @@ from trainers.checkpoint import checkpoint_steps, load_export
 from trainers.config import ClassifyRun, MtmRun
 from trainers.context import Place
 from trainers.loop import train
-from trainers.models.classifier import ClassifierConfig, TokenClassifier
+from trainers.models.classifier import (
+    ClassifierConfig,
+    TokenClassifier,
+    soft_cross_entropy,
+)
 from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
 from trainers.models.sizes import ViTSize
 from trainers.models.weights import TORCH_SUFFIXES, read_url, transfer
@@ -186,20 +190,6 @@ class ClassifyTask(PlainTask):
         best = logits.topk(min(5, logits.shape[1])).indices == batch.label[:, None]  # (N, <=5)
         figures = torch.stack([loss, best[:, 0].float(), best.any(1).float()])  # (3, N)
         return (figures * batch.weight).sum(1)
-
-
-def soft_cross_entropy(
-    logits: Tensor, label: Tensor, label_b: Tensor, mix: Tensor, smoothing: float
-) -> Tensor:
-    """(N,) cross-entropy, in nats, against mixed and smoothed targets.
-
-    logits: (N, C). The target of a row is `mix` of `label` and the rest of `label_b`, of which
-    `smoothing` is spread evenly over the C classes.
-    """
-    log_p = logits.float().log_softmax(1)
-    named = log_p.gather(1, torch.stack([label, label_b], dim=1))  # (N, 2)
-    hit = mix * named[:, 0] + (1 - mix) * named[:, 1]
-    return -((1 - smoothing) * hit + smoothing * log_p.mean(1))
 
 
 def start_from(model: TokenClassifier, url: str, resize_positions: bool = False) -> None:

@@ -17,7 +17,8 @@ from tests.trainers.runs import CLASSES, SPEC, classify_run, context, make_batch
 from trainers.checkpoint import load_export
 from trainers.config import MtmRun
 from trainers.loop import train
-from trainers.step import ClassifyTask, MtmTask, soft_cross_entropy
+from trainers.models.classifier import soft_cross_entropy
+from trainers.step import ClassifyTask, MtmTask
 
 
 def mtm_task(run: MtmRun) -> tuple[MtmTask, torch.nn.Module]:

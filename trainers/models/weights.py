@@ -39,7 +39,7 @@ _SHOWN = 5  # names that an error lists
 def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
     """Parameters in a published checkpoint (.pth, .ckpt) or a .safetensors file, on the CPU.
 
-    ema: take the averaged weights, `model_ema`, rather than `model`.
+    ema: take the averaged weights, `model_ema` (`ema` in our own), rather than `model`.
     No code of the file is run. Raises NotFoundError; FormatError for a file of another kind.
     """
     if Path(path).suffix == ".safetensors":
@@ -49,7 +49,7 @@ def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         loaded = read_torch(path)
     if isinstance(loaded, Mapping):
         if ema or isinstance(loaded.get("model"), Mapping):
-            loaded = loaded.get("model_ema" if ema else "model")
+            loaded = loaded.get("model_ema", loaded.get("ema")) if ema else loaded.get("model")
         elif isinstance(loaded.get("state_dict"), Mapping):
             loaded = loaded["state_dict"]
     tensors = (
@@ -58,7 +58,7 @@ def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        wanted = "`model_ema`" if ema else "`model`, `state_dict` or the top level"
+        wanted = "`model_ema` or `ema`" if ema else "`model`, `state_dict` or the top level"
         raise FormatError(
             f"{path} holds no tensors under {wanted}: nothing was loaded; "
             "give a checkpoint of a training run" + (", or read it without ema" if ema else "")
@@ -66,19 +66,19 @@ def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
     return _unwrapped(tensors)
 
 
-def read_url(url: str) -> dict[str, Tensor]:
+def read_url(url: str, ema: bool = False) -> dict[str, Tensor]:
     """`read_state` of a file on any store. Errors as there; StoreError."""
     folder, _, name = url.rpartition("/")
     store = open_store(folder or ".")
     local = store.local_path(name)
     if local is not None:
-        return read_state(local)
+        return read_state(local, ema)
     if not store.exists(name):
         raise NotFoundError(f"no file {url}: nothing was loaded; check the URL")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / name
         copy.write_bytes(store.read(name))
-        return read_state(copy)
+        return read_state(copy, ema)
 
 
 def published_state(model: MTM | TokenClassifier) -> dict[str, Tensor]:

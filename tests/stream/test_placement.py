@@ -42,6 +42,13 @@ def test_the_consumer_augments_as_others_would(world: Any, recipe: str) -> None:
     assert here.flow().rows == sum(int((b.rows >= 0).sum()) for b in batches)
 
 
+def test_a_stream_leaves_the_trainers_generator_alone(world: Any) -> None:
+    augmenter_for.cache_clear()
+    before = torch.get_rng_state()
+    next(iter(Stream(world.request("mtm"), augment_on="cpu")))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def small(root: Path, *, labelled: bool, metric: str = "cosine") -> RowsRequest:
     """Twelve rows, of which one has no label unless `labelled`."""
     store = open_store(str(root))
@@ -125,7 +132,7 @@ def test_weights_for_another_grid_are_laid_out_anew(tmp_path: Path, world: Any) 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_codes_are_compared_as_the_tokenizer_does(tmp_path: Path, metric: str) -> None:
     rows = small(tmp_path, labelled=True, metric=metric)
-    augmenter = augmenter_for(StreamRequest(rows, MIXES))
+    augmenter = augmenter_for(StreamRequest(rows, MIXES), "cpu")
     assert augmenter.metric == metric
     loaded = load_manifest(open_store(str(tmp_path)), "small")
     assert loaded.spec.codes == len(augmenter.codebook)

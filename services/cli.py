@@ -30,6 +30,7 @@ from services.cli_store import (
     Gc,
     ImportRelease,
     Inspect,
+    Renumber,
     Root,
     Verify,
     complain,
@@ -144,6 +145,7 @@ Command: TypeAlias = (
     | Annotated[Gc, subcommand("gc")]
     | Annotated[AddColumn, subcommand("add-column")]
     | Annotated[DropColumn, subcommand("drop-column")]
+    | Annotated[Renumber, subcommand("renumber")]
     | Annotated[ImportRelease, subcommand("import-release")]
     | Annotated[ExportRelease, subcommand("export-release")]
     | Annotated[Ingest, subcommand("ingest")]

@@ -198,6 +198,27 @@ class DropColumn:
 
 
 @dataclass(frozen=True)
+class Renumber:
+    """Number only the codes that a dataset uses, as its next version; original ids are kept."""
+
+    root: Root
+    dataset: Dataset
+
+    def run(self, out: Console) -> int:
+        from services.shards.renumber import renumber_dataset
+
+        with progress_bar(MofNCompleteColumn()) as progress:
+            task = progress.add_task("shards", total=None)
+            loaded = renumber_dataset(
+                standing(self.root),
+                self.dataset,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        out.print(tables.manifest_view(loaded))
+        return 0
+
+
+@dataclass(frozen=True)
 class ImportRelease:
     """Turn a folder of the published release format into the next version of a dataset."""
 

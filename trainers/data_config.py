@@ -164,6 +164,10 @@ class AugmentConfig:
     """Side of the grid that the model reads, tokens."""
     tokenadapt: str = ""
     """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of TokenAdapt; bfloat16 pays on GPUs, and gives another id here and there."""
+    compile: bool = False
+    """Compile TokenAdapt with torch.compile: slow at the start, faster augmentation on a GPU."""
     overrides: Numbers = field(default_factory=dict)
     """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
 

@@ -182,6 +182,8 @@ def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
         if config.adapt.share:
             logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
         config = replace(config, adapt=replace(config.adapt, share=0.0))
+    networks = replace(config.adapt, precision=augment.precision, compiled=augment.compile)
+    config = replace(config, adapt=networks)
     for name, value in augment.overrides.items():
         config = _change(config, name, name.split("."), value)
     return config

@@ -106,6 +106,8 @@ class Augmenter(nn.Module):
         self.tokenadapt: TokenAdapt | None = None
         if config.adapt.share > 0:
             self.tokenadapt = self._checked(tokenadapt)
+            if config.adapt.compiled:
+                self.tokenadapt.compile_networks()
 
     def _checked(self, model: TokenAdapt | None) -> TokenAdapt:
         """The TokenAdapt networks, if they fit the recipe and the codebook."""

@@ -159,7 +159,9 @@ class AdaptConfig:
     flip_probability: mirror left and right. affine_probability: whether a row is turned at all;
     then rotation (degrees, both ways), translation (shares of the side) and shear (degrees) along
     each axis are applied with `affine_each` each.
-    precision: of the two networks; "bfloat16" pays on GPUs and on processors with AMX.
+    precision: of the two networks; "bfloat16" pays on GPUs and on processors with AMX, and gives
+    another id here and there. compiled: by torch.compile, which takes its time at the start and
+    pays on GPUs.
     """
 
     share: float = 0.0
@@ -172,6 +174,7 @@ class AdaptConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     precision: Precision = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         _within("TokenAdapt share", self.share, 0, 1)

@@ -123,6 +123,11 @@ class TokenAdapt(nn.Module):
         out: Tensor = self.reverse_transform(map_NDhw)
         return out
 
+    def compile_networks(self) -> None:
+        """Compile f and g when they are first called; their weights and names stay as they are."""
+        self.conversion_function.compile()
+        self.reverse_transform.compile()
+
     def resized(self, grid: tuple[int, int], out_grid: tuple[int, int]) -> TokenAdapt:
         """The same weights for other grids: only the fixed position tables differ."""
         other = TokenAdapt(replace(self.config, grid=grid, out_grid=out_grid), self.codebook)

@@ -41,7 +41,7 @@ def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
 
 
 @lru_cache(maxsize=4)
-def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
+def augmenter_for(request: StreamRequest, device: str) -> Augmenter:
     """The request's recipe with its networks, in evaluation mode, built once a process.
 
     TokenAdapt weights for other grids are laid out for the recipe's; the weights stay what they
@@ -52,15 +52,22 @@ def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
     codebook = codebook_of(first.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
-        tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt))
-        grid, crop = (loaded.spec.grid_height, loaded.spec.grid_width), request.recipe.crop
-        if (tokenadapt.config.grid, tokenadapt.config.out_grid) != (grid, crop):
-            logger.info("TokenAdapt's positions are laid out anew for grid %s, crop %s", grid, crop)
-            tokenadapt = tokenadapt.resized(grid, crop)
+        grid = (loaded.spec.grid_height, loaded.spec.grid_width)
+        # Networks are drawn before their weights are read: a trainer's generator must not notice.
+        with torch.random.fork_rng(devices=[]):
+            tokenadapt = _tokenadapt(request.tokenadapt, grid, request.recipe.crop)
     augmenter = Augmenter(
         request.recipe, loaded.spec, codebook.weight, tokenadapt, metric=codebook.metric
     )
     return augmenter.eval().to(device)
+
+
+def _tokenadapt(url: str, grid: tuple[int, int], crop: tuple[int, int]) -> TokenAdapt:
+    found = TokenAdapt.from_bytes(read_url(url))
+    if (found.config.grid, found.config.out_grid) == (grid, crop):
+        return found
+    logger.info("TokenAdapt's positions are laid out anew for grid %s, crop %s", grid, crop)
+    return found.resized(grid, crop)
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def _check_recipe(request: StreamRequest, sources: Sources) -> None:
             " pictures with labels"
         )
     if not request.only_cuts:
-        augmenter_for(request)  # built here, once, not by all threads at the same time
+        augmenter_for(request, "cpu")  # built here, once, not by all threads at the same time
 
 
 def metered(shares: Generator[StreamBatch, None, None], meter: Meter) -> Iterator[StreamBatch]:

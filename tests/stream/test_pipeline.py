@@ -103,6 +103,13 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
+def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) -> None:
+    request = world.request("finetune")
+    here = list(Stream(request, start=2, stop=9))
+    own = list(Stream(request, start=2, stop=9, pool=Pool(), augment_on="cpu"))
+    assert all(same(a, b) for a, b in zip(here, own, strict=True))
+
+
 def test_a_mixture_through_ray_is_that_of_threads(world: Any) -> None:
     for recipe in ("crop", "finetune"):
         request = world.request(recipe, "tiny", "birds", "cars", weights=(1.0, 2.0, 4.0))

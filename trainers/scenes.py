@@ -31,7 +31,6 @@ from services.types import MaskArray
 logger = logging.getLogger(__name__)
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "grass", "gravel", "brick")
-CLASSES = ("background", *map(str, range(10)))
 SPLITS = ("training", "validation")
 
 _BACKDROP = (1.0, 2.5)  # side of the piece of a photograph, relative to the scene's
@@ -56,6 +55,8 @@ class ScenesConfig:
     """Pictures of the validation split (count)."""
     side: int = 64
     """Side of a picture, pixels."""
+    digits: int = 5
+    """Different digits (count, 2 to 10), from 0 on: the classes, beside the background."""
     most_digits: int = 2
     """Digits on a picture, at most (count); at least one."""
     seed: int = 0
@@ -68,6 +69,13 @@ class ScenesConfig:
                     f"{name} is {getattr(self, name)}, expected {least} or more: no scene could be"
                     " made"
                 )
+        if not 2 <= self.digits <= 10:
+            raise InvalidInputError(f"digits is {self.digits}, expected 2 to 10: there are ten")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the values of a mask."""
+        return ("background", *map(str, range(self.digits)))
 
 
 def write_scenes(config: ScenesConfig) -> Path:
@@ -79,14 +87,15 @@ def write_scenes(config: ScenesConfig) -> Path:
     photographs = _photographs()
     for number, split in enumerate(SPLITS):
         # Every third digit, and the right half of each photograph, is kept for validation.
-        own = np.flatnonzero((np.arange(len(labels)) % 3 == 2) == (number == 1))
+        kept = (np.arange(len(labels)) % 3 == 2) == (number == 1)
+        own = np.flatnonzero(kept & (labels < config.digits))
         halves = [np.array_split(photo, 2, axis=1)[number] for photo in photographs]
         for index in range(getattr(config, split)):
             rng = np.random.default_rng(hash_key("scene", config.seed, split, index))
             picture, mask = _scene(rng, config, halves, digits[own], labels[own])
             for kind, pixels in (("images", picture), ("annotations", mask)):
                 _put(config.out / kind / split / "scenes" / f"{index:05d}.png", pixels)
-    (config.out / "annotations" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (config.out / "annotations" / "classes.txt").write_text("\n".join(config.classes) + "\n")
     return config.out
 
 
@@ -120,7 +129,9 @@ def _scene(
 ) -> tuple[ByteArray, MaskArray]:
     """(S, S, 3) picture, and (S, S) classes."""
     side = config.side
-    picture = _backdrop(rng, photographs[int(rng.integers(len(photographs)))], side).astype(np.float32)
+    picture = _backdrop(rng, photographs[int(rng.integers(len(photographs)))], side).astype(
+        np.float32
+    )
     mask = np.zeros((side, side), np.uint8)
     for _ in range(int(rng.integers(1, config.most_digits + 1))):
         which = int(rng.integers(len(labels)))

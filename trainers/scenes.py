@@ -37,7 +37,8 @@ _BACKDROP = (1.0, 2.5)  # side of the piece of a photograph, relative to the sce
 _DIGIT = (0.7, 1.0)  # side of a digit, relative to the scene's
 _DEGREES = 25.0
 _INK = 0.5  # share of a pixel that a digit must cover to own it
-_CONTRAST = 90.0  # grey levels between a digit's colour and what it covers, at least
+_DIMMED = 0.5  # of a photograph's brightness is left, so that light digits stand out
+_DARKEST, _LIGHTEST = 150, 255  # levels of a digit's colour
 _TRIES = 20
 
 FloatArray = npt.NDArray[np.float32]
@@ -129,9 +130,8 @@ def _scene(
 ) -> tuple[ByteArray, MaskArray]:
     """(S, S, 3) picture, and (S, S) classes."""
     side = config.side
-    picture = _backdrop(rng, photographs[int(rng.integers(len(photographs)))], side).astype(
-        np.float32
-    )
+    photograph = photographs[int(rng.integers(len(photographs)))]
+    picture = _DIMMED * _backdrop(rng, photograph, side).astype(np.float32)
     mask = np.zeros((side, side), np.uint8)
     for _ in range(int(rng.integers(1, config.most_digits + 1))):
         which = int(rng.integers(len(labels)))
@@ -140,7 +140,7 @@ def _scene(
             y, x = (int(rng.integers(0, side - length + 1)) for length in ink.shape)
             place = slice(y, y + ink.shape[0]), slice(x, x + ink.shape[1])
             if not (mask[place] * (ink > 0)).any():  # digits do not cover each other
-                colour = _colour(rng, picture[place][ink >= _INK].mean(0))
+                colour = rng.uniform(_DARKEST, _LIGHTEST, 3).astype(np.float32)
                 picture[place] += ink[..., None] * (colour - picture[place])
                 mask[place][ink >= _INK] = labels[which] + 1
                 break
@@ -164,14 +164,6 @@ def _ink(rng: np.random.Generator, digit: FloatArray, side: int) -> FloatArray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     kept: FloatArray = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return kept
-
-
-def _colour(rng: np.random.Generator, ground: FloatArray) -> FloatArray:
-    """(3,) a colour that stands out from the ground."""
-    while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if abs(float((colour - ground).mean())) >= _CONTRAST:
-            return colour
 
 
 def _put(path: Path, pixels: npt.NDArray[Any]) -> None:

@@ -31,14 +31,14 @@ from services.types import MaskArray
 logger = logging.getLogger(__name__)
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "grass", "gravel", "brick")
-CLASSES = ("background", *map(str, range(10)))
 SPLITS = ("training", "validation")
 
 _BACKDROP = (1.0, 2.5)  # side of the piece of a photograph, relative to the scene's
 _DIGIT = (0.7, 1.0)  # side of a digit, relative to the scene's
 _DEGREES = 25.0
 _INK = 0.5  # share of a pixel that a digit must cover to own it
-_CONTRAST = 90.0  # grey levels between a digit's colour and what it covers, at least
+_DIMMED = 0.5  # of a photograph's brightness is left, so that light digits stand out
+_DARKEST, _LIGHTEST = 150, 255  # levels of a digit's colour
 _TRIES = 20
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,6 +56,8 @@ class ScenesConfig:
     """Pictures of the validation split (count)."""
     side: int = 64
     """Side of a picture, pixels."""
+    digits: int = 5
+    """Different digits (count, 2 to 10), from 0 on: the classes, beside the background."""
     most_digits: int = 2
     """Digits on a picture, at most (count); at least one."""
     seed: int = 0
@@ -68,6 +70,13 @@ class ScenesConfig:
                     f"{name} is {getattr(self, name)}, expected {least} or more: no scene could be"
                     " made"
                 )
+        if not 2 <= self.digits <= 10:
+            raise InvalidInputError(f"digits is {self.digits}, expected 2 to 10: there are ten")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the values of a mask."""
+        return ("background", *map(str, range(self.digits)))
 
 
 def write_scenes(config: ScenesConfig) -> Path:
@@ -79,14 +88,15 @@ def write_scenes(config: ScenesConfig) -> Path:
     photographs = _photographs()
     for number, split in enumerate(SPLITS):
         # Every third digit, and the right half of each photograph, is kept for validation.
-        own = np.flatnonzero((np.arange(len(labels)) % 3 == 2) == (number == 1))
+        kept = (np.arange(len(labels)) % 3 == 2) == (number == 1)
+        own = np.flatnonzero(kept & (labels < config.digits))
         halves = [np.array_split(photo, 2, axis=1)[number] for photo in photographs]
         for index in range(getattr(config, split)):
             rng = np.random.default_rng(hash_key("scene", config.seed, split, index))
             picture, mask = _scene(rng, config, halves, digits[own], labels[own])
             for kind, pixels in (("images", picture), ("annotations", mask)):
                 _put(config.out / kind / split / "scenes" / f"{index:05d}.png", pixels)
-    (config.out / "annotations" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (config.out / "annotations" / "classes.txt").write_text("\n".join(config.classes) + "\n")
     return config.out
 
 
@@ -120,9 +130,8 @@ def _scene(
 ) -> tuple[ByteArray, MaskArray]:
     """(S, S, 3) picture, and (S, S) classes."""
     side = config.side
-    picture = _backdrop(rng, photographs[int(rng.integers(len(photographs)))], side).astype(
-        np.float32
-    )
+    photograph = photographs[int(rng.integers(len(photographs)))]
+    picture = _DIMMED * _backdrop(rng, photograph, side).astype(np.float32)
     mask = np.zeros((side, side), np.uint8)
     for _ in range(int(rng.integers(1, config.most_digits + 1))):
         which = int(rng.integers(len(labels)))
@@ -131,7 +140,7 @@ def _scene(
             y, x = (int(rng.integers(0, side - length + 1)) for length in ink.shape)
             place = slice(y, y + ink.shape[0]), slice(x, x + ink.shape[1])
             if not (mask[place] * (ink > 0)).any():  # digits do not cover each other
-                colour = _colour(rng, picture[place][ink >= _INK].mean(0))
+                colour = rng.uniform(_DARKEST, _LIGHTEST, 3).astype(np.float32)
                 picture[place] += ink[..., None] * (colour - picture[place])
                 mask[place][ink >= _INK] = labels[which] + 1
                 break
@@ -155,14 +164,6 @@ def _ink(rng: np.random.Generator, digit: FloatArray, side: int) -> FloatArray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     kept: FloatArray = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return kept
-
-
-def _colour(rng: np.random.Generator, ground: FloatArray) -> FloatArray:
-    """(3,) a colour that stands out from the ground."""
-    while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if abs(float((colour - ground).mean())) >= _CONTRAST:
-            return colour
 
 
 def _put(path: Path, pixels: npt.NDArray[Any]) -> None:

@@ -80,17 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: DemoConfig) -> int:
     out = config.out.resolve()
     images = config.images.resolve() if config.images else write_digits(out / "pictures", size=32)
+    seconds: dict[str, float] = {}
+    if code := run_steps(chain(config, images, out), images, out, seconds):
+        return code
+    return _finish(config, out, images, seconds)
+
+
+def run_steps(steps: Sequence[Step], images: Path, out: Path, seconds: dict[str, float]) -> int:
+    """Run what is not done yet, on one local cluster: 0, or the exit code of the step that failed.
+
+    images: the pictures that the steps start from. out: where it is noted what is done.
+    seconds: gets the time of each step.
+    """
     listing = list_pictures(images)  # bad pictures are said before a cluster starts
     files = [picture for found in listing.splits.values() for picture in found]
     fingerprint = _fingerprint(files)
     notes = out / "steps"
     notes.mkdir(parents=True, exist_ok=True)
     os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
-    seconds: dict[str, float] = {}
     with local_cluster() as address:
         environment = {**os.environ, "RAY_ADDRESS": address}
         redone = False
-        for step in chain(config, images, out):
+        for step in steps:
             note = notes / f"{step.name}.json"
             mark = {"command": list(step.command), "pictures": fingerprint}
             known = json.loads(note.read_text()) if note.exists() else {}
@@ -114,7 +125,7 @@ def _run(config: DemoConfig) -> int:
                 return code
             seconds[step.name] = time.monotonic() - began
             note.write_text(json.dumps({"mark": mark, "seconds": seconds[step.name]}))
-    return _finish(config, out, images, seconds)
+    return 0
 
 
 def _call(command: Sequence[str], environment: dict[str, str]) -> int:

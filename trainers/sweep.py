@@ -66,9 +66,10 @@ class SweepConfig:
     scratch: str = "scratch-tiny"
     """Recipe of the classifier that starts from nothing."""
     mtm_options: str = ""
-    """More options of each pre-training, as its command line takes them."""
+    """More options of each pre-training, as its command line takes them, after an equals sign:
+    --mtm-options="--loop.epochs 30"."""
     classify_options: str = ""
-    """More options of each classifier, as its command line takes them."""
+    """More options of each classifier, likewise."""
     overrides: Numbers = field(default_factory=dict)
     """Numbers of the classifiers' augmentation to change, besides what a setting changes."""
     coloradapt: float = 0.25

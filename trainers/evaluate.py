@@ -30,11 +30,13 @@ from trainers.data_config import check_share, require
 from trainers.evaluate_report import (
     Condition,
     accuracy_tables,
+    by_class,
+    confusion,
     draw_confusion,
     draw_robustness,
-    figures,
     robustness_means,
     robustness_table,
+    shares,
 )
 from trainers.evaluation import (
     Change,
@@ -188,7 +190,10 @@ def evaluate(config: EvaluateConfig) -> None:
         draw_confusion(name, tally, config.out / f"confusion-{name}.png")
         for name, tally in zip(names, tallies, strict=True)
     ]
-    found = {name: figures(tally) for name, tally in zip(names, tallies, strict=True)}
+    found = {
+        name: {**shares(tally), "classes": by_class(tally), "confusion": confusion(tally)}
+        for name, tally in zip(names, tallies, strict=True)
+    }
     _finish(config, {"models": found}, as_text(*accuracy_tables(names, tallies)), pictures)
 
 
@@ -235,7 +240,10 @@ def _robustness(
                 "title": c.title,
                 "kind": c.kind,
                 "severity": c.severity,
-                "models": {n: figures(t) for n, t in zip(names, c.tallies, strict=True)},
+                "models": {
+                    n: {**shares(t), "classes": by_class(t)}
+                    for n, t in zip(names, c.tallies, strict=True)
+                },
             }
             for c in found
         ],
@@ -359,7 +367,7 @@ def _finish(
         **report,
     }
     store = open_store(absolute_url(str(config.out)))
-    store.write(REPORT, (json.dumps(content, indent=2) + "\n").encode())
+    store.write(REPORT, (json.dumps(content) + "\n").encode())
     logger.info("%s", text)
     for path in (*pictures, config.out / REPORT):
         logger.info("written: %s", path)

@@ -40,23 +40,37 @@ class Condition:
     tallies: Sequence[Tally]
 
 
-def figures(tally: Tally) -> dict[str, Any]:
-    """A tally for report.json: top-1, top-5, the same of each class, and the confusion matrix."""
-    by_class = tally.answers.sum(1)
+def shares(tally: Tally) -> dict[str, Any]:
+    """The figures of a tally: rows, top-1, top-5."""
+    top1, top5 = tally.share(tally.top1), tally.share(tally.top5)
+    return {"rows": tally.rows, "top1": top1, "top5": top5}
+
+
+def by_class(tally: Tally) -> list[dict[str, Any]]:
+    """The same of each class of the data; no share where it has no rows."""
+    rows = tally.answers.sum(1)
+    return [
+        {
+            "class": name,
+            "rows": int(rows[at]),
+            "top1": float(tally.top1[at] / rows[at]) if rows[at] else None,
+            "top5": float(tally.top5[at] / rows[at]) if rows[at] else None,
+        }
+        for at, name in enumerate(tally.classes)
+    ]
+
+
+def confusion(tally: Tally) -> dict[str, Any]:
+    """What was answered to what: entry i is `rows[i]` rows of the data's class `true[i]`.
+
+    true: numbers of the data's classes. answered: numbers of `classes`, the model's.
+    """
+    true, answered = np.nonzero(tally.answers)
     return {
-        "rows": tally.rows,
-        "top1": tally.share(tally.top1),
-        "top5": tally.share(tally.top5),
-        "classes": [
-            {
-                "class": name,
-                "rows": int(by_class[at]),
-                "top1": float(tally.top1[at] / by_class[at]) if by_class[at] else None,
-                "top5": float(tally.top5[at] / by_class[at]) if by_class[at] else None,
-            }
-            for at, name in enumerate(tally.classes)
-        ],
-        "answers": {"classes": list(tally.known), "confusion": tally.answers.tolist()},
+        "classes": list(tally.known),
+        "true": true.tolist(),
+        "answered": answered.tolist(),
+        "rows": tally.answers[true, answered].tolist(),
     }
 
 
@@ -64,18 +78,18 @@ def accuracy_tables(names: Sequence[str], tallies: Sequence[Tally]) -> list[Tabl
     """Top-1 and top-5 of each model, and the classes that each gets least right."""
     total = Table("model", "rows", "top-1", "top-5", title="accuracy")
     for name, tally in zip(names, tallies, strict=True):
-        shares = (f"{tally.share(right):.2%}" for right in (tally.top1, tally.top5))
-        total.add_row(name, f"{tally.rows:,}", *shares)
+        top1, top5 = tally.share(tally.top1), tally.share(tally.top5)
+        total.add_row(name, f"{tally.rows:,}", f"{top1:.2%}", f"{top5:.2%}")
     return [total, *(_worst(name, tally) for name, tally in zip(names, tallies, strict=True))]
 
 
 def _worst(name: str, tally: Tally) -> Table:
-    by_class = tally.answers.sum(1)
-    share = np.where(by_class > 0, tally.top1 / np.maximum(by_class, 1), np.inf)
+    rows = tally.answers.sum(1)
+    share = np.where(rows > 0, tally.top1 / np.maximum(rows, 1), np.inf)
     title = f"{name}: the classes least often right"
     table = Table("class", "rows", "top-1", "top-5", "mostly taken for", title=title)
     for at in np.argsort(share, kind="stable")[:WORST].tolist():
-        if not by_class[at]:
+        if not rows[at]:
             break
         wrong = tally.answers[at].copy()
         wrong[[c for c, other in enumerate(tally.known) if other == tally.classes[at]]] = 0
@@ -83,9 +97,9 @@ def _worst(name: str, tally: Tally) -> Table:
         mostly = f"{tally.known[taken]} ({wrong[taken]})" if wrong[taken] else ""
         table.add_row(
             tally.classes[at],
-            f"{by_class[at]:,}",
+            f"{rows[at]:,}",
             f"{share[at]:.1%}",
-            f"{tally.top5[at] / by_class[at]:.1%}",
+            f"{tally.top5[at] / rows[at]:.1%}",
             mostly,
         )
     return table
@@ -129,7 +143,7 @@ def robustness_table(
     """
     table = Table("pictures", "rows", title="robustness: top-1 (top-5)")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("paper, ImageNet:\nSeiT, SeiT++ w/o MTM", justify="right")
 
     def line(title: str, rows: int, shares: Sequence[tuple[float, float]], kind: str) -> None:

@@ -206,9 +206,10 @@ def source_bytes(path: str | Path) -> int:
     return Path(path).stat().st_size
 
 
-def read_picture(path: str | Path, height: int, width: int) -> ByteArray:
+def read_picture(path: str | Path, height: int, width: int, border: int = 0) -> ByteArray:
     """The picture as RGB, (3, height, width) uint8, resized bicubically without keeping aspect.
 
+    border: pixels to cut off each side before.
     Raises `InvalidInputError`, with path and reason, where it cannot be read (see
     `decode_picture`).
     """
@@ -216,7 +217,7 @@ def read_picture(path: str | Path, height: int, width: int) -> ByteArray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
-    return decode_picture(data, str(path), height, width)
+    return decode_picture(data, str(path), height, width, border)
 
 
 def check_unreadable(reasons: Sequence[str], total: int, which: str, then: str) -> None:
@@ -232,7 +233,7 @@ def check_unreadable(reasons: Sequence[str], total: int, which: str, then: str) 
         )
 
 
-def decode_picture(data: bytes, name: str, height: int, width: int) -> ByteArray:
+def decode_picture(data: bytes, name: str, height: int, width: int, border: int = 0) -> ByteArray:
     """A picture file's bytes as RGB, (3, height, width) uint8; `name` is for messages.
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits; transparency is dropped.
@@ -243,7 +244,9 @@ def decode_picture(data: bytes, name: str, height: int, width: int) -> ByteArray
         with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
             pixels = image.width * image.height
             if pixels <= MAX_PIXELS:
-                rgb = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+                inside = (border, border, image.width - border, image.height - border)
+                rgb = _to_rgb(image).crop(inside) if border else _to_rgb(image)
+                rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
                 return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
     except DAMAGE as error:
         raise InvalidInputError(

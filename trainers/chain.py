@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.pictures import Picture
+from services.pictures import list_pictures
 from services.stream.cluster import local_cluster
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,15 @@ def _call(command: Sequence[str], environment: dict[str, str]) -> int:
             raise
 
 
-def fingerprint(pictures: Sequence[Picture]) -> str:
-    """Digest of names, sizes and times of all pictures: changes when one of them does."""
+def fingerprint(images: Path) -> str:
+    """Digest of names, sizes and times of all pictures of a folder: changes when one of them does.
+
+    Raises: InvalidInputError where the folder holds no pictures that could be read.
+    """
     digest = hashlib.sha256()
-    for picture in pictures:
+    for picture in (
+        picture for found in list_pictures(images).splits.values() for picture in found
+    ):
         status = picture.path.stat()
         digest.update(os.fsencode(f"{picture.key}\0{status.st_size}\0{status.st_mtime_ns}\0"))
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from services.shards.manifest import LoadedManifest
 from services.stats.report import storage_report
 
-_COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
+COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
 _FIGURE_DPI = 130
 
 
@@ -53,7 +53,7 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
     """One panel a title, each with its curves; a thin line a run."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for colour, curve in zip(_COLOURS, curves, strict=False):
+        for colour, curve in zip(COLOURS, curves, strict=False):
             for number, run in enumerate(curve.runs):
                 steps, values = read_curve(run, curve.figure)
                 noisy = len(values) > 60
@@ -72,7 +72,7 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_bars(
@@ -86,7 +86,7 @@ def draw_bars(
     for axis, (title, series) in zip(axes[:, 0], panels.items(), strict=True):
         width = 0.8 / len(series)
         for number, (colour, (label, values)) in enumerate(
-            zip(_COLOURS, series.items(), strict=False)
+            zip(COLOURS, series.items(), strict=False)
         ):
             places = [
                 group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))
@@ -102,7 +102,7 @@ def draw_bars(
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, ncols=len(series), loc="upper left",
                     bbox_to_anchor=(0, 1.02))  # fmt: skip
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
@@ -122,7 +122,7 @@ def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
     names = list(bars)[::-1]
     values = [bars[name] for name in names]
     axis.barh(
-        names, values, color=[_COLOURS[0] if n == "token shards" else "#adb5bd" for n in names]
+        names, values, color=[COLOURS[0] if n == "token shards" else "#adb5bd" for n in names]
     )
     raw = bars["raw pixels"]
     for place, value in enumerate(values):
@@ -136,10 +136,11 @@ def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
         fontsize=11,
     )
     axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file and let go of it; the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, dpi=_FIGURE_DPI)

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from services.errors import InvalidInputError, SeitError
-from services.pictures import list_pictures, write_digits
+from services.pictures import write_digits
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.demo_report import closing_table, write_pictures
 
@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: DemoConfig) -> int:
     out = config.out.resolve()
     images = config.images.resolve() if config.images else write_digits(out / "pictures", size=32)
-    listing = list_pictures(images)  # bad pictures are said before a cluster starts
-    files = [picture for found in listing.splits.values() for picture in found]
-    code, seconds = run_steps(chain(config, images, out), out, fingerprint(files))
+    made_from = fingerprint(images)  # bad pictures are said before a cluster starts
+    code, seconds = run_steps(chain(config, images, out), out, made_from)
     if code:
         return code
     return _finish(config, out, images, seconds)

@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from services.errors import InvalidInputError, SeitError
-from services.pictures import list_pictures
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.charts import Curve, draw_curves, read_curve
 from trainers.scenes import ScenesConfig, write_scenes
@@ -71,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: SegmentDemoConfig) -> int:
     out = config.out.resolve()
     write_scenes(ScenesConfig(out / "pictures", config.training, config.validation))
-    files = list_pictures(out / "pictures").splits["train"]  # pictures and masks alike
-    code, seconds = run_steps(chain(config, out), out, fingerprint(files))
+    code, seconds = run_steps(chain(config, out), out, fingerprint(out / "pictures"))
     if code:
         return code
     runs = {name: [out / f"{name}-{seed}" for seed in range(config.seeds)] for name in ARMS}

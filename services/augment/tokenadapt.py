@@ -16,6 +16,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from services.errors import FormatError, InvalidInputError
@@ -155,7 +156,9 @@ class TokenAdapt(nn.Module):
         try:
             fields = json.loads(metadata["config"])
             fields |= {name: tuple(fields[name]) for name in ("grid", "out_grid")}
-            model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
+            # Weights are drawn before they are loaded, but not from whoever trains in this process.
+            with torch.random.fork_rng(devices=()):
+                model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"a TokenAdapt file with a config that cannot be read ({error}): nothing was loaded"

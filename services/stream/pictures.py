@@ -66,11 +66,14 @@ def _place(seed: int, key: str) -> int:
 class PictureSet:
     """The pictures of one split by row number, decoded to one size; safe to share by threads.
 
-    size: (height, width) in pixels. unreadable: why, by row, of the pictures met so far.
+    size: (height, width) in pixels. border: pixels to cut off each side of the files before.
+    unreadable: why, by row, of the pictures met so far.
     """
 
-    def __init__(self, name: str, pictures: Sequence[Picture], size: tuple[int, int]) -> None:
-        self.name, self.size = name, size
+    def __init__(
+        self, name: str, pictures: Sequence[Picture], size: tuple[int, int], border: int = 0
+    ) -> None:
+        self.name, self.size, self._border = name, size, border
         self._pictures = pictures
         self.unreadable: dict[int, str] = {}
         self._kept: dict[int, ByteArray] = {}
@@ -103,7 +106,7 @@ class PictureSet:
         if row in self.unreadable:
             return None
         try:
-            pixels = read_picture(self._pictures[row].path, *self.size)
+            pixels = read_picture(self._pictures[row].path, *self.size, self._border)
         except InvalidInputError as error:
             self._note(row, str(error))
             return None

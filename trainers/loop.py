@@ -34,7 +34,7 @@ from trainers.optim import (
     polynomial_factor,
     update,
 )
-from trainers.parallel import plain, reshard, share_out, spread, unsynced, whole
+from trainers.parallel import compile_model, plain, reshard, share_out, spread, unsynced, whole
 from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
 from trainers.task import Stream, Task, WorkerContext
@@ -64,7 +64,8 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
         claim(config.out, config.identity(), config.may_differ)
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(config.loop.deterministic)
     checkpoints = Checkpoints(config.out, config.loop.keep)
     try:
         trainer = _Trainer(config, context, task, checkpoints)
@@ -74,6 +75,7 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
             trainer.close()
     finally:
         checkpoints.close()
+        torch.use_deterministic_algorithms(before)
 
 
 class _Trainer:
@@ -97,7 +99,7 @@ class _Trainer:
             if self._ema is not None and saved.ema is not None:
                 self._ema.module.load_state_dict(saved.ema)
         if loop.compile:
-            self._model.compile()
+            compile_model(self._model, parallel)
         self._forward = spread(self._model, parallel, device, context.world)
         if self._ema is not None and parallel == "fsdp":
             spread(self._ema.module, parallel, device, context.world)

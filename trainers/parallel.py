@@ -23,6 +23,19 @@ Kind = Literal["ddp", "fsdp"]
 _STACKS = ("blocks", "decoder_blocks")
 
 
+def compile_model(model: nn.Module, kind: Kind) -> None:
+    """torch.compile, in place and before `spread`: the whole, or block by block for shards."""
+    if kind == "fsdp":  # what gathers a block's shards stands between the blocks
+        for block in _blocks(model):
+            block.compile()
+    else:
+        model.compile()
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return [block for stack in _STACKS for block in getattr(model, stack, ())]
+
+
 def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn.Module:
     """What to call in place of `model`, whose weights are the same on every rank.
 
@@ -33,9 +46,8 @@ def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn
         return model
     if kind == "fsdp":
         mesh = init_device_mesh(device.type, (world,))
-        for stack in _STACKS:
-            for block in getattr(model, stack, ()):
-                fully_shard(block, mesh=mesh)
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
     return DistributedDataParallel(

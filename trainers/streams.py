@@ -118,7 +118,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
 
     Raises: NotFoundError, InvalidInputError for a dataset, split or recipe that does not fit.
     """
-    data, settings = run.data, load_settings()
+    data, settings = _counted(open_store(run.data.root), run.data), load_settings()
     training_sources = training_sources_of(data)
     common: dict[str, Any] = {
         "order": run.order.spec(run.loop.seed),

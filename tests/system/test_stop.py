@@ -54,7 +54,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(head: Cluster, tmp_path: 
             assert time.monotonic() < limit, ray_job(head, "logs", name)[-4000:]
             time.sleep(0.2)
         ray_job(head, "stop", name)
-        assert "STOPPED" in ray_job(head, "status", name)
+        assert "was stopped" in ray_job(head, "status", name)
         said = ray_job(head, "logs", name)
         assert "SIGTERM: saving a checkpoint and ending" in said
         recorded = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

@@ -18,13 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = "200000"  # epochs: far more than the test waits for
 
 
-def started(folder: Path, *argv: str) -> subprocess.Popen[str]:
+def started(folder: Path, *, ray: bool = False) -> subprocess.Popen[str]:
+    options = [word for word in SMALL if not (ray and word == "--cluster.no-ray")]
     command = [
-        *(sys.executable, str(ROOT / "trainers" / "mtm.py"), *SMALL, "--data.dataset", "big"),
+        *(sys.executable, str(ROOT / "trainers" / "mtm.py"), *options, "--data.dataset", "big"),
         *("--data.root", str(folder / "data"), "--out", str(folder / "run")),
-        *("--loop.checkpoint-every", "1000000", "--loop.epochs", LONG, *argv),
+        *("--loop.checkpoint-every", "1000000", "--loop.epochs", LONG),
     ]
-    environment = {**os.environ, "SEIT_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    cache = str(folder / "cache")
+    environment = {**os.environ, "SEIT_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
+    environment["RAY_ADDRESS"] = "local"
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -43,11 +46,24 @@ def ended(program: subprocess.Popen[str], number: signal.Signals, folder: Path, 
             assert time.monotonic() < limit, "no step was made"
             time.sleep(0.05)
         program.send_signal(number)
-        said = program.communicate(timeout=60)[1]
+        said = program.communicate(timeout=120)[1]
     finally:
         program.kill()
     assert program.returncode == 130, said
     return said
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.system
+def test_sigterm_saves_a_checkpoint_on_ray_whose_own_handler_would_die_of_it(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "data", "big", shards=3, rows=16)
+    said = ended(started(tmp_path, ray=True), signal.SIGTERM, tmp_path, past=1)
+    assert "SIGTERM: saving a checkpoint and ending" in said
+    made = steps(tmp_path)
+    assert made == list(range(1, made[-1] + 1))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{made[-1]:08d}.pt").exists()
 
 
 @pytest.mark.timeout(300)

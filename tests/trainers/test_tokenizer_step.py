@@ -67,7 +67,9 @@ def make_batch(rows: list[int], step: int = 0) -> StreamBatch:
 
 
 def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path) -> None:
-    figures = tokenizer_worker(tokenizer_run(tmp_path, images, epochs=4), place())
+    run = tokenizer_run(tmp_path, images, epochs=4)
+    # Without the discriminator, whose own loss would be part of the sum.
+    figures = tokenizer_worker(replace(run, model=replace(run.model, adversarial=0.0)), place())
     tokenizer = load_tokenizer(tmp_path / TOKENIZER)
     assert (tokenizer.spec.codes, tokenizer.spec.grid_height) == (CODES, SIDE // 4)
     lengths = tokenizer.codebook.weight.norm(dim=1)
@@ -80,6 +82,29 @@ def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path)
     losses = [entry["loss"] for entry in recorded(tmp_path)]
     assert len(losses) == 4 * -(-TRAIN // 8)
     assert losses[-1] < losses[0]
+
+
+def test_a_discriminator_is_heard_from_its_step_on(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    run = replace(run, model=replace(run.model, adversarial_from=1))
+    task = TokenizerTask(run, CPU)
+    torch.manual_seed(0)
+    model = task.build_model(fresh=True)
+    assert isinstance(model, Trainee)
+    assert model.discriminator is not None
+    pulls = []
+    for step in (0, 1):
+        model.zero_grad()
+        task.loss(model, make_batch([1, 2, 3], step)).backward()
+        grads = [weight.grad for weight in model.discriminator.parameters()]
+        assert all(grad is not None for grad in grads)
+        assert any(bool(grad.any()) for grad in grads if grad is not None) == (step == 1)
+        found = model.tokenizer.decoder.last_weight.grad
+        assert found is not None
+        pulls.append(found.clone())
+    # The reconstruction's gradient, and a tenth as much of the discriminator's on top.
+    extra = (pulls[1] - pulls[0]).norm() / pulls[0].norm()
+    assert extra.item() == pytest.approx(0.1, rel=0.02)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])

@@ -50,7 +50,7 @@ class ScenesConfig:
 
     out: Path = Path("scenes")
     """Folder to write to."""
-    training: int = 400
+    training: int = 160
     """Pictures of the training split (count)."""
     validation: int = 200
     """Pictures of the validation split (count)."""

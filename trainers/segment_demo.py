@@ -40,7 +40,7 @@ class SegmentDemoConfig:
 
     out: Path = Path("segment-out")
     """Folder for the scenes, the dataset, checkpoints and pictures."""
-    training: int = 400
+    training: int = 160
     """Scenes to train on (count)."""
     validation: int = 200
     """Scenes to validate on (count)."""
@@ -107,7 +107,7 @@ def chain(config: SegmentDemoConfig, out: Path) -> list[Step]:
             trainer(
                 *("tokenizer", tokenizer.parent, "--recipe", "tokenizer-tiny"),
                 *("--pictures.images", training, "--model.image-size", "64"),
-                *("--model.codes", "128", "--loop.epochs", "36", "--loop.validate-every", "6"),
+                *("--model.codes", "128", "--loop.epochs", "80", "--loop.validate-every", "20"),
             ),
             tokenizer.parent,
             [tokenizer.name],
@@ -131,8 +131,8 @@ def chain(config: SegmentDemoConfig, out: Path) -> list[Step]:
             trainer(
                 *("tokenadapt", adapt.parent, "--recipe", "tokenadapt-tiny"),
                 *("--pictures.images", training, "--tokenizer", str(tokenizer)),
-                *("--views.flip-probability", "0", "--loop.epochs", "24"),
-                *("--loop.validate-every", "8"),
+                *("--views.flip-probability", "0", "--loop.epochs", "60"),
+                *("--loop.validate-every", "20"),
             ),
             adapt.parent,
             [adapt.name],

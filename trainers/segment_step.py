@@ -107,17 +107,10 @@ class SegmentTask(PlainTask):
         )
         self._index = MulticlassJaccardIndex(
             max(2, len(classes)),
-            average="macro",
-            ignore_index=IGNORED,
-            validate_args=False,
-            sync_on_compute=False,  # ranks are summed here, as everything is
-        )
-        self._each = MulticlassJaccardIndex(
-            max(2, len(classes)),
             average="none",
             ignore_index=IGNORED,
             validate_args=False,
-            sync_on_compute=False,
+            sync_on_compute=False,  # ranks are summed here, as everything is
         )
         self._shown: list[_Shown] = []
         self._last: list[_Shown] = []
@@ -170,20 +163,19 @@ class SegmentTask(PlainTask):
     def validated(self, world: int) -> Mapping[str, float]:
         """Mean IoU, and the share of pixels that are right."""
         index = self._index
-        counts = sum_over_ranks(index.confmat, world)  # (classes, classes), truth by prediction
-        self._each.to(counts.device).confmat = counts
-        each = self._each.compute().tolist()
+        index.confmat = sum_over_ranks(index.confmat, world)  # (classes, classes), truth first
+        counts, each = index.confmat, index.compute().tolist()
         occurs = (counts.sum(0) + counts.sum(1) > 0).tolist()
         self._by_class = {
             name: value
             for name, value, there in zip(self._classes, each, occurs, strict=False)
             if there
         }
+        mean = sum(self._by_class.values()) / max(1, len(self._by_class))
         right = float(counts.diag().sum() / counts.sum().clamp(min=1))
-        found = {"miou": float(index.compute()), "pixel_accuracy": right}
         index.reset()
         self._last, self._shown = self._shown, []
-        return found
+        return {"miou": mean, "pixel_accuracy": right}
 
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         if not self._last:  # finished before, and what is written here stands

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from services.errors import InvalidInputError
@@ -86,9 +85,11 @@ class Segmentation(NamedTuple):
 class TokenSegmenter(nn.Module):
     """The segmenter. Everything below `encoder.` has the names of a `TokenClassifier`.
 
-    Norms of the decoder see one position each (LayerNorm over channels), where mmsegmentation
-    takes batch statistics over all devices: a row's result is then the same in any batch and on
-    any number of workers, and rows that do not exist touch nothing.
+    Norms of the decoder are over a row (GroupNorm), where mmsegmentation takes statistics of the
+    batch over all devices: a row's result is then the same in any batch and on any number of
+    workers, and rows that do not exist touch nothing. (LayerNorm over channels alone would do that
+    too, but lets all positions of a map become one: small models then learned nothing but how
+    often a class occurs.)
     """
 
     def __init__(self, config: SegmenterConfig) -> None:
@@ -107,7 +108,7 @@ class TokenSegmenter(nn.Module):
         self.head = _head(config.decoder, classes, config.dropout)
         self.auxiliary = nn.Sequential(
             nn.Conv2d(width, config.auxiliary, 3, padding=1, bias=False),
-            LayerNorm2d(config.auxiliary),
+            _row_norm(config.auxiliary),
             nn.ReLU(inplace=True),
             *_head(config.auxiliary, classes, config.dropout),
         )
@@ -167,11 +168,18 @@ def _head(channels: int, classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Dropout2d(dropout), last)
 
 
+def _row_norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups, of at least 4 channels where there are as many: a group of one would be
+    nothing but its mean on a map of one cell."""
+    most = max(1, min(32, channels // 4))
+    return nn.GroupNorm(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
+
+
 def _row_norms(module: nn.Module) -> nn.Module:
-    """The same module with norms over channels in place of those over the batch."""
+    """The same module with norms over each row in place of those over the batch."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, LayerNorm2d(child.num_features))
+            setattr(module, name, _row_norm(child.num_features))
         else:
             _row_norms(child)
     return module

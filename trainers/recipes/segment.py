@@ -63,17 +63,17 @@ def segment_tiny() -> SegmentRun:
             overrides={"adapt.flip_probability": 0.0, "adapt.crop.area.0": 0.5},
         ),
         model=SegmenterModelConfig(
-            width=64,
+            width=48,
             depth=4,
             heads=4,
             patch=2,
-            decoder_width=32,
-            auxiliary_width=24,
+            decoder_width=24,
+            auxiliary_width=16,
             drop_path=0.0,
             head_dropout=0.0,
         ),
         optim=OptimConfig(
-            base_lr=2e-3,
+            base_lr=1.5e-3,
             base_batch=16,
             base_power=0.0,
             schedule="polynomial",
@@ -82,7 +82,7 @@ def segment_tiny() -> SegmentRun:
             beta2=0.999,
             clip=3.0,
         ),
-        loop=LoopConfig(epochs=30, precision="float32", validate_every=10, checkpoint_every=200),
+        loop=LoopConfig(epochs=40, precision="float32", validate_every=20, checkpoint_every=200),
         cluster=ClusterConfig(workers=1, cpus_per_worker=0.5, augment_cpus_per_actor=0.5),
     )
 

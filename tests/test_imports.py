@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.wire": set(),
     "services.tokens": LEAVES,
     "services.plan": LEAVES,
-    "services.pictures": LEAVES,
+    "services.layouts": LEAVES,
+    "services.pictures": LEAVES | {"services.layouts"},
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES

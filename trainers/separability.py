@@ -32,7 +32,7 @@ from services.types import FloatArray, IntArray
 from trainers.charts import save_figure
 from trainers.data_config import require
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
-from trainers.sweep_report import as_text, machine
+from trainers.reports import as_text, machine
 
 logger = logging.getLogger(__name__)
 

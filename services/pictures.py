@@ -1,7 +1,8 @@
 """Pictures on disk: finding, splitting and reading them.
 
 A folder of pictures is `class/picture.jpg`, or `train/class/picture.jpg` beside
-`val/class/picture.jpg` (or `validation`, or `test`).
+`val/class/picture.jpg` (or `validation`, or `test`), or a fine-grained dataset as it ships
+(`services.layouts`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
+from services.layouts import find_layout
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -76,6 +78,8 @@ def list_pictures(folder: str | Path) -> PictureFolder:
     A plain folder of classes is the one split "train". In the other layout the first of `val`,
     `validation`, `test` that exists is "validation", and a `test` beside it is "test".
 
+    A dataset that brings its own description (`services.layouts`) is listed by that.
+
     Raises `NotFoundError` where the folder is missing, and `InvalidInputError` where it holds no
     class, a class is empty, or a class of another split is not one of the training classes.
     """
@@ -84,6 +88,12 @@ def list_pictures(folder: str | Path) -> PictureFolder:
         raise NotFoundError(
             f"no folder {root}: nothing to read; give a folder of class/picture files"
         )
+    if (listed := find_layout(root)) is not None:
+        splits = {
+            name: [Picture(root / key, label, key) for key, label in sorted(found, key=_by_class)]
+            for name, found in listed.splits.items()
+        }
+        return PictureFolder(listed.classes, splits)
     train = root / _TRAIN
     # A class may be called "train": then its pictures lie directly in it.
     if not train.is_dir() or not _subfolders(train) or _has_pictures(train):
@@ -106,6 +116,11 @@ def list_pictures(folder: str | Path) -> PictureFolder:
             )
         splits[name] = _pictures(root, place, classes)
     return PictureFolder(classes, splits)
+
+
+def _by_class(listed: tuple[str, int]) -> tuple[int, str]:
+    key, label = listed
+    return label, key
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from trainers.charts import COLOURS, save_figure
+from trainers.reports import as_text
 from trainers.sweep import Data, Setting, SweepConfig
 from trainers.sweep_main import main
-from trainers.sweep_report import Claim, Results, as_text, order_table, top1, write_json
+from trainers.sweep_report import Claim, Results, order_table, top1, write_json
 
 _VARIANTS = {  # (TokenAdapt, ColorAdapt)
     (False, False): "SeiT",

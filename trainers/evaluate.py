@@ -50,6 +50,7 @@ from trainers.evaluation import (
     picture_rows,
     token_rows,
 )
+from trainers.reports import as_text, machine
 from trainers.robustness import (
     CORRUPTIONS,
     LAYOUTS,
@@ -58,7 +59,6 @@ from trainers.robustness import (
     corruption,
     read_class_map,
 )
-from trainers.sweep_report import as_text, machine
 from trainers.views import unit_range
 
 logger = logging.getLogger(__name__)

@@ -57,6 +57,13 @@ class Classifier:
         """Height and width (tokens) of what it reads."""
         return self.model.config.grid
 
+    def inputs(self, ids_NHW: Tensor, codebook: Codebook) -> Tensor:
+        """What the model reads of these tokens: the ids, or their vectors."""
+        if self.model.config.input == "ids":
+            return ids_NHW
+        # In the 16 bits in which the stream carries them to training and validation.
+        return codebook.embed(ids_NHW).bfloat16().float()
+
 
 def load_classifier(url: str, device: torch.device) -> Classifier:
     """The exported model of a finished run of trainers/classify.py, in evaluation mode.
@@ -306,11 +313,11 @@ def count_answers(
         if not len(label):
             continue
         for number, classifier in enumerate(classifiers):
-            inputs = ids
-            if classifier.model.config.input == "embeddings":
-                # In the 16 bits in which the stream carries them to training and validation.
-                inputs = codebook.embed(ids).bfloat16().float()
-            logits = classifier.model(inputs).float().masked_fill(~open_C, -math.inf)
+            logits = (
+                classifier.model(classifier.inputs(ids, codebook))
+                .float()
+                .masked_fill(~open_C, -math.inf)
+            )
             best = logits.topk(min(_TOP, len(known)), dim=1).indices  # (N, <= 5)
             right = right_GC[label].gather(1, best).cpu()  # (N, <= 5)
             place = label.cpu()

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from trainers.charts import COLOURS, save_figure
 from trainers.data_config import require
+from trainers.reports import as_text
 from trainers.sweep import Data, Setting, SweepConfig
 from trainers.sweep_main import main
 from trainers.sweep_report import (
     Claim,
     Results,
-    as_text,
     order_table,
     storage_bytes,
     top1,

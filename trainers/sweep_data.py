@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from services.errors import SeitError
@@ -12,8 +10,6 @@ from trainers.chain import fingerprint, run_steps
 from trainers.demo import DATASET, DemoConfig, chain
 from trainers.sweep import Data, SweepConfig, open_data
 from trainers.textures import write_textures
-
-logger = logging.getLogger(__name__)
 
 _PREPARED = ("tokenizer", "ingest", "tokenadapt")
 _TEXTURE_OVERRIDES = {
@@ -52,12 +48,3 @@ def prepare(config: SweepConfig) -> tuple[Data, dict[str, float]]:
     adapt = out / "tokenadapt" / "tokenadapt.safetensors"
     overrides = _TEXTURE_OVERRIDES if config.pictures == "textures" else {}
     return open_data(str(out / "data"), DATASET, None, str(adapt)), overrides
-
-
-def log_to_terminal() -> None:
-    """The sweep's own lines, and only warnings of the runs that it is made of."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("sweep", "sweep_main", "chain"):
-        logging.getLogger(f"trainers.{name}").setLevel(logging.INFO)

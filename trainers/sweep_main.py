@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ import tyro
 from services.errors import SeitError
 from trainers.command import INTERRUPTED
 from trainers.sweep import Data, Setting, StoppedError, Sweep, SweepConfig
-from trainers.sweep_data import log_to_terminal, prepare
+from trainers.sweep_data import prepare
 from trainers.sweep_report import Results
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def main(
     config = tyro.cli(
         kind, args=argv, description=description, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    log_to_terminal()
+    _log_to_terminal()
     try:
         data, overrides = prepare(config)
         results = Sweep(config, data, overrides).run(settings(config, data))
@@ -49,3 +50,12 @@ def main(
     for file in files:
         logger.info("written: %s", file)
     return 0
+
+
+def _log_to_terminal() -> None:
+    """The sweep's own lines, and only warnings of the runs that it is made of."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in ("sweep", "sweep_main", "demo"):
+        logging.getLogger(f"trainers.{name}").setLevel(logging.INFO)

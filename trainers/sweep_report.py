@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
 from rich.table import Table
 
 from services.shards.store import open_store
+from trainers.reports import machine
 from trainers.sweep import Data, Point, Setting, SweepConfig, described
 
 SURE = 2.0
@@ -123,18 +121,6 @@ def _json(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def machine() -> dict[str, object]:
-    """What was computed on: nothing that names a person or a host."""
-    about: dict[str, object] = {
-        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
-        "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
-    if torch.cuda.is_available():
-        about["accelerator"] = torch.cuda.get_device_name()
-    return about
-
-
 def order_table(results: Results, claims: Sequence[Claim]) -> Table:
     """The order that is hoped for, and what was found."""
     table = Table("more than", "difference, points", "found", title="order, seeds paired")
@@ -143,12 +129,3 @@ def order_table(results: Results, claims: Sequence[Claim]) -> Table:
         sign = "+" if difference.mean >= 0 else ""
         table.add_row(claim.text, f"{sign}{difference}", word)
     return table
-
-
-def as_text(*tables: Table) -> str:
-    """Tables as the terminal, or a file, shows them."""
-    console = Console(width=100)
-    with console.capture() as captured:
-        for table in tables:
-            console.print(table)
-    return captured.get().rstrip()

@@ -39,7 +39,7 @@ def write_textures(
         raise InvalidInputError(
             f"side {side}, train {train}, validation {validation}: each must be at least 1"
         )
-    root, source = Path(folder), _photographs()
+    root, source = Path(folder), photographs()
     for name in PHOTOGRAPHS:
         with Image.open(source / name) as opened:
             photograph = opened.convert("RGB")
@@ -50,7 +50,7 @@ def write_textures(
     return root
 
 
-def _photographs() -> Path:
+def photographs() -> Path:
     """Where scikit-image keeps them; found without importing it, for its files are all we need."""
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from services.errors import InvalidInputError
 from services.pictures import list_pictures
-from trainers.textures import PHOTOGRAPHS, TRAIN_SHARE, _photographs, write_textures
+from trainers.textures import PHOTOGRAPHS, TRAIN_SHARE, photographs, write_textures
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("skimage") is None, reason="scikit-image brings the photographs"
@@ -27,7 +27,7 @@ def test_crops_of_both_splits_come_from_different_parts(tmp_path: Path) -> None:
         "validation": 3 * len(PHOTOGRAPHS),
     }
     for name in ("chelsea.png", "coffee.png"):
-        photograph = np.asarray(Image.open(_photographs() / name).convert("RGB"))
+        photograph = np.asarray(Image.open(photographs() / name).convert("RGB"))
         border = int(photograph.shape[1] * TRAIN_SHARE)
         for split, part in (("train", photograph[:, :border]), ("val", photograph[:, border:])):
             windows = np.lib.stride_tricks.sliding_window_view(part, (16, 16, 3))[:, :, 0]

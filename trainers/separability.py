@@ -1,0 +1,192 @@
+"""How well classes lie apart in a classifier's last features: `python trainers/separability.py`.
+
+The features before the head are drawn in two dimensions, and a linear probe that learns on the
+training split says in one number how far apart they are. As the paper's Figure A (appendix 0.A.1),
+but on rows as they stand rather than on augmented ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from services.errors import InvalidInputError, SeitError
+from services.shards.store import absolute_url, open_store
+from services.types import FloatArray, IntArray
+from trainers.charts import save_figure
+from trainers.data_config import require
+from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
+from trainers.reports import as_text, machine
+
+logger = logging.getLogger(__name__)
+
+REPORT = "separability.json"
+_SHOWN_CLASSES = 20  # in the picture: more colours cannot be told apart
+
+
+@dataclass(frozen=True)
+class SeparabilityConfig:
+    """The last features of classifiers: a linear probe's accuracy, and a picture."""
+
+    model: tuple[str, ...]
+    """Folders of finished runs of trainers/classify.py; all on the same tokens and classes."""
+    root: str
+    """Folder that holds datasets: a path or a URL."""
+    dataset: str
+    """Name of the dataset."""
+    out: Path
+    """Folder for the report and the picture."""
+    version: int | None = None
+    """Version of the dataset, from 1; None takes the newest."""
+    train_split: str = "train"
+    """Split that the probe learns on."""
+    validation_split: str = "validation"
+    """Split that it is tested on, and that is drawn."""
+    rows: int = 2000
+    """Rows that are drawn at most (count)."""
+    seed: int = 0
+    """Seed of the embedding in two dimensions."""
+    batch: int = 64
+    """Rows that are computed at a time (count)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", self.model, "at least one run")
+        require(self.batch >= 1, "batch", self.batch, "at least 1")
+        require(self.rows >= 2, "rows", self.rows, "at least 2")
+
+
+@torch.inference_mode()
+def features(
+    classifier: Classifier, rows: Rows, device: torch.device
+) -> tuple[FloatArray, IntArray]:
+    """(N, C) float32 what the head reads, and (N,) labels, of all rows."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept.append(inputs[0].float().cpu())
+
+    labels = []
+    hook = classifier.model.head.register_forward_pre_hook(keep)
+    codebook = rows.codebook.to(device)
+    try:
+        for batch in rows.open():
+            classifier.model(classifier.inputs(batch.ids.to(device), codebook))
+            labels.append(batch.label)
+    finally:
+        hook.remove()
+    return torch.cat(kept).numpy(), torch.cat(labels).numpy()
+
+
+def probe(train: tuple[FloatArray, IntArray], validation: tuple[FloatArray, IntArray]) -> float:
+    """Top-1 on validation of a logistic regression on the standardised features of train.
+
+    Raises: InvalidInputError where train has one class only.
+    """
+    if len(np.unique(train[1])) < 2:
+        raise InvalidInputError(
+            "the training split has rows of one class only: there is nothing to separate; name"
+            " another split (--train-split)"
+        )
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(*train)
+    return float(fitted.score(*validation))
+
+
+def in_two_dimensions(points: FloatArray, seed: int) -> FloatArray:
+    """(N, C) -> (N, 2) by t-SNE (van der Maaten and Hinton, 2008), from the principal axes."""
+    perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
+    found: FloatArray = TSNE(
+        perplexity=perplexity, init="pca" if len(points) > 2 else "random", random_state=seed
+    ).fit_transform(points)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when done, 2 after an error of ours, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = tyro.cli(SeparabilityConfig, args=argv, description=__doc__)
+    try:
+        separability(config)
+    except SeitError as error:
+        logger.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("interrupted; nothing was written")
+        return 130
+    return 0
+
+
+def separability(config: SeparabilityConfig) -> None:
+    """Write OUT/separability.json and .png, and log the table. Raises: SeitError."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifiers = [load_classifier(absolute_url(url), device) for url in config.model]
+    check_alike(classifiers)
+    train, validation = (
+        token_rows(
+            *(classifiers[0], absolute_url(config.root), config.dataset),
+            *(split, config.version, config.batch),
+        )
+        for split in (config.train_split, config.validation_split)
+    )
+    names, drawn, table = [], [], Table("model", "linear probe, top-1", title="separability")
+    figures = {}
+    for number, classifier in enumerate(classifiers, start=1):
+        there = features(classifier, validation, device)
+        top1 = probe(features(classifier, train, device), there)
+        name = Path(classifier.url.rstrip("/")).stem
+        name = name if name not in figures else f"{name}-{number}"
+        figures[name] = top1
+        names.append(f"{name}\nlinear probe {top1:.1%}")
+        table.add_row(name, f"{top1:.2%}")
+        points, labels = there[0][: config.rows], there[1][: config.rows]
+        drawn.append((in_two_dimensions(points, config.seed), labels))
+    content = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "rows": {"train": train.total, "validation": validation.total},
+        "linear_probe_top1": figures,
+    }
+    store = open_store(absolute_url(str(config.out)))
+    store.write(REPORT, (json.dumps(content, indent=2) + "\n").encode())
+    logger.info("%s", as_text(table))
+    logger.info("written: %s", config.out / REPORT)
+    logger.info("written: %s", _draw(names, drawn, validation.classes, config.out))
+
+
+def _draw(
+    names: Sequence[str],
+    drawn: Sequence[tuple[FloatArray, IntArray]],
+    classes: Sequence[str],
+    out: Path,
+) -> Path:
+    figure = Figure(figsize=(4.2 * len(names) + 1.2, 4.4))
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
+    for axis, name, (points, labels) in zip(axes, names, drawn, strict=True):
+        for label, title in enumerate(classes[:_SHOWN_CLASSES]):
+            own = points[labels == label]
+            axis.scatter(own[:, 0], own[:, 1], s=7, color=colours(label), label=title)
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return save_figure(figure, out / "separability.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -34,7 +34,8 @@ def started(folder: Path, *, ray: bool = False) -> subprocess.Popen[str]:
 def steps(folder: Path) -> list[int]:
     file = folder / "run" / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [entry["step"] for entry in entries if "grad_norm" in entry]  # not of validations
 
 
 def ended(program: subprocess.Popen[str], number: signal.Signals, folder: Path, past: int) -> str:

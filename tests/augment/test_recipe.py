@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from services.augment.config import AdaptConfig
-from services.augment.recipe import RECIPES, describe, finetune, mtm, scratch, segment
+from services.augment.config import AdaptConfig, CropConfig, RecipeConfig
+from services.augment.recipe import (
+    RECIPES,
+    describe,
+    finetune,
+    mtm,
+    recipe_named,
+    scratch,
+    segment,
+)
 from services.augment.recipe import eval as evaluation
-from services.errors import InvalidInputError
+from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.wire.seit import v1 as wire
 
 
@@ -79,3 +88,40 @@ def test_what_is_off_is_not_listed(spec: wire.TokenSpec, crop: tuple[int, int]) 
     assert "flip" not in lines
     assert "affine" not in lines
     assert "plain" not in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not valid"),
+        ("[1]", "holds a list"),
+        ('{"eda": {"swap_probabilty": 1}}', "eda.swap_probabilty is not one of"),
+        ('{"plain_crop": {"area": [0.5, 2]}}', "crop area"),
+        ('{"eda": {"synonym_probability": 0.7, "swap_probability": 0.7}}', "more than 1"),
+        ('{"output": "pixels"}', "output"),
+        ('{"adapt": {"share": "half"}}', "adapt.share"),
+    ],
+)
+def test_a_recipe_file_that_is_wrong_is_refused(
+    spec: wire.TokenSpec, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(FormatError) as refused:
+        recipe_named(str(tmp_path / "mine.json"), spec, (4, 4))
+    assert said in str(refused.value)
+
+
+def test_a_recipe_file_says_what_differs(spec: wire.TokenSpec, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('{"adapt": {"share": 0.25, "crop": {"kind": "random"}}, "crop": [3, 5]}')
+    config = recipe_named(str(file), spec, (4, 4))
+    assert (config.name, config.crop) == ("mine", (3, 5))
+    assert config.adapt == AdaptConfig(share=0.25, crop=CropConfig(kind="random"))
+    file.write_text("{}")
+    assert recipe_named(str(file), spec, (4, 4)) == RecipeConfig("mine", (4, 4))
+    file.write_text('{"crop": [99, 1]}')
+    with pytest.raises(InvalidInputError, match="does not fit"):
+        recipe_named(str(file), spec, (4, 4))
+    with pytest.raises(NotFoundError):
+        recipe_named(str(tmp_path / "none.json"), spec, (4, 4))
+    assert recipe_named("mtm", spec, (4, 4)) == mtm(spec, (4, 4))

@@ -131,7 +131,7 @@ def chain(config: SegmentDemoConfig, out: Path) -> list[Step]:
             trainer(
                 *("tokenadapt", adapt.parent, "--recipe", "tokenadapt-tiny"),
                 *("--pictures.images", training, "--tokenizer", str(tokenizer)),
-                *("--views.flip-probability", "0", "--loop.epochs", "60"),
+                *("--views.flip-probability", "0", "--loop.epochs", "240"),
                 *("--loop.validate-every", "20"),
             ),
             adapt.parent,

@@ -106,7 +106,7 @@ def test_masks_stand_with_their_tokens_and_stream_alike_with_ray_and_without(
     assert len(masks) == 28
     assert {int(v) for mask in masks.values() for v in np.unique(mask)} == {0, 1, 2, 3, IGNORED}
 
-    adapt = TokenAdapt(TokenAdaptConfig((4, 4), (4, 4), 8, 16, dim=16, heads=2, mlp=32))
+    adapt = TokenAdapt(TokenAdaptConfig((4, 4), (4, 4), 8, 12, dim=16, heads=2, mlp=32))
     (tmp_path / "adapt.safetensors").write_bytes(adapt.to_bytes())
     order = OrderSpec(seed=1, global_batch_rows=8, block_rows=4, lanes=1, window_shards=2)
     for name in ("segment", "eval"):

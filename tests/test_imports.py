@@ -41,7 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "services.shards",
         "services.augment",
     },
-    "services.stats": LEAVES | {"services.shards", "services.stream.meter"},
+    "services.stats": LEAVES
+    | {
+        "services.shards",
+        "services.tokens",
+        "services.augment",
+        "services.plan.draws",
+        "services.stream.meter",
+    },
     "services.cli": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},

@@ -81,6 +81,17 @@ class Catalog:
         """Changes with what stands; None where it is not known without asking the storage."""
         return self._listing.stamp()
 
+    def at_hand(self, name: str | None, version: int | None) -> bool:
+        """Whether a version (the newest of all datasets for None) is answered without waiting."""
+        if self._listing.stamp() is None:
+            return False
+        versions = self._listing.get()
+        with self._lock:
+            if name is None:
+                return all((one, seen[-1]) in self._summaries for one, seen in versions.items())
+            numbers = versions.get(name)
+            return numbers is None or (name, version or numbers[-1]) in self._manifests
+
     def warm(self) -> None:
         """Read the newest manifest of every dataset, as far as there is room; log what fails."""
         try:

@@ -19,6 +19,10 @@ _EARLY = 2 / 3
 a busy service never waits, an idle one waits once."""
 
 
+_LATE = 0.95
+"""Share of the time after which a view counts as old for those who must not wait."""
+
+
 class Fresh(Generic[T]):
     """What `look` found, never older than `seconds`. Safe to share by threads.
 
@@ -48,14 +52,18 @@ class Fresh(Generic[T]):
             return self._again(waited=True) if found is None else found
 
     def stamp(self) -> int | None:
-        """A number that changes with the view; None where `get` would wait. Never waits itself."""
-        found, stamp = self._now()
+        """A number that changes with the view; None where `get` would wait, now or very soon.
+
+        Never waits itself.
+        """
+        found, stamp = self._now(self._seconds * _LATE)
         return None if found is None else stamp
 
-    def _now(self) -> tuple[T | None, int]:
+    def _now(self, most: float | None = None) -> tuple[T | None, int]:
+        """(the view if it is younger than `most`, by default `seconds`; its stamp)."""
         with self._lock:
             age = self._clock() - self._at
-            if age >= self._seconds:
+            if age >= (self._seconds if most is None else most):
                 return None, self._stamp
             if age >= self._seconds * _EARLY and self._early is None:
                 self._early = threading.Thread(target=self._ahead, name="seit-fresh", daemon=True)

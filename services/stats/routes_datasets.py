@@ -23,6 +23,7 @@ from services.stats.parameters import (
     Name,
     Split,
     Version,
+    at_once,
 )
 from services.stats.report import storage_report
 from services.wire.seit import v1 as wire
@@ -31,6 +32,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["what stands"])
 
 
 @router.get("", response_model=wire.DatasetList, responses=example(wire.DatasetList))
+@at_once
 def list_datasets(
     request: Request, parts: FromParts, limit: Limit = 100, cursor: Cursor = ""
 ) -> Response:
@@ -40,6 +42,7 @@ def list_datasets(
 
 
 @router.get("/{name}", response_model=wire.DatasetSummary, responses=example(wire.DatasetSummary))
+@at_once
 def get_dataset(
     request: Request, parts: FromParts, name: Name, version: Version = None
 ) -> Response:
@@ -60,6 +63,7 @@ def list_versions(
 
 
 @router.get("/{name}/shards", response_model=wire.ShardList, responses=example(wire.ShardList))
+@at_once
 def list_shards(
     request: Request,
     parts: FromParts,
@@ -90,6 +94,7 @@ def list_shards(
 @router.get(
     "/{name}/storage", response_model=wire.StorageReport, responses=example(wire.StorageReport)
 )
+@at_once
 def get_storage(
     request: Request, parts: FromParts, name: Name, version: Version = None
 ) -> Response:
@@ -116,6 +121,7 @@ def get_growth(
 
 
 @router.get("/{name}/labels", response_model=wire.LabelReport, responses=example(wire.LabelReport))
+@at_once
 def get_labels(
     request: Request,
     parts: FromParts,
@@ -135,6 +141,7 @@ def get_labels(
 
 
 @router.get("/{name}/codes", response_model=wire.CodeReport, responses=example(wire.CodeReport))
+@at_once
 def get_codes(
     request: Request,
     parts: FromParts,
@@ -156,6 +163,7 @@ def get_codes(
 @router.get(
     "/{name}/health", response_model=wire.HealthReport, responses=example(wire.HealthReport)
 )
+@at_once
 def get_health(request: Request, parts: FromParts, name: Name, version: Version = None) -> Response:
     """What is wrong with a version, or may be, the gravest first; runs that read it included."""
     loaded = parts.catalog.manifest(name, version)

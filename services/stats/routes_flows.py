@@ -20,6 +20,7 @@ from services.stats.parameters import (
     Limit,
     Parts,
     State,
+    at_once,
 )
 from services.wire.seit import v1 as wire
 
@@ -27,6 +28,7 @@ router = APIRouter(prefix="/v1", tags=["what flows"])
 
 
 @router.get("/streams", response_model=wire.StreamList, responses=example(wire.StreamList))
+@at_once
 def list_streams(
     request: Request,
     parts: FromParts,
@@ -41,6 +43,7 @@ def list_streams(
 
 
 @router.get("/streams/{run}", response_model=wire.StreamInfo, responses=example(wire.StreamInfo))
+@at_once
 def get_stream(
     request: Request,
     parts: FromParts,
@@ -52,6 +55,7 @@ def get_stream(
 
 
 @router.get("/jobs", response_model=wire.JobList, responses=example(wire.JobList))
+@at_once
 def list_jobs(
     request: Request, parts: FromParts, limit: Limit = 100, cursor: Cursor = ""
 ) -> Response:
@@ -64,6 +68,7 @@ def list_jobs(
 
 
 @router.get("/jobs/{id}", response_model=wire.Job, responses=example(wire.Job))
+@at_once
 def get_job(
     request: Request,
     parts: FromParts,

@@ -110,7 +110,7 @@ def process(command: list[str], probe: str, **environment: str) -> Iterator[int]
         until = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(probe, timeout=5).read()
+                urllib.request.urlopen(probe, timeout=60).read()
                 break
             except OSError:
                 if running.poll() is not None or time.monotonic() > until:
@@ -183,7 +183,7 @@ def measure(
     port = free_port()
     command = [sys.executable, "-m", "services.cli", "serve", root.url, "--port", str(port)]
     limits = {"SEIT_STATS_RATE": "1M", "SEIT_STATS_ANSWER_BYTES": answer_bytes}
-    with process(command, f"http://127.0.0.1:{port}/healthz", **limits) as pid:
+    with process(command, f"http://127.0.0.1:{port}/readyz", **limits) as pid:
         began = time.monotonic()
         for name in names:
             ask(port, f"/v1/datasets/{name}/health")

@@ -6,6 +6,7 @@ the bucket. A manifest never changes, so it is read once and kept while there is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -106,8 +107,11 @@ class Catalog:
     def _list(self, waited: bool) -> Mapping[str, list[int]]:
         versions = _list_all(self._root)
         self._forget_others(versions)
-        if not waited:  # no request shall wait for a new version's manifest either
-            self._load_newest(versions)
+        if not waited:
+            # No request shall wait for a new version's manifest either. Not read here: the listing
+            # would grow old meanwhile. A service that ends takes no more work.
+            with contextlib.suppress(RuntimeError):
+                self._auditor.submit(self._load_newest, versions)
         return versions
 
     def _load_newest(self, versions: Mapping[str, list[int]]) -> None:

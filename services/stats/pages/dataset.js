@@ -103,7 +103,7 @@ const samplesCard = async (base, splits, tell) => {
       if (!shown) return make("li", {}, about);
       const image = make("img", { alt: `row ${sample.row}: ${text}` });
       picture(image, `${base}/samples/${found.split}/${sample.row}/picture?version=${found.version}`);
-      return make("li", {}, make("button", { onclick: () => showViews(found, sample) }, image), about);
+      return make("li", {}, make("button", { "aria-label": `row ${sample.row}: ${text}; show it augmented`, onclick: () => showViews(found, sample) }, image), about);
     }));
     if (shown && found.samples.length && found.views.length > 1) showViews(found, found.samples[0]);
     else views.replaceChildren();

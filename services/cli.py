@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import tyro
@@ -39,6 +40,8 @@ from services.cli_store import (
 )
 from services.errors import SeitError
 
+_CONNECTIONS = 1000  # open at a time; more are told to come back
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -58,7 +61,9 @@ class Stats:
             out.print(tables.summary_table(client.datasets()))
         else:
             out.print(tables.storage_view(client.storage(self.dataset)))
-            out.print(tables.summary_table(client.versions(self.dataset)))
+            out.print(tables.content_view(client.labels(self.dataset), client.codes(self.dataset)))
+            out.print(tables.growth_table(client.growth(self.dataset)))
+            out.print(tables.health_view(client.health(self.dataset)))
         return 0
 
 
@@ -92,8 +97,25 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class Token:
+    """Make a bearer token for the stats service; its hash goes to FILE, itself to the screen."""
+
+    file: Annotated[Positional[Path], tyro.conf.arg(metavar="FILE", help="as SEIT_STATS_TOKENS")]
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME", help="of who will use it")]
+    roles: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="read: all but rows; samples: rows and pictures")
+    ] = ("read",)
+
+    def run(self, out: Console) -> int:
+        from services.stats.access import new_token
+
+        out.print(new_token(self.file, self.name, self.roles), markup=False, soft_wrap=True)
+        return 0
+
+
+@dataclass(frozen=True)
 class Serve:
-    """Answer what stands below ROOT, and what flows, over HTTP; /docs describes the API."""
+    """Answer what stands below ROOT, and what flows, over HTTP; / is a page, /docs the API."""
 
     root: Root
     runs: Annotated[
@@ -114,8 +136,10 @@ class Serve:
         from services.stats.streams import open_runs
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
-        out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/docs", markup=False)
-        uvicorn.run(app, host=self.host, port=self.port, log_level="warning")
+        out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
+        uvicorn.run(
+            app, host=self.host, port=self.port, log_level="warning", limit_concurrency=_CONNECTIONS
+        )
         return 0
 
 
@@ -142,6 +166,7 @@ Command: TypeAlias = (
     | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Gallery, subcommand("gallery")]
+    | Annotated[Token, subcommand("token")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[AddColumn, subcommand("add-column")]
     | Annotated[DropColumn, subcommand("drop-column")]

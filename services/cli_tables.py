@@ -195,6 +195,50 @@ def stream_table(streams: Iterable[wire.StreamInfo]) -> RenderableType:
     return Group(table, *reasons)
 
 
+def content_view(labels: wire.LabelReport, codes: wire.CodeReport) -> RenderableType:
+    """How evenly labels are spread, and how much of the codebook is used, in words."""
+    lines = [
+        f"{codes.used_codes:,} of {codes.codes:,} codes are used, {codes.dead_codes:,} are dead;"
+        f" perplexity {codes.perplexity:,.1f}."
+    ]
+    if labels.largest_rows:
+        lines.append(
+            f"{labels.classes:,} classes, {labels.empty_classes:,} of them empty; the largest has"
+            f" {labels.largest_rows:,} rows, the smallest {labels.smallest_rows:,}"
+            f" ({labels.imbalance:,.1f} times)."
+        )
+    return Group(*map(plain, lines))
+
+
+def growth_table(versions: Iterable[wire.VersionStorage]) -> Table:
+    """Versions of a dataset, a line each: what each one added."""
+    table = _table(
+        "version>", "committed (UTC)", "images>", "size>", "added>", "shared>", "what changed"
+    )
+    for one in versions:
+        table.add_row(
+            str(one.version),
+            plain(one.created[:16].replace("T", " ")),
+            f"{one.rows:,}",
+            decimal(one.bytes),
+            decimal(one.added_bytes),
+            decimal(one.shared_bytes),
+            plain(one.message),
+        )
+    return table
+
+
+def health_view(health: wire.HealthReport) -> RenderableType:
+    """What is wrong, a line each, the gravest first."""
+    if not health.findings:
+        return plain("Nothing wrong was found.")
+    lines = (
+        f"{one.severity}: {f'{one.count:,} ' if one.count > 1 else ''}{one.text}"
+        for one in health.findings
+    )
+    return Group(*map(plain, lines))
+
+
 def _troubles(stream: wire.StreamInfo) -> str:
     counts = {
         "retries": stream.retries,

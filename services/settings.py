@@ -7,17 +7,24 @@ the cache may lie, how large it may grow) stands here.
 |---|---|---|
 | `SEIT_CACHE_DIR` | folder of the node's shard cache | `$XDG_CACHE_HOME/seit` or `~/.cache/seit` |
 | `SEIT_CACHE_BYTES` | most bytes that the cache may hold | `20G` |
-| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `2` |
+| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `3` |
 | `SEIT_STATS_SHARDS` | shards whose descriptions the stats service keeps in memory | `200K` |
 | `SEIT_STATS_RUNS` | folders of runs whose streams it shows, separated by commas | none |
 | `SEIT_STATS_STREAM_BYTES` | bytes of what their ranks wrote that it keeps in memory | `64M` |
+| `SEIT_STATS_ANSWER_BYTES` | bytes of finished answers that it keeps in memory | `64M` |
+| `SEIT_STATS_RATE` | requests a second that one client may make | `1000` |
+| `SEIT_STATS_SECONDS` | longest time that one answer may take | `30` |
+| `SEIT_STATS_TOKENS` | file of tokens' hashes, by `seit token`; without it all may read | none |
+| `SEIT_STATS_RAY` | the Ray dashboard, `http://HOST:8265`, for jobs and actors | none |
+| `SEIT_STATS_TOKENADAPT` | TokenAdapt weights (path or URL) for the augmentation gallery | none |
+| `RAY_AUTH_TOKEN` | token of that cluster, where it wants one | none |
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.errors import InvalidInputError
@@ -36,6 +43,13 @@ class Settings:
     stats_shards: int
     stats_runs: tuple[str, ...]
     stats_stream_bytes: int
+    stats_answer_bytes: int
+    stats_rate: float
+    stats_seconds: float
+    stats_tokens: Path | None
+    stats_ray: str
+    stats_tokenadapt: str
+    ray_token: str = field(repr=False)  # a secret: it must not reach a log
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -49,12 +63,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         cache_dir=_cache_dir(env),
         cache_bytes=int(_number(env, "SEIT_CACHE_BYTES", "20G", least=1)),
-        stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "2", least=0),
+        stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "3", least=0),
         stats_shards=int(_number(env, "SEIT_STATS_SHARDS", "200K", least=1)),
         stats_runs=tuple(
             url.strip() for url in env.get("SEIT_STATS_RUNS", "").split(",") if url.strip()
         ),
         stats_stream_bytes=int(_number(env, "SEIT_STATS_STREAM_BYTES", "64M", least=1)),
+        stats_answer_bytes=int(_number(env, "SEIT_STATS_ANSWER_BYTES", "64M", least=0)),
+        stats_rate=_number(env, "SEIT_STATS_RATE", "1000", least=1),
+        stats_seconds=_number(env, "SEIT_STATS_SECONDS", "30", least=1),
+        stats_tokens=Path(text).expanduser() if (text := env.get("SEIT_STATS_TOKENS")) else None,
+        stats_ray=env.get("SEIT_STATS_RAY", ""),
+        stats_tokenadapt=env.get("SEIT_STATS_TOKENADAPT", ""),
+        ray_token=env.get("RAY_AUTH_TOKEN", ""),
     )
 
 

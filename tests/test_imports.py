@@ -52,7 +52,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "services.augment",
         "services.stream",
     },
-    "services.stats": LEAVES | {"services.shards", "services.stream.meter"},
+    "services.stats": LEAVES
+    | {
+        "services.shards",
+        "services.tokens",
+        "services.augment",
+        "services.plan.draws",
+        "services.stream.meter",
+    },
     "services.cli": {"services"},
     "services.cli_gallery": {"services"},
     "services.cli_store": {"services"},

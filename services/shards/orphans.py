@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection, Iterable
 
 from services.errors import NotFoundError
 from services.shards.manifest import list_versions, load_manifest, named_files
@@ -37,6 +38,13 @@ def find_orphans(
     named: set[str] = set()
     for version in list_versions(root, dataset):
         named |= named_files(load_manifest(root, dataset, version).manifest)
+    return unnamed(found, named, min_age_seconds=min_age_seconds, now=now)
+
+
+def unnamed(
+    found: Iterable[Entry], named: Collection[str], *, min_age_seconds: float, now: float
+) -> list[Entry]:
+    """Those of a listing that are files of this project and not `named`, old enough at `now`."""
     return [
         entry
         for entry in found

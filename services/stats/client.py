@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,20 +23,22 @@ T = TypeVar("T")
 class StatsClient:
     """Asks the service at `url` (`http://host:port`) and gives back what `proto/` describes.
 
-    timeout_seconds: longest wait for one answer.
+    timeout_seconds: longest wait for one answer. token: where the service asks for one; None for
+    that of SEIT_STATS_TOKEN. It is sent to this address only, never on to another.
 
     Every method raises NotFoundError for what does not stand, InvalidInputError for a name or a
     value that is not valid, StoreError where the service (or its storage) does not answer, and
     FormatError where something else answers at this address.
     """
 
-    def __init__(self, url: str, timeout_seconds: float = 10.0) -> None:
+    def __init__(self, url: str, timeout_seconds: float = 10.0, token: str | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise InvalidInputError(
                 f"{url!r} is not the address of a stats service: write http://HOST:PORT"
             )
         self._url, self._timeout = url.rstrip("/"), timeout_seconds
+        self._token = os.environ.get("SEIT_STATS_TOKEN", "") if token is None else token
 
     def datasets(self) -> Iterator[wire.DatasetSummary]:
         """All datasets, by name."""
@@ -59,10 +62,12 @@ class StatsClient:
             if not (cursor := page.next):
                 return
 
-    def shards(self, name: str, split: str | None = None) -> Iterator[wire.ShardInfo]:
-        """Shards of the newest version, or of one split of it, in the order of the rows."""
+    def shards(
+        self, name: str, split: str | None = None, sort: str = "row"
+    ) -> Iterator[wire.ShardInfo]:
+        """Shards of the newest version, or of one split of it, by default in the rows' order."""
         cursor = ""
-        chosen = {} if split is None else {"split": split}
+        chosen = {"sort": sort} if split is None else {"sort": sort, "split": split}
         while True:
             page = self._get(wire.ShardList, _path(name) + "/shards", cursor=cursor, **chosen)
             yield from page.shards
@@ -72,6 +77,35 @@ class StatsClient:
     def storage(self, name: str) -> wire.StorageReport:
         """What the newest version of a dataset takes."""
         return self._get(wire.StorageReport, _path(name) + "/storage")
+
+    def growth(self, name: str) -> Iterator[wire.VersionStorage]:
+        """What each version added, newest first."""
+        cursor = ""
+        while True:
+            page = self._get(wire.GrowthReport, _path(name) + "/growth", cursor=cursor)
+            yield from page.versions
+            if not (cursor := page.next):
+                return
+
+    def labels(self, name: str, limit: int = 100) -> wire.LabelReport:
+        """The `limit` largest classes of the newest version, and how evenly rows are spread."""
+        return self._get(wire.LabelReport, _path(name) + "/labels", limit=str(limit))
+
+    def codes(self, name: str, limit: int = 100) -> wire.CodeReport:
+        """The `limit` most frequent codes of the newest version, and how many are used."""
+        return self._get(wire.CodeReport, _path(name) + "/codes", limit=str(limit))
+
+    def health(self, name: str) -> wire.HealthReport:
+        """What is wrong with the newest version, the gravest first."""
+        return self._get(wire.HealthReport, _path(name) + "/health")
+
+    def sample(self, name: str, split: str, row: int) -> wire.Sample:
+        """One row of the newest version, with its ids."""
+        return self._get(wire.Sample, f"{_path(name)}/samples/{check_name(split, 'split')}/{row:d}")
+
+    def jobs(self) -> wire.JobList:
+        """The newest jobs of the Ray cluster, and whether it is reached."""
+        return self._get(wire.JobList, "/v1/jobs")
 
     def streams(self, state: str | None = None) -> Iterator[wire.StreamInfo]:
         """Streams of all runs, or those in one state, newest first and without their ranks."""
@@ -89,8 +123,11 @@ class StatsClient:
 
     def _get(self, kind: type[T], path: str, **query: str) -> T:
         url = self._url + path + (f"?{urlencode(query)}" if query else "")
+        request = urllib.request.Request(url)
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            with urllib.request.urlopen(url, timeout=self._timeout) as answer:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 body = answer.read()
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from error

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.errors import SeitError
 from services.stats.catalog import Catalog
+from services.stats.cluster import ABSENT, REACHABLE, RayCluster
 from services.stats.flows import STATES
 from services.stats.streams import Streams
 from services.stream.meter import COUNTERS, GAUGES
@@ -34,10 +35,14 @@ class Metrics:
     """A registry of its own, so that two services in one process do not share figures."""
 
     def __init__(
-        self, catalog: Catalog, streams: Streams, now: Callable[[], float] = time.time
+        self,
+        catalog: Catalog,
+        streams: Streams,
+        cluster: RayCluster,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Standing(catalog, streams, now))
+        self._registry.register(_Standing(catalog, streams, cluster, now))
         self._requests = Counter(
             "seit_service_requests",
             "Requests answered",
@@ -91,8 +96,10 @@ class Measured:
 class _Standing(Collector):
     """Datasets and streams as they are when Prometheus asks."""
 
-    def __init__(self, catalog: Catalog, streams: Streams, now: Callable[[], float]) -> None:
-        self._catalog, self._streams, self._now = catalog, streams, now
+    def __init__(
+        self, catalog: Catalog, streams: Streams, cluster: RayCluster, now: Callable[[], float]
+    ) -> None:
+        self._catalog, self._streams, self._cluster, self._now = catalog, streams, cluster, now
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is depends on the storage, which is not asked before a scrape."""
@@ -114,7 +121,21 @@ class _Standing(Collector):
                 continue
             up.add_metric((part,), 1)
             yield from found
+        yield from _cluster_families(self._cluster.view().cluster, up)
         yield up
+
+
+def _cluster_families(cluster: wire.Cluster, up: GaugeMetricFamily) -> Iterator[Metric]:
+    """Nothing where no cluster was named."""
+    if cluster.state == ABSENT:
+        return
+    up.add_metric(("cluster",), cluster.state == REACHABLE)
+    if cluster.state == REACHABLE:
+        nodes = GaugeMetricFamily("seit_cluster_nodes", "Nodes by state", labels=("state",))
+        nodes.add_metric(("alive",), cluster.nodes_alive)
+        nodes.add_metric(("dead",), cluster.nodes_dead)
+        yield nodes
+        yield GaugeMetricFamily("seit_cluster_actors", "Actors alive", value=cluster.actors_alive)
 
 
 def _dataset_families(catalog: Catalog) -> list[Metric]:
@@ -123,6 +144,8 @@ def _dataset_families(catalog: Catalog) -> list[Metric]:
         "rows": "Rows of the newest version",
         "shards": "Shards of the newest version",
         "bytes": "Bytes of its shards",
+        "source_bytes": "Bytes of the pictures' original files, 0 where not known",
+        "pixel_bytes": "Bytes of the pictures as raw pixels",
     }
     summaries = catalog.dataset_page("", _ALL).datasets
     families: list[Metric] = []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.errors import InvalidInputError, NotFoundError
 from services.wire.seit import v1 as wire
 
 PIXEL_CHANNELS = 3
@@ -18,7 +16,10 @@ PIXEL_CHANNELS = 3
 
 def summarize(manifest: wire.Manifest) -> wire.DatasetSummary:
     """One line about a dataset version."""
+    spec = manifest.spec
+    assert spec is not None  # `load_manifest` refuses a manifest without one
     size = _sizes(manifest.splits)
+    pixels = size.rows * spec.image_height * spec.image_width * PIXEL_CHANNELS
     return wire.DatasetSummary(
         name=manifest.dataset,
         version=manifest.version,
@@ -29,10 +30,13 @@ def summarize(manifest: wire.Manifest) -> wire.DatasetSummary:
         source_bytes=size.source,
         bytes_per_image=_ratio(size.stored, size.rows),
         share_of_source=_ratio(size.stored, size.source),
-        spec=manifest.spec,
+        spec=spec,
         tokenizer_kind=manifest.tokenizer_kind,
         splits=[split.name for split in manifest.splits],
         classes=len(manifest.classes),
+        pixel_bytes=pixels,
+        share_of_pixels=_ratio(size.stored, pixels),
+        message=manifest.message,
     )
 
 
@@ -110,60 +114,6 @@ def entropy_bits(counts: NDArray[np.float64]) -> float:
         return 0.0
     share = used / used.sum()
     return float(-(share * np.log2(share)).sum())
-
-
-def shard_page(
-    manifest: wire.Manifest, split: str | None, start: int, limit: int
-) -> wire.ShardList:
-    """Up to `limit` shards from position `start` of the manifest on, of one split or of all.
-
-    The cursor of the next page names the version, so that a commit in between moves nothing.
-
-    Raises: NotFoundError for a split that the version does not have.
-    """
-    names = [one.name for one in manifest.splits]
-    if split is not None and split not in names:
-        raise NotFoundError(
-            f"dataset {manifest.dataset!r} version {manifest.version} has no split {split!r};"
-            f" it has {', '.join(names) or 'none'}"
-        )
-    found = list(islice(_numbered(manifest, split, start), limit + 1))
-    return wire.ShardList(
-        dataset=manifest.dataset,
-        version=manifest.version,
-        shards=[info for _, info in found[:limit]],
-        next=f"{manifest.version}.{found[limit][0]}" if len(found) > limit else "",
-    )
-
-
-def _numbered(
-    manifest: wire.Manifest, only: str | None, start: int
-) -> Iterator[tuple[int, wire.ShardInfo]]:
-    """(position in the manifest, shard) from `start` on."""
-    first = 0
-    for split in manifest.splits:
-        if only is None or split.name == only:
-            skip = max(0, start - first)
-            for at, shard in enumerate(split.shards[skip:], first + skip):
-                yield at, wire.ShardInfo(split=split.name, shard=shard)
-        first += len(split.shards)
-
-
-def parse_shard_cursor(text: str) -> tuple[int, int]:
-    """(version, position) of a `next` that `shard_page` gave out.
-
-    Raises: InvalidInputError.
-    """
-    version, dot, start = text.partition(".")
-    if not (dot and _is_count(version) and _is_count(start)):
-        raise InvalidInputError(
-            f"cursor {text!r} is not one that this service gave out; start again without a cursor"
-        )
-    return int(version), int(start)
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 19  # below 2**63
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from services.stats.flows import (
     summarize_words,
     without_ranks,
 )
+from services.stats.fresh import Fresh
 from services.wire.seit import v1 as wire
 
 _STREAMS, _RUN = "streams", "run.json"
@@ -118,16 +118,14 @@ class Streams:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._folders, self._seconds, self._limit = list(folders), fresh_seconds, bytes_limit
-        self._clock, self._now = clock, now
-        self._looking = threading.Lock()  # one request looks, the others wait for what it finds
-        self._looked_at = -math.inf
+        self._folders, self._limit = list(folders), bytes_limit
+        self._now = now
         self._runs: dict[str, _Run] = {}
-        self._snapshot = _Snapshot()
+        self._seen = Fresh(lambda waited: self._look(), fresh_seconds, clock)
 
     def all(self) -> list[wire.StreamInfo]:
         """Every stream with its ranks, newest first. Raises: StoreError."""
-        snapshot = self._fresh()
+        snapshot = self._seen.get()
         return [snapshot.by_name[name] for _, name in snapshot.keys]
 
     def stream(self, name: str) -> wire.StreamInfo:
@@ -135,7 +133,7 @@ class Streams:
 
         Raises: InvalidInputError for a name that no run may have, NotFoundError, StoreError.
         """
-        found = self._fresh().by_name.get(check_run_name(name))
+        found = self._seen.get().by_name.get(check_run_name(name))
         if found is None:
             raise NotFoundError(
                 f"there is no run {name!r} with a stream; the list of streams names those that"
@@ -148,7 +146,7 @@ class Streams:
         if state is not None and state not in STATES:
             raise InvalidInputError(f"state {state!r} is none of {', '.join(STATES)}")
         start = _parse_cursor(after) if after else None
-        snapshot = self._fresh()
+        snapshot = self._seen.get()
         first = bisect_right(snapshot.keys, start) if start else 0
         lines = snapshot.lines
         places = (at for at in range(first, len(lines)) if state in (None, lines[at].state))
@@ -158,13 +156,9 @@ class Streams:
             next=_cursor(snapshot.keys[found[limit - 1]]) if len(found) > limit else "",
         )
 
-    def _fresh(self) -> _Snapshot:
-        with self._looking:
-            now = self._clock()
-            if now - self._looked_at >= self._seconds:
-                self._snapshot = self._look()
-                self._looked_at = now
-            return self._snapshot
+    def stamp(self) -> int | None:
+        """Changes with what is known; None where the folders would have to be looked at."""
+        return self._seen.stamp()
 
     def _look(self) -> _Snapshot:
         with ThreadPoolExecutor(_LISTINGS, thread_name_prefix="seit-streams") as pool:

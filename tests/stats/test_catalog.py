@@ -10,6 +10,7 @@ import pytest
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.store import Entries, LocalStore, Store
 from services.stats.catalog import Catalog
+from services.stats.listing import ShardQuery
 from tests.small_datasets import write_dataset
 
 
@@ -92,7 +93,7 @@ def test_only_manifests_are_read(root: Store, monkeypatch: pytest.MonkeyPatch) -
     catalog = catalog_of(root)
     catalog.dataset_page("", 10)
     catalog.version_page("digits", None, 10)
-    catalog.shard_page("digits", None, None, "", 10)
+    catalog.shard_page("digits", None, ShardQuery(), "", 10)
     assert set(asked.reads) == {"versions/00000001.json"}
 
 
@@ -170,13 +171,13 @@ def test_a_cursor_keeps_to_its_version(root: Store) -> None:
     clock = Clock()
     catalog = catalog_of(root, clock)
     write_dataset(root)
-    page, _ = catalog.shard_page("digits", None, None, "", 2)
+    page, _ = catalog.shard_page("digits", None, ShardQuery(), "", 2)
     write_dataset(root, seed=1)
     clock.now = 5
-    rest, _ = catalog.shard_page("digits", None, None, page.next, 10)
+    rest, _ = catalog.shard_page("digits", None, ShardQuery(), page.next, 10)
     assert (rest.version, len(rest.shards)) == (1, 2)
     with pytest.raises(InvalidInputError, match="belongs to version 1"):
-        catalog.shard_page("digits", 2, None, page.next, 10)
+        catalog.shard_page("digits", 2, ShardQuery(), page.next, 10)
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "A", "a..b", "x" * 64, "a\0"])

@@ -38,7 +38,7 @@ def test_everything_comes_typed_and_whole(client: StatsClient, root: Store) -> N
     assert list(client.datasets()) == [summarize(second)]
     assert client.dataset("digits") == summarize(second)
     assert list(client.versions("digits")) == [summarize(second), summarize(first)]
-    assert client.storage("digits") == storage_report(second)
+    assert client.storage("digits").splits == storage_report(second).splits
     assert [info.shard for info in client.shards("digits", "train")] == second.splits[0].shards
     assert len(list(client.shards("digits"))) == 121  # more than one page
 

@@ -15,6 +15,7 @@ from services.settings import load_settings
 from services.shards.store import Store
 from services.stats.app import create_app
 from services.stats.catalog import Catalog
+from services.stats.cluster import RayCluster
 from services.stats.metrics import ENDED_SECONDS, Metrics
 from services.stats.streams import Streams, open_runs
 from services.stream.account import Account
@@ -22,6 +23,8 @@ from services.stream.meter import COUNTERS, GAUGES
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 from tests.small_runs import write_run
+
+NO_CLUSTER = RayCluster("", fresh_seconds=1)
 
 
 @pytest.fixture
@@ -96,8 +99,12 @@ def test_a_stream_that_ended_long_ago_leaves(root: Store, runs: Path) -> None:
     write_run(runs / "done", state="finished")
     catalog = Catalog(root, fresh_seconds=0, shard_limit=10)
     streams = Streams(open_runs([str(runs)]), fresh_seconds=0, bytes_limit=10**6)
-    assert 'run="done"' in Metrics(catalog, streams).text().decode()
-    shown = Metrics(catalog, streams, now=lambda: time.time() + ENDED_SECONDS).text().decode()
+    assert 'run="done"' in Metrics(catalog, streams, NO_CLUSTER).text().decode()
+    shown = (
+        Metrics(catalog, streams, NO_CLUSTER, now=lambda: time.time() + ENDED_SECONDS)
+        .text()
+        .decode()
+    )
     assert 'run="done"' not in shown
     assert 'run="hangs"' in shown
     assert 'seit_streams{state="finished"} 1.0' in shown

@@ -6,15 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from services.errors import InvalidInputError, NotFoundError
 from services.shards.store import Store
 from services.stats.report import (
     entropy_bits,
-    parse_shard_cursor,
-    shard_page,
     storage_report,
     summarize,
 )
@@ -82,33 +79,3 @@ def test_entropy_of_equal_codes_is_their_logarithm(codes: int, each: int) -> Non
 
 def test_entropy_of_nothing_is_nothing() -> None:
     assert entropy_bits(np.zeros(8)) == 0
-
-
-@pytest.mark.parametrize("split", [None, "train", "validation"])
-@pytest.mark.parametrize("limit", [1, 2, 3, 100])
-def test_pages_are_a_partition(root: Store, split: str | None, limit: int) -> None:
-    manifest = write_dataset(root).manifest
-    seen, start = [], 0
-    while True:
-        page = shard_page(manifest, split, start, limit)
-        assert 0 < len(page.shards) <= limit
-        seen += [(info.split, info.shard) for info in page.shards]
-        if not page.next:
-            break
-        version, start = parse_shard_cursor(page.next)
-        assert version == manifest.version
-    wanted = [(one.name, shard) for one in manifest.splits for shard in one.shards]
-    assert seen == [pair for pair in wanted if split in (None, pair[0])]
-
-
-def test_an_unknown_split_is_named_with_those_that_stand(root: Store) -> None:
-    manifest = write_dataset(root).manifest
-    with pytest.raises(NotFoundError, match=r"no split 'test'.*train, validation"):
-        shard_page(manifest, "test", 0, 10)
-
-
-@settings(max_examples=50)
-@given(st.text(max_size=30).filter(lambda text: not text.replace(".", "").isdigit()))
-def test_a_foreign_cursor_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="start again without a cursor"):
-        parse_shard_cursor(text)

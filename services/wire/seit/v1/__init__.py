@@ -5,15 +5,28 @@
 
 __all__ = (
     "Asset",
+    "Cluster",
+    "CodeCount",
+    "CodeReport",
     "Column",
     "Cursor",
     "DatasetList",
     "DatasetSummary",
+    "Finding",
     "Flow",
+    "FolderAudit",
+    "GrowthReport",
+    "HealthReport",
+    "Job",
+    "JobList",
     "LabelCounts",
+    "LabelReport",
+    "LabelRows",
     "Manifest",
     "Order",
     "Problem",
+    "Sample",
+    "SampleList",
     "Shard",
     "ShardInfo",
     "ShardList",
@@ -26,6 +39,7 @@ __all__ = (
     "StreamList",
     "StreamRank",
     "TokenSpec",
+    "VersionStorage",
 )
 
 import typing
@@ -73,6 +87,141 @@ class Asset(betterproto2.Message):
 
 
 default_message_pool.register_message("seit.v1", "Asset", Asset)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Cluster(betterproto2.Message):
+    """
+    What is known of the Ray cluster.
+    """
+
+    state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    "reachable", "unreachable", "not configured"
+    """
+
+    reason: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    why it is not reached
+    """
+
+    asked: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    when, RFC 3339, UTC
+    """
+
+    nodes_alive: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT32
+    )
+
+    nodes_dead: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT32
+    )
+
+    cpus: "float" = betterproto2.field(6, betterproto2.TYPE_DOUBLE)
+    """
+    of nodes alive
+    """
+
+    gpus: "float" = betterproto2.field(7, betterproto2.TYPE_DOUBLE)
+
+    actors_alive: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT32
+    )
+
+
+default_message_pool.register_message("seit.v1", "Cluster", Cluster)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class CodeCount(betterproto2.Message):
+    code: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT32
+    )
+
+    tokens: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+
+    share: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    of all tokens
+    """
+
+
+default_message_pool.register_message("seit.v1", "CodeCount", CodeCount)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class CodeReport(betterproto2.Message):
+    dataset: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+
+    split: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    empty: all splits together
+    """
+
+    tokens: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+
+    codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    K
+    """
+
+    used_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
+    )
+
+    dead_codes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
+    )
+
+    entropy_bits: "float" = betterproto2.field(8, betterproto2.TYPE_DOUBLE)
+    """
+    order-0, of a token
+    """
+
+    perplexity: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
+    """
+    2 ^ entropy_bits: as many codes, evenly used, would say as much
+    """
+
+    ranked_share: "list[float]" = betterproto2.field(10, betterproto2.TYPE_DOUBLE, repeated=True)
+    """
+    The share of a code by its rank, the most frequent first; each entry is the mean of
+    ranks_a_bin codes in a row, the last one of those that are left.
+    """
+
+    ranks_a_bin: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        11, betterproto2.TYPE_UINT32
+    )
+
+    counts: "list[CodeCount]" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        13, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "CodeReport", CodeReport)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
@@ -228,8 +377,62 @@ class DatasetSummary(betterproto2.Message):
         13, betterproto2.TYPE_UINT64
     )
 
+    pixel_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        14, betterproto2.TYPE_UINT64
+    )
+    """
+    rows x height x width x 3
+    """
+
+    share_of_pixels: "float" = betterproto2.field(15, betterproto2.TYPE_DOUBLE)
+    """
+    bytes / pixel_bytes, 0 where the pictures' size is not known
+    """
+
+    message: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        16, betterproto2.TYPE_STRING
+    )
+    """
+    what this version changed, in its writer's words
+    """
+
 
 default_message_pool.register_message("seit.v1", "DatasetSummary", DatasetSummary)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Finding(betterproto2.Message):
+    """
+    One thing that a person should look at.
+    """
+
+    severity: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    "bad": data is lost or wrong; "warning": look at it; "note"
+    """
+
+    kind: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    "shards", "labels", "codes", "rows", "stream", "pictures", "storage"
+    """
+
+    text: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+
+    count: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+    """
+    of what the text names
+    """
+
+
+default_message_pool.register_message("seit.v1", "Finding", Finding)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
@@ -372,6 +575,192 @@ default_message_pool.register_message("seit.v1", "Flow", Flow)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class FolderAudit(betterproto2.Message):
+    """
+    The dataset's folder as it was listed, against what its versions name.
+    """
+
+    listed: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    when, RFC 3339, UTC
+    """
+
+    files: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+    """
+    found, of shards, assets, columns and manifests
+    """
+
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
+    )
+    """
+    of them
+    """
+
+    named_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+    """
+    of files that any version names, each counted once
+    """
+
+    shared_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    of files that more than one version names
+    """
+
+    orphaned_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(6, betterproto2.TYPE_UINT64)
+    )
+    """
+    of files that no version names, an hour old at least
+    """
+
+    orphaned_files: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(7, betterproto2.TYPE_UINT64)
+    )
+
+    missing_files: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT64
+    )
+    """
+    named by the newest version, but not there in their size
+    """
+
+    missing: "list[typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]]" = betterproto2.field(
+        9, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    the first of them, relative to the dataset's folder
+    """
+
+
+default_message_pool.register_message("seit.v1", "FolderAudit", FolderAudit)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class GrowthReport(betterproto2.Message):
+    dataset: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    versions: "list[VersionStorage]" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    newest first
+    """
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "GrowthReport", GrowthReport)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class HealthReport(betterproto2.Message):
+    dataset: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+
+    findings: "list[Finding]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    gravest first; none: nothing was found
+    """
+
+
+default_message_pool.register_message("seit.v1", "HealthReport", HealthReport)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Job(betterproto2.Message):
+    """
+    A job of the cluster. Its command line and its logs may hold secrets and are not told.
+    """
+
+    id: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    its submission id, or that of its driver
+    """
+
+    state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"
+    """
+
+    program: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    the program's file, or "seit"; empty where it is not recognized
+    """
+
+    run: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        4, betterproto2.TYPE_STRING
+    )
+    """
+    name of the run's folder (--out), where the command line gives one
+    """
+
+    started: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        5, betterproto2.TYPE_STRING
+    )
+    """
+    RFC 3339, UTC
+    """
+
+    ended: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        6, betterproto2.TYPE_STRING
+    )
+    """
+    the same; empty while it runs
+    """
+
+    actors: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT32
+    )
+    """
+    alive
+    """
+
+
+default_message_pool.register_message("seit.v1", "Job", Job)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class JobList(betterproto2.Message):
+    cluster: "Cluster | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+
+    jobs: "list[Job]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    newest first
+    """
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "JobList", JobList)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class LabelCounts(betterproto2.Message):
     """
     Rows of each label, as two columns of one length. Label -1 stands for "no label".
@@ -387,6 +776,108 @@ class LabelCounts(betterproto2.Message):
 
 
 default_message_pool.register_message("seit.v1", "LabelCounts", LabelCounts)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class LabelReport(betterproto2.Message):
+    dataset: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+
+    split: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    empty: all splits together
+    """
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+
+    unlabelled_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(5, betterproto2.TYPE_UINT64)
+    )
+
+    classes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
+    )
+    """
+    that have a name, or rows
+    """
+
+    empty_classes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
+    )
+    """
+    named, but without a row
+    """
+
+    largest_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT64
+    )
+    """
+    of a class
+    """
+
+    smallest_rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        9, betterproto2.TYPE_UINT64
+    )
+    """
+    of a class that has rows
+    """
+
+    imbalance: "float" = betterproto2.field(10, betterproto2.TYPE_DOUBLE)
+    """
+    largest / smallest; 1 is even, 0 where no row has a label
+    """
+
+    balance: "float" = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
+    """
+    entropy of the labels / that of as many even ones; 1 is even
+    """
+
+    labels: "list[LabelRows]" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        13, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "LabelReport", LabelReport)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class LabelRows(betterproto2.Message):
+    label: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_INT32
+    )
+    """
+    -1: no label
+    """
+
+    name: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    of the class, empty where there is none
+    """
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
+    )
+
+    share: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    of all rows
+    """
+
+
+default_message_pool.register_message("seit.v1", "LabelRows", LabelRows)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
@@ -536,6 +1027,107 @@ class Problem(betterproto2.Message):
 
 
 default_message_pool.register_message("seit.v1", "Problem", Problem)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Sample(betterproto2.Message):
+    """
+    One row of a dataset.
+    """
+
+    row: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT64
+    )
+    """
+    number within the split
+    """
+
+    key: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+    """
+    of the source picture
+    """
+
+    label: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_INT32
+    )
+    """
+    -1: no label
+    """
+
+    class_name: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        4, betterproto2.TYPE_STRING
+    )
+
+    source_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    of the original file, 0 where not known
+    """
+
+    shard: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        6, betterproto2.TYPE_STRING
+    )
+    """
+    path of the shard that holds it
+    """
+
+    ids: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)]]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT32, repeated=True
+    )
+    """
+    [grid_height * grid_width], where one sample is asked for
+    """
+
+
+default_message_pool.register_message("seit.v1", "Sample", Sample)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class SampleList(betterproto2.Message):
+    dataset: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+
+    split: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+    """
+    of the split
+    """
+
+    samples: "list[Sample]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    views: "list[typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]]" = betterproto2.field(
+        6, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    that a row can be decoded in; none where it cannot be
+    """
+
+    undecodable: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        7, betterproto2.TYPE_STRING
+    )
+    """
+    why there are no pictures, or fewer views
+    """
+
+    next: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        8, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "SampleList", SampleList)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
@@ -811,6 +1403,11 @@ class StorageReport(betterproto2.Message):
 
     total: "SplitStorage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
+    folder: "FolderAudit | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    absent until the folder has been listed for the first time
+    """
+
 
 default_message_pool.register_message("seit.v1", "StorageReport", StorageReport)
 
@@ -963,6 +1560,13 @@ class StreamInfo(betterproto2.Message):
     where one stream is asked for; a list leaves them out
     """
 
+    actors: "typing.Annotated[int, pydantic.Field(ge=0, le=2**32 - 1)] | None" = betterproto2.field(
+        27, betterproto2.TYPE_UINT32, optional=True
+    )
+    """
+    Actors that are alive in the run's job; absent where no cluster is reached, or it knows no such.
+    """
+
 
 default_message_pool.register_message("seit.v1", "StreamInfo", StreamInfo)
 
@@ -1059,3 +1663,68 @@ class TokenSpec(betterproto2.Message):
 
 
 default_message_pool.register_message("seit.v1", "TokenSpec", TokenSpec)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class VersionStorage(betterproto2.Message):
+    """
+    What one version added to the folder, and what it shares with the version before it.
+    """
+
+    version: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        1, betterproto2.TYPE_UINT64
+    )
+
+    created: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING
+    )
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
+    )
+
+    shards: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+
+    bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    of its shards
+    """
+
+    file_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
+    )
+    """
+    of all files that it names, assets and columns included
+    """
+
+    added_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
+    )
+    """
+    of files that the version before does not name
+    """
+
+    shared_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT64
+    )
+    """
+    of files that the version before names as well
+    """
+
+    dropped_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        9, betterproto2.TYPE_UINT64
+    )
+    """
+    of files that the version before names and this one does not
+    """
+
+    message: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        10, betterproto2.TYPE_STRING
+    )
+
+
+default_message_pool.register_message("seit.v1", "VersionStorage", VersionStorage)

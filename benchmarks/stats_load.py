@@ -1,0 +1,256 @@
+"""The stats service under 50 clients at once, over 100,000 shards in 50 datasets on S3.
+
+Manifests are put on an S3 server of its own process (moto), `seit serve` is started on it as its
+own process too, and 50 connections ask it as fast as they get answers: lists, one dataset,
+versions, pages of shards in many orders, storage, growth, labels, codes, health, streams, jobs.
+While they ask, a new version is committed. Once more without the answers at hand, as the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import harness
+import numpy as np
+import psutil
+from peers import storage
+
+from services.shards.manifest import dump_manifest
+from services.shards.store import Store, open_store
+from services.wire.seit import v1 as wire
+
+HERE = Path(__file__).resolve().parent
+CLIENTS = 50
+CLASSES = 20
+SORTS = ("row", "bytes", "-bytes", "path", "-rows", "bytes_per_image")
+TAILS = (
+    "", "/versions", "/shards", "/shards", "/shards", "/storage", "/growth", "/labels", "/codes",
+    "/health",
+)  # fmt: skip
+
+
+def manifest(name: str, version: int, shards: int) -> wire.Manifest:
+    """A version as ingest would commit it; its shards are only named."""
+    generator = np.random.default_rng([version, *name.encode()])
+    rows = generator.integers(4000, 8193, shards).tolist()
+
+    def shard(number: int) -> wire.Shard:
+        digest = f"{generator.integers(2**62):016x}{number:016x}"
+        labels = np.bincount(generator.integers(0, CLASSES, rows[number]), minlength=CLASSES)
+        return wire.Shard(
+            path=f"shards/train-{digest}.parquet",
+            rows=rows[number],
+            bytes=rows[number] * 1001 + int(generator.integers(9000)),
+            xxh3=digest,
+            source_bytes=rows[number] * 110_000,
+            labels=wire.LabelCounts(labels=list(range(CLASSES)), rows=labels.tolist()),
+        )
+
+    codes = np.zeros(391, np.int64)
+    codes[1:] = sum(rows) * 1024 // 390
+    codes[1] += sum(rows) * 1024 - codes.sum()
+    return wire.Manifest(
+        format=1,
+        dataset=name,
+        version=version,
+        created="2026-01-31T12:00:00.000000+00:00",
+        writer="stats_load",
+        parent="0" * 32 if version > 1 else "",
+        spec=wire.TokenSpec(
+            grid_height=32,
+            grid_width=32,
+            codes=391,
+            channels=32,
+            image_height=256,
+            image_width=256,
+        ),
+        tokenizer_kind="vitvqgan",
+        classes=[f"class {number}" for number in range(CLASSES)],
+        splits=[
+            wire.Split(
+                name="train",
+                shards=[shard(number) for number in range(shards)],
+                code_counts=codes.tolist(),
+            )
+        ],
+    )
+
+
+def put(root: Store, content: wire.Manifest) -> None:
+    """The version's manifest alone: the service is asked for nothing that a shard holds."""
+    path = f"versions/{content.version:08d}.json"
+    root.child(content.dataset).write(path, dump_manifest(content))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def process(command: list[str], probe: str, **environment: str) -> Iterator[int]:
+    """A server as a process of its own, from when `probe` answers; its process id."""
+    running = subprocess.Popen(command, cwd=HERE.parent, env={**os.environ, **environment})
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(probe, timeout=60).read()
+                break
+            except OSError:
+                if running.poll() is not None or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+        yield running.pid
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+def questions(names: list[str], seed: int) -> Iterator[str]:
+    """An endless mix of paths."""
+    draw = random.Random(seed)
+    while True:
+        kind = draw.random()
+        if kind < 0.1:
+            yield f"/v1/datasets?limit={draw.choice((10, 50, 100))}"
+        elif kind < 0.15:
+            yield draw.choice(("/v1/streams", "/v1/jobs"))
+        else:
+            tail = draw.choice(TAILS)
+            path = f"/v1/datasets/{draw.choice(names)}{tail}"
+            if tail == "/shards":
+                path += f"?sort={draw.choice(SORTS)}&limit=100&cursor=1.{100 * draw.randrange(15)}"
+            yield path
+
+
+async def client(port: int, names: list[str], seed: int, until: float) -> list[tuple[str, float]]:
+    """Ask over one connection until `until`; (kind of question, seconds) of each answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    taken = []
+    for path in questions(names, seed):
+        began = time.perf_counter()
+        if began >= until:
+            break
+        head = f"GET {path} HTTP/1.1\r\nhost: x\r\naccept-encoding: gzip\r\n\r\n"
+        writer.write(head.encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise AssertionError(f"{path}: {answer[:200]!r}")
+        fields = answer.lower().split(b"content-length: ")
+        await reader.readexactly(int(fields[1].split(b"\r\n", 1)[0]))
+        taken.append((path.partition("?")[0].rpartition("/")[2], time.perf_counter() - began))
+    writer.close()
+    return taken
+
+
+def load(port: int, names: list[str], seconds: float, results: object) -> None:
+    """All clients, in a process of their own."""
+
+    async def run() -> list[tuple[str, float]]:
+        until = time.perf_counter() + seconds
+        clients = (client(port, names, seed, until) for seed in range(CLIENTS))
+        return [one for taken in await asyncio.gather(*clients) for one in taken]
+
+    results.put(asyncio.run(run()))  # type: ignore[attr-defined]
+
+
+def ask(port: int, path: str) -> dict[str, object]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+            content: dict[str, object] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{path}: {error.read()!r}") from error
+    return content
+
+
+def measure(
+    root: Store, names: list[str], shards: int, seconds: float, version: int, answer_bytes: str
+) -> dict[str, float]:
+    """p50, p99 (ms), answers a second, seconds until a new version is seen, memory."""
+    port = free_port()
+    command = [sys.executable, "-m", "services.cli", "serve", root.url, "--port", str(port)]
+    limits = {"SEIT_STATS_RATE": "1M", "SEIT_STATS_ANSWER_BYTES": answer_bytes}
+    with process(command, f"http://127.0.0.1:{port}/readyz", **limits) as pid:
+        began = time.monotonic()
+        for name in names:
+            ask(port, f"/v1/datasets/{name}/health")
+        warm = time.monotonic() - began
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        loading = context.Process(target=load, args=(port, names, seconds, results))
+        loading.start()
+        time.sleep(seconds / 2)
+        put(root, manifest(names[0], version, shards))
+        committed = time.monotonic()
+        while ask(port, f"/v1/datasets/{names[0]}")["version"] != version:
+            time.sleep(0.02)
+        seen = time.monotonic() - committed
+        taken = results.get(timeout=seconds * 10 + 60)
+        loading.join()
+        memory = psutil.Process(pid).memory_info().rss
+    times = np.array([one for _, one in taken]) * 1000
+    figures = {
+        "p50_ms": float(np.percentile(times, 50)),
+        "p99_ms": float(np.percentile(times, 99)),
+        "answers_per_second": len(times) / seconds,
+        "new_version_seconds": seen,
+        "memory_bytes": float(memory),
+        "warm_seconds": warm,
+    }
+    kinds = {kind for kind, _ in taken}
+    figures["worst_kind_p99_ms"] = max(
+        float(np.percentile([1000 * one for name, one in taken if name == kind], 99))
+        for kind in kinds
+    )
+    return figures
+
+
+def main() -> None:
+    options = harness.options(__doc__, harness.Options)
+    report = harness.Report("stats_load", options, packages=("fastapi", "uvicorn", "pydantic"))
+    datasets, shards, seconds = (10, 200, 6.0) if options.quick else (50, 2000, 30.0)
+    with tempfile.TemporaryDirectory() as scratch, storage.server() as s3:
+        os.environ.update(s3.environment, SEIT_CACHE_DIR=scratch)
+        root = open_store(f"s3://{storage.BUCKET}/datasets")
+        names = [f"set-{number:02d}" for number in range(datasets)]
+        for name in names:
+            put(root, manifest(name, 1, shards))
+        found = measure(root, names, shards, seconds, 2, "64M")
+        peer = measure(root, names, shards, seconds, 3, "0")
+    report.add("p50_ms", found["p50_ms"], "ms", peer=peer["p50_ms"])
+    report.add("p99_ms", found["p99_ms"], "ms", peer=peer["p99_ms"], at_most=50)
+    report.add(
+        "worst_kind_p99_ms", found["worst_kind_p99_ms"], "ms", peer=peer["worst_kind_p99_ms"]
+    )
+    rate = "answers_per_second"
+    report.add(rate, found[rate], "1/s", peer=peer[rate])
+    report.add("new_version_seconds", found["new_version_seconds"], "s", at_most=5)
+    report.add("memory_bytes", found["memory_bytes"], "B", peer=peer["memory_bytes"])
+    report.add("warm_seconds", found["warm_seconds"], "s")
+    report.note(
+        f"{datasets * shards:,} shards in {datasets} datasets, {CLIENTS} connections without a"
+        " pause between questions. Server, S3 server and clients share the machine's cores. The"
+        " peer is the same service without answers at hand (SEIT_STATS_ANSWER_BYTES=0)."
+    )
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the rows of a version hold, from its manifest: labels and codes. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.errors import NotFoundError
+from services.stats.paging import Page
+from services.stats.report import entropy_bits
+from services.types import UNLABELLED
+from services.wire.seit import v1 as wire
+
+Counts: TypeAlias = NDArray[np.int64]
+
+LabelSort: TypeAlias = Literal["label", "-rows", "rows"]
+CodeSort: TypeAlias = Literal["code", "-tokens", "tokens"]
+
+MOST_BINS = 256
+"""Points of the curve of code shares: as many as a chart can show."""
+
+
+def chosen_splits(manifest: wire.Manifest, name: str | None) -> Sequence[wire.Split]:
+    """The split of that name alone, or all of them. Raises: NotFoundError."""
+    found = [split for split in manifest.splits if name in (None, split.name)]
+    if name is not None and not found:
+        raise NotFoundError(
+            f"dataset {manifest.dataset!r} version {manifest.version} has no split {name!r};"
+            f" it has {', '.join(split.name for split in manifest.splits) or 'none'}"
+        )
+    return found
+
+
+def label_counts(manifest: wire.Manifest, splits: Sequence[wire.Split]) -> Counts:
+    """(1 + L,) int64: rows without a label, then of labels 0, 1, ... L - 1.
+
+    L: classes that have a name, or one more than the largest label.
+    """
+    columns = [shard.labels for split in splits for shard in split.shards if shard.labels]
+    labels = np.concatenate([[0], *(np.asarray(one.labels, np.int64) + 1 for one in columns)])
+    rows = np.concatenate([[0], *(np.asarray(one.rows, np.int64) for one in columns)])
+    # Summed as floats, exact up to 2**53 rows.
+    found = np.bincount(labels.astype(np.int64), rows, 1 + len(manifest.classes))
+    return found.astype(np.int64)
+
+
+def label_report(
+    manifest: wire.Manifest, split: str | None, sort: LabelSort, page: Page
+) -> wire.LabelReport:
+    """Rows of each class, and how evenly they are spread. Raises: NotFoundError."""
+    counts = label_counts(manifest, chosen_splits(manifest, split))
+    rows, known = int(counts.sum()), counts[1:]
+    used = known[known > 0]
+    labels = np.arange(len(known))
+    if counts[0]:
+        labels = np.append(labels, UNLABELLED)
+    places, following = page.cut(_ordered(labels, counts[labels + 1], sort))
+    return wire.LabelReport(
+        dataset=manifest.dataset,
+        version=manifest.version,
+        split=split or "",
+        rows=rows,
+        unlabelled_rows=int(counts[0]),
+        classes=len(known),
+        empty_classes=len(known) - len(used),
+        largest_rows=int(used.max(initial=0)),
+        smallest_rows=int(used.min()) if len(used) else 0,
+        imbalance=float(used.max() / used.min()) if len(used) else 0.0,
+        balance=balance(known),
+        labels=[
+            wire.LabelRows(
+                label=int(label),
+                name=_name(manifest.classes, int(label)),
+                rows=int(counts[label + 1]),
+                share=float(counts[label + 1] / rows) if rows else 0.0,
+            )
+            for label in places
+        ],
+        next=following,
+    )
+
+
+def balance(counts: Counts) -> float:
+    """Entropy of classes with `counts` (L,) rows, against that of even ones: 1 is even.
+
+    0 where no row has a label; 1 for a single class.
+    """
+    if not counts.sum():
+        return 0.0
+    return entropy_bits(counts.astype(np.float64)) / np.log2(len(counts)) if len(counts) > 1 else 1
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if 0 <= label < len(classes) else ""
+
+
+def code_counts(manifest: wire.Manifest, splits: Sequence[wire.Split]) -> Counts:
+    """(K,) int64 occurrences of each code."""
+    assert manifest.spec is not None  # `load_manifest` refuses a manifest without one
+    counts = np.zeros(manifest.spec.codes, np.int64)
+    for split in splits:
+        counts += np.asarray(split.code_counts, np.int64)
+    return counts
+
+
+def code_report(
+    manifest: wire.Manifest, split: str | None, sort: CodeSort, page: Page
+) -> wire.CodeReport:
+    """How often each code occurs, and how much of the codebook is used. Raises: NotFoundError."""
+    counts = code_counts(manifest, chosen_splits(manifest, split))
+    tokens, used = int(counts.sum()), int(np.count_nonzero(counts))
+    entropy = entropy_bits(counts.astype(np.float64))
+    places, following = page.cut(_ordered(np.arange(len(counts)), counts, sort))
+    bins, width = ranked(counts)
+    return wire.CodeReport(
+        dataset=manifest.dataset,
+        version=manifest.version,
+        split=split or "",
+        tokens=tokens,
+        codes=len(counts),
+        used_codes=used,
+        dead_codes=len(counts) - used,
+        entropy_bits=entropy,
+        perplexity=float(2**entropy) if tokens else 0.0,
+        ranked_share=bins,
+        ranks_a_bin=width,
+        counts=[
+            wire.CodeCount(
+                code=int(code),
+                tokens=int(counts[code]),
+                share=float(counts[code] / tokens) if tokens else 0.0,
+            )
+            for code in places
+        ],
+        next=following,
+    )
+
+
+def ranked(counts: Counts) -> tuple[list[float], int]:
+    """(shares by rank, ranks a bin): the most frequent first, in at most `MOST_BINS` bins."""
+    width = -(-len(counts) // MOST_BINS)
+    shares = np.sort(counts)[::-1] / max(1, counts.sum())
+    starts = np.arange(0, len(counts), width)
+    sizes = np.diff(np.append(starts, len(counts)))
+    return (np.add.reduceat(shares, starts) / sizes).tolist(), width
+
+
+def _ordered(names: Counts, amounts: Counts, sort: str) -> Counts:
+    """The names in the order asked; equal amounts stand in the order of their names."""
+    if sort == "-rows" or sort == "-tokens":
+        return names[np.lexsort((names, -amounts))]
+    if sort in ("rows", "tokens"):
+        return names[np.lexsort((names, amounts))]
+    return np.sort(names)

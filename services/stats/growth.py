@@ -1,0 +1,70 @@
+"""How a dataset's folder grew: what each version added, and what of the folder no version names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from services.shards.manifest import file_sizes
+from services.shards.orphans import unnamed
+from services.shards.store import Entry
+from services.stats.flows import rfc3339
+from services.wire.seit import v1 as wire
+
+ORPHAN_SECONDS = 3600.0
+"""A file without a name that is younger may be one of a running ingest."""
+
+_LISTED = 20  # names of missing files that are told
+
+
+def version_storage(manifest: wire.Manifest, before: wire.Manifest | None) -> wire.VersionStorage:
+    """What a version adds to the one before it, and what both share."""
+    mine = file_sizes(manifest)
+    theirs = file_sizes(before) if before else {}
+    shards = {shard.path: shard for split in manifest.splits for shard in split.shards}
+    return wire.VersionStorage(
+        version=manifest.version,
+        created=manifest.created,
+        rows=sum(shard.rows for split in manifest.splits for shard in split.shards),
+        shards=sum(len(split.shards) for split in manifest.splits),
+        bytes=sum(shard.bytes for shard in shards.values()),
+        file_bytes=sum(mine.values()),
+        added_bytes=_total(mine, mine.keys() - theirs.keys()),
+        shared_bytes=_total(mine, mine.keys() & theirs.keys()),
+        dropped_bytes=_total(theirs, theirs.keys() - mine.keys()),
+        message=manifest.message,
+    )
+
+
+def _total(sizes: Mapping[str, int], paths: Iterable[str]) -> int:
+    return sum(sizes[path] for path in paths)
+
+
+def audit(
+    found: Sequence[Entry], versions: Iterable[Mapping[str, int]], now: float
+) -> wire.FolderAudit:
+    """A listing of the folder, `now` in Unix seconds, against the files that its versions name.
+
+    versions: path to size of each version's files, oldest first, at least one. They were read
+    before the folder was listed: a version's files stand before it does.
+    """
+    named: dict[str, int] = {}
+    users: Counter[str] = Counter()
+    newest: Mapping[str, int] = {}
+    for newest in versions:
+        named.update(newest)
+        users.update(newest.keys())
+    sizes = {entry.path: entry.bytes for entry in found}
+    orphans = unnamed(found, named.keys(), min_age_seconds=ORPHAN_SECONDS, now=now)
+    missing = sorted(path for path, size in newest.items() if sizes.get(path) != size)
+    return wire.FolderAudit(
+        listed=rfc3339(now),
+        files=len(found),
+        bytes=sum(sizes.values()),
+        named_bytes=sum(named.values()),
+        shared_bytes=_total(named, (path for path, count in users.items() if count > 1)),
+        orphaned_bytes=sum(entry.bytes for entry in orphans),
+        orphaned_files=len(orphans),
+        missing_files=len(missing),
+        missing=missing[:_LISTED],
+    )

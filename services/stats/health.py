@@ -1,0 +1,129 @@
+"""What is wrong with a dataset, or may be: findings for a person to look at. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from services.stats.content import chosen_splits, code_counts, label_counts
+from services.stats.flows import STALLED, UNREADABLE
+from services.stats.paging import names
+from services.stats.report import storage_report
+from services.wire.seit import v1 as wire
+
+SKEWED = 20.0
+"""A largest class with more times the rows of the smallest is worth a warning."""
+DEAD_SHARE = 0.2
+"""A larger share of codes that no token has is worth a warning."""
+REPEATED_SHARE = 0.01
+"""A larger share of repeated grids is worth a warning."""
+
+_ORDER = ("bad", "warning", "note")
+
+
+def standing_findings(manifest: wire.Manifest) -> list[wire.Finding]:
+    """What the manifest alone tells, and so never changes."""
+    return [*_rows(manifest), *_labels(manifest), *_codes(manifest)]
+
+
+def health_report(
+    manifest: wire.Manifest,
+    standing: Iterable[wire.Finding],
+    folder: wire.FolderAudit | None,
+    streams: Iterable[wire.StreamInfo],
+) -> wire.HealthReport:
+    """Findings about a version, the gravest first.
+
+    standing: what `standing_findings` tells of it. folder: of the dataset, where it has been
+    listed. streams: with their ranks, of all runs.
+    """
+    found = [*_files(folder), *_flowing(manifest, streams), *standing]
+    found.sort(key=lambda one: _ORDER.index(one.severity))
+    return wire.HealthReport(dataset=manifest.dataset, version=manifest.version, findings=found)
+
+
+def _finding(severity: str, kind: str, count: int, text: str) -> wire.Finding:
+    return wire.Finding(severity=severity, kind=kind, text=text, count=count)
+
+
+def _files(folder: wire.FolderAudit | None) -> Iterator[wire.Finding]:
+    if folder is None:
+        return
+    if folder.missing_files:
+        paths = names(folder.missing)
+        text = f"files that this version names are missing, or of another size: {paths}"
+        yield _finding("bad", "shards", folder.missing_files, text)
+    if folder.orphaned_files:
+        share = folder.orphaned_bytes / folder.bytes
+        text = f"files that no version names hold {share:.1%} of the folder; `seit gc` removes them"
+        severity = "warning" if share > 0.1 else "note"
+        yield _finding(severity, "storage", folder.orphaned_files, text)
+
+
+def _flowing(manifest: wire.Manifest, streams: Iterable[wire.StreamInfo]) -> Iterator[wire.Finding]:
+    prefix = f"{manifest.dataset}/"
+    left_out: set[str] = set()
+    for stream in streams:
+        if not any(one.startswith(prefix) for one in stream.stream.split("+")):
+            continue
+        left_out |= {one for rank in stream.ranks if rank.flow for one in rank.flow.quarantined}
+        if stream.state == STALLED:
+            text = f"run {stream.name} has said nothing for {stream.silent_seconds:,.0f} s"
+            yield _finding("bad", "stream", 1, text)
+        elif stream.state == "failed":
+            yield _finding("warning", "stream", 1, f"run {stream.name} failed")
+        elif stream.state == UNREADABLE:
+            text = f"run {stream.name} cannot be read: {stream.reason}"
+            yield _finding("warning", "stream", 1, text)
+    shards = {shard.path for split in manifest.splits for shard in split.shards} if left_out else ()
+    damaged = [path for path in shards if any(one.endswith(path) for one in left_out)]
+    if damaged:
+        text = f"damaged shards that runs left out: {names(sorted(damaged))}"
+        yield _finding("bad", "shards", len(damaged), text)
+
+
+def _rows(manifest: wire.Manifest) -> Iterator[wire.Finding]:
+    empty = [split.name for split in manifest.splits if not sum(s.rows for s in split.shards)]
+    if empty:
+        yield _finding("warning", "rows", len(empty), f"splits without a row: {names(empty)}")
+    if manifest.skipped:
+        paths = names([one.path for one in manifest.skipped])
+        text = f"pictures that could not be read and were left out: {paths}"
+        yield _finding("warning", "pictures", len(manifest.skipped), text)
+    total = storage_report(manifest).total
+    assert total is not None
+    if total.duplicate_rows:
+        share = total.duplicate_rows / total.rows
+        severity = "warning" if share > REPEATED_SHARE else "note"
+        text = f"rows ({share:.2%}) whose whole grid another row has before them"
+        yield _finding(severity, "rows", total.duplicate_rows, text)
+
+
+def _labels(manifest: wire.Manifest) -> Iterator[wire.Finding]:
+    for split in manifest.splits:
+        counts = label_counts(manifest, [split])
+        known = counts[1:]
+        used = known[known > 0]
+        rows, bare = int(counts.sum()), int(counts[0])
+        if 0 < bare < rows:
+            text = f"rows of {split.name} ({bare / rows:.1%}) have no label, the others do"
+            yield _finding("warning", "labels", bare, text)
+        if len(used) and len(used) < len(known) and split is manifest.splits[0]:
+            count = len(known) - len(used)
+            yield _finding("warning", "labels", count, f"classes without a row in {split.name}")
+        if len(used) > 1 and used.max() / used.min() > SKEWED:
+            few, many = int(used.min()), int(used.max())
+            text = (
+                f"classes of {split.name} differ: {many:,} rows of the largest, {few:,} of the"
+                " smallest"
+            )
+            yield _finding("warning", "labels", len(used), text)
+
+
+def _codes(manifest: wire.Manifest) -> Iterator[wire.Finding]:
+    counts = code_counts(manifest, chosen_splits(manifest, None))
+    dead = int((counts == 0).sum())
+    if dead and counts.sum():
+        share = dead / len(counts)
+        severity = "warning" if share > DEAD_SHARE else "note"
+        text = f"codes of the codebook's {len(counts):,} ({share:.0%}) that no token has"
+        yield _finding(severity, "codes", dead, text)

@@ -1,0 +1,83 @@
+"""What a request may carry, declared once for all routes, and the parts of the service they use."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias
+
+from fastapi import Depends, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.concurrency import run_in_threadpool
+
+from services.stats.catalog import Catalog
+from services.stats.cluster import RayCluster
+from services.stats.decoding import Decoder
+from services.stats.samples import Rows
+from services.stats.streams import Streams
+
+P = ParamSpec("P")
+
+MAX_PAGE = 1000
+
+CATALOG, FOLDERS, STREAMS, CLUSTER = "catalog", "folders", "streams", "cluster"
+"""What answers are made from, as `kept` knows it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the routes answer from."""
+
+    catalog: Catalog
+    streams: Streams
+    cluster: RayCluster
+    rows: Rows
+    decoder: Decoder
+
+
+def at_once(route: Callable[P, Response]) -> Callable[P, Awaitable[Response]]:
+    """A route that answers in the event loop where all it needs is in memory, else in a thread.
+
+    A thread has to fight for Python's lock with the loop; what takes a millisecond is done sooner
+    without.
+    """
+
+    @wraps(route)
+    async def answering(*args: P.args, **kwargs: P.kwargs) -> Response:
+        if _at_hand(kwargs):
+            return route(*args, **kwargs)
+        return await run_in_threadpool(route, *args, **kwargs)
+
+    return answering
+
+
+def _at_hand(values: Mapping[str, Any]) -> bool:
+    parts: Parts = values["parts"]
+    name, version, cursor = (values.get(key) for key in ("name", "version", "cursor"))
+    if name is not None and cursor:
+        version = int(begun) if (begun := cursor.partition(".")[0]).isdecimal() else version
+    return (
+        parts.streams.stamp() is not None
+        and parts.cluster.stamp() is not None
+        and parts.catalog.at_hand(name, version)
+    )
+
+
+async def _parts(request: Request) -> Parts:  # a plain function would be run in a thread
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+FromParts: TypeAlias = Annotated[Parts, Depends(_parts)]
+Name: TypeAlias = Annotated[str, InPath(description="name of the dataset", examples=["digits"])]
+Version: TypeAlias = Annotated[
+    int | None, Query(ge=1, lt=2**63, description="version, by default the newest")
+]
+Split: TypeAlias = Annotated[str | None, Query(max_length=63, description="only this split")]
+State: TypeAlias = Literal["running", "finished", "stopped", "failed", "stalled", "unreadable"]
+Limit: TypeAlias = Annotated[int, Query(ge=1, le=MAX_PAGE, description="entries of a page")]
+Few: TypeAlias = Annotated[int, Query(ge=1, le=100, description="entries of a page")]
+Cursor: TypeAlias = Annotated[
+    str, Query(max_length=200, description="`next` of the page before; empty for the first page")
+]

@@ -1,0 +1,91 @@
+"""Routes of the rows themselves: who may see these needs the role `samples`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as InPath
+
+from services.stats.answers import answer, holds, tagged
+from services.stats.decoding import PLAIN, VIEWS
+from services.stats.examples import example
+from services.stats.paging import Page, parse_cursor
+from services.stats.parameters import Cursor, Few, FromParts, Name, Split, Version
+from services.stats.samples import check_view, default_split
+from services.wire.seit import v1 as wire
+
+router = APIRouter(prefix="/v1/datasets/{name}/samples", tags=["samples"])
+
+_PNG = "image/png"
+SplitPart = Annotated[str, InPath(max_length=63, description="split", examples=["train"])]
+Row = Annotated[int, InPath(ge=0, lt=2**63, description="number of the row within the split")]
+
+
+@router.get("", response_model=wire.SampleList, responses=example(wire.SampleList))
+def list_samples(
+    request: Request,
+    parts: FromParts,
+    name: Name,
+    version: Version = None,
+    split: Split = None,
+    limit: Few = 24,
+    cursor: Cursor = "",
+) -> Response:
+    """Rows of a split in their order, by default of the first that has any, without their ids."""
+    version, start = parse_cursor(cursor, version)
+    loaded = parts.catalog.manifest(name, version)
+    page = Page(loaded.manifest.version, start, limit)
+    found = parts.rows.page(loaded, split or default_split(loaded.manifest), page)
+    views, found.undecodable = parts.decoder.views(loaded.manifest)
+    found.views = list(views)
+    return answer(request, found, bytes(found))
+
+
+@router.get("/{split}/{row}", response_model=wire.Sample, responses=example(wire.Sample))
+def get_sample(
+    request: Request,
+    parts: FromParts,
+    name: Name,
+    split: SplitPart,
+    row: Row,
+    version: Version = None,
+) -> Response:
+    """One row, with its ids in the order of its grid."""
+    sample = parts.rows.one(parts.catalog.manifest(name, version), split, row)
+    return answer(request, sample, bytes(sample))
+
+
+@router.get(
+    "/{split}/{row}/picture",
+    response_class=Response,
+    responses={200: {"content": {_PNG: {}}, "description": "the decoded row"}},
+)
+def get_picture(
+    request: Request,
+    parts: FromParts,
+    name: Name,
+    split: SplitPart,
+    row: Row,
+    version: Version = None,
+    view: Annotated[str, Query(max_length=20, description=f"one of {', '.join(VIEWS)}")] = PLAIN,
+    draw: Annotated[int, Query(ge=0, lt=2**31, description="seed of the random draws")] = 0,
+) -> Response:
+    """One row decoded as a PNG file: as it is, or after one augmentation.
+
+    404 where the dataset has no tokenizer, or the view needs what is not there.
+    """
+    check_view(view, VIEWS)
+    loaded = parts.catalog.manifest(name, version)
+    tag = f'"{loaded.digest}-{split}-{row}-{view}-{draw}"'
+    ids = parts.rows.ids(loaded, split, row)
+    if holds(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers=tagged(tag))
+    partner = row + 1 if row == 0 else row - 1
+    try:
+        other = parts.rows.ids(loaded, split, partner)
+    except LookupError:  # a split of one row: it is its own partner
+        partner, other = row, ids
+    data = parts.decoder.picture(loaded, np.stack([ids, other]), (row, partner), view, draw)
+    return Response(data, media_type=_PNG, headers=tagged(tag))

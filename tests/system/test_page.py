@@ -1,0 +1,256 @@
+"""The pages in a real browser, headless: what a person finds, by eye, by keyboard, by ear."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from services.settings import load_settings
+from services.shards.store import open_store
+from services.stats.access import new_token
+from services.stats.app import create_app
+from services.stats.streams import open_runs
+from tests.small_runs import write_run
+from tests.stats.pictured import write_digits_dataset, write_runs
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium: `apt-get install chromium` lets the pages be tested"
+    ),
+]
+FLAGS = (
+    "--no-sandbox",  # which containers do not allow
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+SIZES = ((1280, 900), (768, 1024), (360, 740))
+PAGES = {"datasets": "#/", "digits": "#/datasets/digits", "streams": "#/streams"}
+
+
+class Site:
+    """A served root. url: of its page; folder: of the runs."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.runs = folder / "runs"
+        settings = load_settings(
+            {
+                "SEIT_CACHE_DIR": str(folder / "cache"),
+                "SEIT_STATS_FRESH_SECONDS": "0.2",
+                **environment,
+            }
+        )
+        root = open_store(str(folder / "data"))
+        app = create_app(root, settings, open_runs([str(self.runs)]))
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        while not self.server.started and self.thread.is_alive():
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}/"
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    write_digits_dataset(open_store(str(folder / "data")))
+    write_runs(folder / "runs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Iterator[Site]:
+    site = Site(folder)
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, site: Site) -> Iterator[playwright.Page]:
+    """A page that fails the test for any error in its console, or a word to another address."""
+    context = browser.new_context()
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda asked: (
+            None if asked.url.startswith((site.url, "blob:")) else wrong.append(asked.url)
+        ),
+    )
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def opened(page: playwright.Page, site: Site, name: str) -> playwright.Page:
+    page.goto(site.url + PAGES[name])
+    page.wait_for_selector(f'main[data-shown="{PAGES[name][1:]}"]')
+    return page
+
+
+PICTURES = "[...document.querySelectorAll('.gallery img')].map((one) => one.naturalWidth)"
+
+
+def until(page: playwright.Page, expression: str, holds: Callable[[Any], bool]) -> Any:
+    """The expression's value when it holds; Playwright's own wait needs an eval, which is off."""
+    end = time.monotonic() + 30
+    while not holds(value := page.evaluate(expression)):
+        assert time.monotonic() < end, value
+        page.wait_for_timeout(50)
+    return value
+
+
+def test_datasets_are_cards_that_say_how_big_and_what_is_wrong(
+    page: playwright.Page, site: Site
+) -> None:
+    opened(page, site, "datasets")
+    card = page.locator(".card", has_text="digits")
+    assert "of the pixels' storage" in card.inner_text()
+    assert "400" in card.inner_text()
+    card.get_by_text("pictures that could not be read").wait_for()
+    card.get_by_role("link", name="digits").click()
+    page.get_by_role("heading", name="What is wrong").wait_for()
+
+
+def test_a_dataset_shows_its_charts_shards_and_pictures(page: playwright.Page, site: Site) -> None:
+    opened(page, site, "digits")
+    for heading in ("Storage", "Versions", "Labels", "Codes", "Shards", "Samples"):
+        assert page.get_by_role("heading", name=heading, exact=True).count() == 1
+    assert page.get_by_text("classes without a row in train").count() == 1
+    assert page.locator('svg[role="img"] title').count() >= 3
+    shown = until(page, PICTURES, lambda widths: len(widths) >= 18 and 0 not in widths)
+    assert set(shown) == {32}
+
+
+def test_shards_are_sorted_and_filtered(page: playwright.Page, site: Site) -> None:
+    opened(page, site, "digits")
+    section = page.locator("section", has=page.get_by_role("heading", name="Shards", exact=True))
+    rows = section.locator("tbody tr")
+    playwright.expect(rows).to_have_count(4)
+    section.get_by_label("split").select_option("validation")
+    playwright.expect(rows).to_have_count(1)
+    section.get_by_label("split").select_option("")
+    section.get_by_label("order").select_option("rows")
+    playwright.expect(rows.first).to_contain_text("validation")
+
+
+def test_a_stream_s_curve_moves(page: playwright.Page, site: Site) -> None:
+    write_run(site.runs / "mtm-base", world=2, steps=4)
+    opened(page, site, "streams")
+    card = page.locator(".card", has=page.get_by_role("heading", name="mtm-base"))
+    assert "4 of 10" in card.inner_text()
+    for steps in (6, 8):
+        write_run(site.runs / "mtm-base", world=2, steps=steps)
+        playwright.expect(card).to_contain_text(f"{steps} of 10", timeout=15_000)
+    playwright.expect(card.locator("polyline")).to_have_count(1)
+    assert "No Ray dashboard was named" in page.inner_text("main")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_all_is_reached_by_keyboard_and_has_a_name(
+    page: playwright.Page, site: Site, name: str
+) -> None:
+    opened(page, site, name)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    bare = page.evaluate(
+        """[...document.querySelectorAll("a, button, input, select, img, svg")].filter((one) =>
+        !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt
+          || one.labels?.length)).map((one) => one.outerHTML)"""
+    )
+    assert bare == []
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3')].map((one) => Number(one.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(below - level <= 1 for level, below in pairwise(levels))
+
+
+CONTRAST = """() => {
+  const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (color) => {
+    paint.clearRect(0, 0, 1, 1); paint.fillStyle = color; paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = (node) => {
+    for (let one = node; one; one = one.parentElement) {
+      const color = rgb(getComputedStyle(one).backgroundColor);
+      if (color[3] === 255) return color;
+    }
+    return [255, 255, 255, 255];
+  };
+  return [...document.querySelectorAll("body *")].filter((one) => !one.closest("noscript")
+      && [...one.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim())
+      && one.getClientRects().length)
+    .map((one) => {
+      const style = getComputedStyle(one);
+      const [a, b] = [light(rgb(one instanceof SVGElement ? style.fill : style.color)),
+        light(behind(one))].sort((x, y) => y - x);
+      return [(a + 0.05) / (b + 0.05), one.textContent.slice(0, 40)];
+    }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}px")
+def test_pages_fit_and_can_be_read(
+    page: playwright.Page, site: Site, size: tuple[int, int], scheme: str
+) -> None:
+    """No sideways scrolling, and contrasts of WCAG 2.2 AA; pictures of it for who asks for them."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.emulate_media(color_scheme=scheme)
+    for name in PAGES:
+        opened(page, site, name)
+        page.wait_for_load_state("networkidle") if name != "streams" else None
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate(CONTRAST) == []
+        if folder := os.environ.get("SEIT_TEST_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/{name}-{scheme}-{size[0]}.png", full_page=True)
+
+
+def test_a_token_is_asked_for_and_kept(browser: playwright.Browser, folder: Path) -> None:
+    token = new_token(folder / "tokens", "person", ["read", "samples"])
+    site = Site(folder, SEIT_STATS_TOKENS=str(folder / "tokens"))
+    try:
+        page = browser.new_page()
+        page.goto(site.url)
+        page.get_by_label("asks for a token").fill("wrong")
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("alert").wait_for()
+        page.get_by_label("asks for a token").fill(token)
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("link", name="digits").click()
+        until(page, PICTURES, any)
+    finally:
+        site.close()

@@ -21,6 +21,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
+from services.cli_simulate import Simulate
 from services.cli_store import (
     AddColumn,
     Diff,
@@ -136,6 +137,7 @@ Command: TypeAlias = (
     Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Diff, subcommand("diff")]
+    | Annotated[Simulate, subcommand("simulate")]
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]

@@ -13,7 +13,7 @@ from rich.table import Table
 from services.cli_store import progress_bar
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
-from services.plan.simulate import HELD_SHARE, Rates, Scenario, Simulation, simulate
+from services.plan.simulate import Rates, Scenario, Simulation, simulate
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DECIMALS = ("B", "KB", "MB", "GB", "TB", "PB")
@@ -94,7 +94,9 @@ class Simulate:
                 " least 1 token, 2 codes and more than 0 bytes"
             )
         if not self.request_seconds >= 0:
-            raise InvalidInputError(f"request_seconds is {self.request_seconds}, expected 0 or more")
+            raise InvalidInputError(
+                f"request_seconds is {self.request_seconds}, expected 0 or more"
+            )
         # Beside the ids: label, size of the source, offset of the key, and the key (entry.py).
         beside = 8 + 8 + 8 + 24
         return Scenario(
@@ -174,10 +176,10 @@ def _traffic(found: Simulation) -> Table:
 
 def _warnings(scenario: Scenario, found: Simulation) -> list[str]:
     said = []
-    if HELD_SHARE * found.open_bytes > scenario.cache_bytes:
+    if (times := found.epochs[0].bytes / found.stored_bytes) > 1.1:
         said.append(
-            f"a cache of {in_units(scenario.cache_bytes)} is less than {HELD_SHARE} times the"
-            " shards that are open at once: processes map shards again and again"
+            f"nodes read the same shards, the dataset {times:.1f} times in all: take as many lanes"
+            f" as a step has blocks ({scenario.order.blocks_per_step})"
         )
     node_rate = found.epochs[0].busiest_node_bytes / found.epoch_seconds
     if node_rate > scenario.rates.node_bytes:

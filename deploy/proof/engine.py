@@ -130,7 +130,9 @@ def build(docker: Engine, dockerfile: Path, name: str, arguments: Sequence[str])
     """An image from the repository's root; its output goes to the terminal."""
     sys.stderr.flush()
     certificates = f"PIP_CERT={_CERTIFICATES}"
-    options = [word for argument in (*arguments, certificates) for word in ("--build-arg", argument)]
+    options = [
+        word for argument in (*arguments, certificates) for word in ("--build-arg", argument)
+    ]
     docker.run(
         "docker", "build", "--network=host", "-q", "-f", str(dockerfile), *options, "-t", name,
         str(Path(__file__).resolve().parents[2]), seconds=3600,

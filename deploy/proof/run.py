@@ -194,7 +194,9 @@ class Cluster:
         self._no_env = given.parent / "no.env"
         self._no_env.touch()
         self._project = f"seit-proof-{os.getpid()}"
-        self._ports = {name: _free_port() for name in ("API", "DASHBOARD", "STORE", "STORE_CONSOLE")}
+        self._ports = {
+            name: _free_port() for name in ("API", "DASHBOARD", "STORE", "STORE_CONSOLE")
+        }
         self._secrets = {
             "SEIT_STORE_USER": "proof",
             "SEIT_STORE_PASSWORD": secrets.token_hex(16),

@@ -155,8 +155,8 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation
     """Follow every node's cache through some epochs.
 
     progress: called with (nodes done, nodes).
-    Raises: InvalidInputError if the GPUs cannot share out a step, or if the shards that are open at
-    a time do not fit a node's cache: each block would then fetch its shards anew.
+    Raises: InvalidInputError if the GPUs cannot share out a step, or if a process cannot hold the
+    shards that are open at a time: they would then be evicted between uses, and fetched many times.
     """
     sizes = shard_sizes(scenario.rows, scenario.shard_rows)  # (S,)
     plan = Plan(sizes, scenario.order)
@@ -174,7 +174,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation
         for epoch, visit in enumerate(visits):
             for opened in _in_turn([visit[lane] for lane in lanes]):
                 open_now = float(sum(cached[shard] for shard in opened.open))
-                if open_now > scenario.cache_bytes:
+                if HELD_SHARE * open_now > scenario.cache_bytes:
                     raise _too_small(scenario, open_now)
                 most_open = max(most_open, open_now)
                 fetched = [shard for shard in opened.new if not cache.use(shard)]
@@ -284,9 +284,10 @@ class _Cache:
 
 def _too_small(scenario: Scenario, wanted: float) -> InvalidInputError:
     return InvalidInputError(
-        f"cache_bytes is {scenario.cache_bytes:,} and the windows of a node hold {wanted:,.0f} "
-        "bytes open at once: each block would fetch its shards anew; give a cache of at least "
-        f"{HELD_SHARE * wanted:,.0f} bytes ({HELD_SHARE} times that), or smaller windows"
+        f"cache_bytes is {scenario.cache_bytes:,} and the windows of a node have {wanted:,.0f} "
+        f"bytes open at once, of which a process holds a cache's {HELD_SHARE}th part: the others "
+        "would be evicted between uses and fetched many times; give a cache of at least "
+        f"{HELD_SHARE * wanted:,.0f} bytes, or smaller windows (window_shards, lanes)"
     )
 
 

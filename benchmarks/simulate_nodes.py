@@ -1,8 +1,8 @@
-"""What `seit simulate` says of storage, against real Ray nodes: bytes of each of three epochs within
-15 % of the dataset, on 1 and 2 nodes, with a cache for about half of a node's part and for all of it.
+"""What `seit simulate` says of storage, against real Ray nodes: bytes of each of three epochs
+within 15 % of the dataset, on 1 and 2 nodes, with a cache for half of a node's part or all of it.
 
-Nodes are real ones with a cache folder each (benchmarks/stream_nodes.py); storage is an S3 server on
-loopback that counts what it sends. Bytes of epoch k are those of k + 1 epochs less those of k, each
+Nodes are real ones with a cache folder each (benchmarks/stream_nodes.py); storage is an S3 server
+on loopback that counts what it sends. Bytes of epoch k are those of k + 1 epochs less those of k, each
 run with empty caches.
 """
 
@@ -30,7 +30,7 @@ class Options(harness.Options):
     """Flags."""
 
     rows: int = 0
-    """Rows of the dataset; 0 takes 262,144, or 131,072 in a quick run."""
+    """Rows of the dataset; 0 takes 131,072, or 65,536 in a quick run."""
     scratch: Path | None = None
     """Folder for data and caches, which need 3 GB; default: a temporary one."""
 
@@ -48,7 +48,7 @@ def sent_bytes(folder: Path, s3: Server, job: Job, count: int) -> int:
 
 def main() -> None:
     options = harness.options(__doc__, Options)
-    rows = options.rows or (131_072 if options.quick else 262_144)
+    rows = options.rows or (65_536 if options.quick else 131_072)
     shard_rows = rows // 256
     report = harness.Report("simulate_nodes", options, packages=("ray", "numpy"))
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, server() as s3:

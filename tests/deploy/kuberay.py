@@ -1,9 +1,9 @@
-"""The part of KubeRay's and Kubernetes' resource definitions that our manifests use, as JSON schema.
+"""The part of KubeRay's and Kubernetes' resource definitions that our manifests use, as a schema.
 
 Field names, types and required fields are those of `RayClusterSpec`, `HeadGroupSpec`,
-`WorkerGroupSpec`, `AutoscalerOptions`, `AuthOptions` and `RayJobSpec` of KubeRay's API version ray.io/v1, and of
-`PodSpec` of Kubernetes' core/v1. Every object is closed: a field that is not listed is an error, also
-where the real definition has it; whoever uses a new one adds it here.
+`WorkerGroupSpec`, `AutoscalerOptions`, `AuthOptions` and `RayJobSpec` of KubeRay's ray.io/v1, and
+of `PodSpec` of Kubernetes' core/v1. Every object is closed: a field that is not listed is an error,
+also where the real definition has it; whoever uses a new one adds it here.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 within 15 % of the dataset, on 1 and 2 nodes, with a cache for half of a node's part or all of it.
 
 Nodes are real ones with a cache folder each (benchmarks/stream_nodes.py); storage is an S3 server
-on loopback that counts what it sends. Bytes of epoch k are those of k + 1 epochs less those of k, each
-run with empty caches.
+on loopback that counts what it sends. Bytes of epoch k are those of k + 1 epochs less those of k,
+each run with empty caches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The release as its user gets it: built, installed away from the sources, run; and its parts list."""
+"""The release as its user gets it: built, installed away from the sources, run; and its parts."""
 
 from __future__ import annotations
 

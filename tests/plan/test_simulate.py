@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,3 +192,22 @@ def test_the_command_says_what_the_plan_says(seit: Seit) -> None:
     refused = seit("simulate", "--rows", "many", "--nodes", "2", "--gpus", "8")
     assert refused.code == 2
     assert "rows is 'many'" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "figure"),
+    [
+        (
+            "start_seconds",
+            "stream_peers",
+            "local_seit_ray_2_processes_first_batch_cold_seconds",
+        ),
+        ("decode_rows", "codec", "shards_images_per_second"),
+        ("serve_rows", "stream_peers", "local_seit_rows_per_core_second"),
+        ("stored_bytes", "codec", "file_bytes_per_image"),
+    ],
+)
+def test_rates_are_those_that_were_measured(name: str, file: str, figure: str) -> None:
+    results = Path(__file__).resolve().parents[2] / "benchmarks/results"
+    measured = json.loads((results / f"{file}.2core-x86.json").read_text())["figures"][figure]
+    assert getattr(Rates(), name) == pytest.approx(measured["value"], rel=0.001)

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "services.stats": LEAVES | {"services.shards", "services.stream.meter"},
     "services.cli": {"services"},
+    "services.cli_simulate": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},
     "trainers": {"services"},

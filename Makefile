@@ -4,7 +4,7 @@ OUT ?= demo-out
 IMAGES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench wire lock clean
+.PHONY: help demo test test-all lint bench wire lock prove-compose release clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -39,6 +39,17 @@ lock: .venv/.installed  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/pip install -q uv
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --extra gcs --universal --python-version 3.11 \
+	  -c requirements.lock --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  -o deploy/image.lock
+
+prove-compose: .venv/.installed  ## docker-compose.yml run for real; needs docker, or root and dockerd
+	.venv/bin/python deploy/proof/run.py
+
+release: .venv/.installed  ## wheel, sdist, list of parts and of licences, into dist/
+	rm -rf dist build
+	.venv/bin/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+	.venv/bin/python deploy/sbom.py dist
 
 clean:  ## remove the environment and caches, not demo-out
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -23,6 +23,7 @@ from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
 from services.cli_gallery import Gallery
+from services.cli_simulate import Simulate
 from services.cli_store import (
     AddColumn,
     Diff,
@@ -162,6 +163,7 @@ Command: TypeAlias = (
     Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Diff, subcommand("diff")]
+    | Annotated[Simulate, subcommand("simulate")]
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "services.cli": {"services"},
     "services.cli_gallery": {"services"},
+    "services.cli_simulate": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},
     "trainers": {"services"},

@@ -1,4 +1,4 @@
-"""Driver of a cluster on which each node has one trainer that takes its share of one epoch.
+"""Driver of a cluster on which each node has one trainer that takes its share of the job's epochs.
 
 `python -m peers.node_trainers ADDRESS JOB.json NODES RESULT.json`
 """
@@ -30,6 +30,7 @@ class Trainer:
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._stream = Stream(
             seit.request(job),
+            stop=job.epochs * -(-job.rows // job.batch),
             rank=rank,
             world=world,
             pool=Pool(actors=1, cpus=0.25),

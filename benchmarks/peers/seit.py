@@ -31,7 +31,6 @@ BLOCK_ROWS = 128
 LANES = 8
 WINDOW_SHARDS = 16
 _CHANNELS = 32
-_CACHE_BYTES = 20 * 10**9
 _EPOCHS = 300  # of a whole run: a stream lays out all of it
 
 
@@ -76,9 +75,9 @@ def request(job: Job) -> StreamRequest:
     source = SourceRequest(root.url, DATASET, loaded.manifest.version, loaded.digest, "train")
     rows = RowsRequest(
         sources=(source,),
-        order=OrderSpec(0, job.batch, BLOCK_ROWS, LANES, WINDOW_SHARDS),
+        order=OrderSpec(0, job.batch, BLOCK_ROWS, LANES, job.window),
         cache_dir=job.cache,
-        cache_bytes=_CACHE_BYTES,
+        cache_bytes=job.cache_bytes,
     )
     recipe = RecipeConfig(
         name="crop",

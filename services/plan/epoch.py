@@ -293,6 +293,21 @@ class Plan(RowPlan):
             self._visits = (visit, *self._visits[:1])
         return visit
 
+    def window_shards(self, epoch: int) -> list[list[tuple[float, IntArray]]]:
+        """For each lane its windows of an epoch, as visited: where each begins, in [0, 1) of the
+        lane's rows, and which shards it mixes, (n,) sorted. A lane without rows has none.
+        """
+        visit = self._visit_of(epoch)
+        shards = self.locate(visit.first_row)[0]  # (M,)
+        ends = np.append(self._window_first[1:], len(shards))  # (V,) segments
+        lanes: list[list[tuple[float, IntArray]]] = [[] for _ in range(self.order.lanes)]
+        for window, (first, end) in enumerate(zip(self._window_first, ends, strict=True)):
+            lane = int(self._segment_lane[first])
+            begin, stop = self._lane_begin[lane], self._lane_begin[lane + 1]
+            at = float((visit.window_begin[window] - begin) / (stop - begin))
+            lanes[lane].append((at, np.unique(shards[first:end])))
+        return lanes
+
     def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
         epoch, turn = divmod(step, self.steps_per_epoch)
         return np.full(len(slots), epoch, dtype=np.int64), self._rows_in(epoch, turn, slots)

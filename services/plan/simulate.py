@@ -1,0 +1,317 @@
+"""What a run of any size asks of storage and caches, from its plan, before there is a cluster.
+
+The plan is the real one: lanes, windows and the order of shards of each epoch are those that a run
+of this seed would have. Only the rows stay unread: a node's cache is followed shard by shard, which
+takes what the number of shards takes, not the number of rows.
+
+Rates are measured ones (`Rates` says where) and stand for the machine that they were measured on.
+What depends on them (times, cores) is an estimate; bytes, hits and shuffle follow from the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.errors import InvalidInputError
+from services.plan.epoch import OrderSpec, Plan
+from services.plan.quality import ShuffleQuality, shuffle_quality
+from services.types import IntArray
+
+HELD_SHARE = 8
+"""A process keeps an eighth of the cache's limit mapped (services/shards/cache.py)."""
+
+_FETCHES = 4  # shards that a process fetches at a time (services/stream/ahead.py)
+_QUALITY_STEPS = 8
+_QUALITY_ROWS = 2**20  # looked at for the shuffle's quality, at most
+_MAX_SHARDS = 2 * 10**7
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured on 2 cores of x86 (`benchmarks/results/*.2core-x86.json`), but for the last three.
+
+    start_seconds: from a trainer's start on Ray until its first batch, with a cold cache on a local
+        disk (stream_peers, local_seit_ray_2_processes_first_batch_cold_seconds).
+    decode_rows: rows/s that one process decodes into the cache (codec, shards_images_per_second).
+    serve_rows: rows/s of a core that fetches from a warm cache and cuts
+        (stream_peers, local_seit_rows_per_core_second).
+    stored_bytes: of a row in a shard (codec, file_bytes_per_image).
+    request_seconds: until storage begins to answer; an assumption, as the next two are.
+    request_bytes: bytes/s of one request.
+    node_bytes: bytes/s that a node's network gives.
+    """
+
+    start_seconds: float = 8.79
+    decode_rows: float = 144_118
+    serve_rows: float = 158_517
+    stored_bytes: float = 1008.93
+    request_seconds: float = 0.05
+    request_bytes: float = 80e6
+    node_bytes: float = 1.25e9
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run to be looked at.
+
+    rows: of the training split. shard_rows: of a full shard. nodes, gpus: gpus is a multiple of
+    nodes, one trainer each. cache_bytes: limit of each node's cache. order: of the stream.
+    gpu_rows: rows/s that one GPU trains. cached_bytes: of a row in the cache, see entry.py.
+    epochs: how many are followed; the last one stands for all later ones.
+    Raises: InvalidInputError for what no run can be.
+    """
+
+    rows: int
+    shard_rows: int
+    nodes: int
+    gpus: int
+    cache_bytes: int
+    order: OrderSpec
+    gpu_rows: float
+    cached_bytes: float
+    epochs: int = 3
+    rates: Rates = Rates()
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "shard_rows", "nodes", "gpus", "cache_bytes", "gpu_rows", "epochs"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}, expected more than 0: no run is like that"
+                )
+        if self.gpus % self.nodes:
+            raise InvalidInputError(
+                f"{self.gpus} GPUs on {self.nodes} nodes: nodes would have unequal shares of a "
+                "step; give a multiple of the nodes"
+            )
+        if -(-self.rows // self.shard_rows) > _MAX_SHARDS:
+            raise InvalidInputError(
+                f"{self.rows} rows in shards of {self.shard_rows} are more than {_MAX_SHARDS:,} "
+                "shards: the plan itself would take gigabytes; use larger shards"
+            )
+
+
+@dataclass(frozen=True)
+class EpochTraffic:
+    """One epoch over all nodes. bytes, requests: from storage. uses: shards that nodes used.
+
+    hits: share of the uses for which a node had the shard. busiest_node_bytes: of one node.
+    """
+
+    bytes: float
+    requests: int
+    uses: int
+    busiest_node_bytes: float
+
+    @property
+    def hits(self) -> float:
+        return 1 - self.requests / self.uses
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a scenario comes to.
+
+    stored_bytes: of the split. shards: of it. open_bytes: most that the windows of a node hold at
+    once, in its cache. epochs: traffic of each epoch that was followed. epoch_seconds: at the
+    GPUs' rate. first_batch_seconds: from start, caches empty. first_store_rate, later_store_rate:
+    bytes/s that storage has to give so that no GPU waits, in the first and in later epochs.
+    serve_cores: cores of each node that fetching takes; augmentation comes on top.
+    quality: of the shuffle.
+    """
+
+    stored_bytes: float
+    shards: int
+    open_bytes: float
+    epochs: tuple[EpochTraffic, ...]
+    epoch_seconds: float
+    first_batch_seconds: float
+    serve_cores: float
+    quality: ShuffleQuality
+
+    @property
+    def first_store_rate(self) -> float:
+        return self.epochs[0].bytes / self.epoch_seconds
+
+    @property
+    def later_store_rate(self) -> float:
+        return self.epochs[-1].bytes / self.epoch_seconds
+
+
+def shard_sizes(rows: int, shard_rows: int) -> IntArray:
+    """(S,) rows of each shard: full ones, and the rest."""
+    full, rest = divmod(rows, shard_rows)
+    sizes = np.full(full + (rest > 0), shard_rows, dtype=np.int64)
+    if rest:
+        sizes[-1] = rest
+    return sizes
+
+
+def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation:
+    """Follow every node's cache through some epochs.
+
+    progress: called with (nodes done, nodes).
+    Raises: InvalidInputError if the GPUs cannot share out a step, or if a process cannot hold the
+    shards that are open at a time: they would then be evicted between uses, and fetched many times.
+    """
+    sizes = shard_sizes(scenario.rows, scenario.shard_rows)  # (S,)
+    plan = Plan(sizes, scenario.order)
+    per_node = scenario.gpus // scenario.nodes
+    lanes_of = [_lanes(plan, scenario.gpus, node, per_node) for node in range(scenario.nodes)]
+    visits = [plan.window_shards(epoch) for epoch in range(scenario.epochs)]
+    cached = (sizes * scenario.cached_bytes).tolist()  # (S,)
+    stored = sizes * scenario.rates.stored_bytes  # (S,)
+    bytes_ = np.zeros((scenario.epochs, scenario.nodes))
+    requests = np.zeros(scenario.epochs, dtype=np.int64)
+    uses = np.zeros(scenario.epochs, dtype=np.int64)
+    most_open = 0.0
+    for node, lanes in enumerate(lanes_of):
+        cache = _Cache(scenario.cache_bytes, cached)
+        for epoch, visit in enumerate(visits):
+            for opened in _in_turn([visit[lane] for lane in lanes]):
+                open_now = float(sum(cached[shard] for shard in opened.open))
+                if HELD_SHARE * open_now > scenario.cache_bytes:
+                    raise _too_small(scenario, open_now)
+                most_open = max(most_open, open_now)
+                fetched = [shard for shard in opened.new if not cache.use(shard)]
+                uses[epoch] += len(opened.new)
+                requests[epoch] += len(fetched)
+                bytes_[epoch, node] += float(stored[fetched].sum())
+        if progress:
+            progress(node + 1, scenario.nodes)
+    traffic = tuple(
+        EpochTraffic(
+            float(bytes_[epoch].sum()),
+            int(requests[epoch]),
+            int(uses[epoch]),
+            float(bytes_[epoch].max()),
+        )
+        for epoch in range(scenario.epochs)
+    )
+    rate = scenario.gpus * scenario.gpu_rows
+    return Simulation(
+        stored_bytes=float(stored.sum()),
+        shards=len(sizes),
+        open_bytes=most_open,
+        epochs=traffic,
+        epoch_seconds=scenario.rows / rate,
+        first_batch_seconds=_first_batch(scenario, plan, lanes_of[0]),
+        serve_cores=per_node * scenario.gpu_rows / scenario.rates.serve_rows,
+        quality=_quality(plan),
+    )
+
+
+def _lanes(plan: Plan, world: int, node: int, per_node: int) -> list[int]:
+    """Lanes that the trainers of a node read."""
+    slots = [
+        slot
+        for rank in range(node * per_node, (node + 1) * per_node)
+        for slot in plan.rank_slots(rank, world)
+    ]
+    return sorted({slot % plan.order.lanes for slot in slots})
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A moment at which lanes go on to their next windows. new: shards of those. open: of all."""
+
+    new: list[int]
+    open: set[int]
+
+
+def _in_turn(lanes: list[list[tuple[float, IntArray]]]) -> Iterator[_Opened]:
+    """Windows of several lanes in the order in which they begin, as shares of the lane's rows."""
+    events = sorted(
+        (begin, lane, window)
+        for lane, windows in enumerate(lanes)
+        for window, (begin, _) in enumerate(windows)
+    )
+    open_of: list[list[int]] = [[] for _ in lanes]
+    for _, lane, window in events:
+        open_of[lane] = lanes[lane][window][1].tolist()
+        yield _Opened(open_of[lane], {shard for shards in open_of for shard in shards})
+
+
+class _Cache:
+    """Which shards a node has, under the policy of services/shards/cache.py.
+
+    Of those that no process holds, the most recently used go first; what is held are the most
+    recently used ones, to an eighth of the limit.
+    """
+
+    def __init__(self, limit: int, sizes: list[float]) -> None:
+        self._limit, self._sizes = limit, sizes
+        self._bytes = 0.0
+        self._idle: dict[int, None] = {}  # in order of use; those that nobody holds
+        self._held: dict[int, None] = {}
+        self._held_bytes = 0.0
+
+    def use(self, shard: int) -> bool:
+        """Whether it is there; it is, afterwards."""
+        size = self._sizes[shard]
+        there = shard in self._idle or shard in self._held
+        if shard in self._held:
+            del self._held[shard]
+            self._held_bytes -= size
+        elif there:
+            del self._idle[shard]
+        else:
+            self._make_room(size)
+            self._bytes += size
+        self._held[shard] = None
+        self._held_bytes += size
+        while len(self._held) > 1 and self._held_bytes > self._limit / HELD_SHARE:
+            oldest = next(iter(self._held))
+            del self._held[oldest]
+            self._held_bytes -= self._sizes[oldest]
+            self._idle[oldest] = None
+        return there
+
+    def _make_room(self, size: float) -> None:
+        while self._bytes + size > self._limit and (self._idle or self._held):
+            if self._idle:
+                gone, _ = self._idle.popitem()
+            else:
+                gone = next(iter(self._held))
+                del self._held[gone]
+                self._held_bytes -= self._sizes[gone]
+            self._bytes -= self._sizes[gone]
+
+
+def _too_small(scenario: Scenario, wanted: float) -> InvalidInputError:
+    return InvalidInputError(
+        f"cache_bytes is {scenario.cache_bytes:,} and the windows of a node have {wanted:,.0f} "
+        f"bytes open at once, of which a process holds a cache's {HELD_SHARE}th part: the others "
+        "would be evicted between uses and fetched many times; give a cache of at least "
+        f"{HELD_SHARE * wanted:,.0f} bytes, or smaller windows (window_shards, lanes)"
+    )
+
+
+def _first_batch(scenario: Scenario, plan: Plan, lanes: list[int]) -> float:
+    """Start, then the shards of the first share of one trainer: fetched side by side, decoded.
+
+    All trainers of a node begin at once and share its network; each decodes one shard at a time.
+    """
+    rates = scenario.rates
+    slots = plan.rank_slots(0, scenario.gpus)
+    rows = np.concatenate([span.rows for span in plan.spans(0, slots)])  # (N,)
+    touched = np.unique(plan.locate(rows[rows >= 0])[0])  # (T,) shards
+    size = plan.shard_rows[touched].mean() * rates.stored_bytes
+    rounds = -(-len(touched) // _FETCHES)
+    per_node = scenario.gpus // scenario.nodes
+    side_by_side = min(_FETCHES * per_node, len(touched) * per_node)
+    speed = min(rates.request_bytes, rates.node_bytes / side_by_side)
+    fetch = rounds * (rates.request_seconds + size / speed)
+    decode = plan.shard_rows[touched].sum() / rates.decode_rows
+    return float(rates.start_seconds + fetch + decode)
+
+
+def _quality(plan: Plan) -> ShuffleQuality:
+    """Of as many steps over the epoch as a second allows."""
+    most = max(1, min(_QUALITY_STEPS, _QUALITY_ROWS // plan.order.global_batch_rows))
+    steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, most).astype(np.int64))
+    return shuffle_quality(plan, [int(step) for step in steps])

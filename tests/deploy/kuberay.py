@@ -1,0 +1,134 @@
+"""The part of KubeRay's and Kubernetes' resource definitions that our manifests use, as a schema.
+
+Field names, types and required fields are those of `RayClusterSpec`, `HeadGroupSpec`,
+`WorkerGroupSpec`, `AutoscalerOptions`, `AuthOptions` and `RayJobSpec` of KubeRay's ray.io/v1, and
+of `PodSpec` of Kubernetes' core/v1. Every object is closed: a field that is not listed is an error,
+also where the real definition has it; whoever uses a new one adds it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string", "minLength": 1}
+COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+BOOL: Schema = {"type": "boolean"}
+TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
+
+
+def closed(*required: str, **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def listed(item: Schema) -> Schema:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
+def one_of(*values: str) -> Schema:
+    return {"enum": list(values)}
+
+
+NAMED = closed("name", name=TEXT)
+ENV_FROM = listed({**closed(configMapRef=NAMED, secretRef=NAMED), "maxProperties": 1})
+QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
+CONTAINER = closed(
+    *("name", "image"),
+    name=TEXT,
+    image=TEXT,
+    envFrom=ENV_FROM,
+    ports=listed(closed("containerPort", name=TEXT, containerPort=COUNT)),
+    resources=closed(requests=QUANTITIES, limits=QUANTITIES),
+    securityContext=closed(
+        allowPrivilegeEscalation=BOOL, capabilities=closed(drop=listed(TEXT), add=listed(TEXT))
+    ),
+    volumeMounts=listed(closed("name", "mountPath", name=TEXT, mountPath=TEXT, readOnly=BOOL)),
+)
+VOLUME = {
+    **closed(
+        "name",
+        name=TEXT,
+        emptyDir=closed(medium=one_of("", "Memory"), sizeLimit=QUANTITY),
+        hostPath=closed(
+            "path", path=TEXT, type=one_of("", "Directory", "DirectoryOrCreate", "File")
+        ),
+    ),
+    "minProperties": 2,
+    "maxProperties": 2,
+}
+TOLERATION = closed(
+    key=TEXT,
+    operator=one_of("Exists", "Equal"),
+    value=TEXT,
+    effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
+)
+POD = closed(
+    "containers",
+    serviceAccountName=TEXT,
+    restartPolicy=one_of("Always", "OnFailure", "Never"),
+    securityContext=closed(runAsUser=COUNT, runAsGroup=COUNT, fsGroup=COUNT, runAsNonRoot=BOOL),
+    nodeSelector=TEXTS,
+    tolerations=listed(TOLERATION),
+    terminationGracePeriodSeconds=COUNT,
+    containers=listed(CONTAINER),
+    volumes=listed(VOLUME),
+)
+TEMPLATE = closed("spec", metadata=closed(labels=TEXTS, annotations=TEXTS), spec=POD)
+CLUSTER = closed(
+    "headGroupSpec",
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=BOOL,
+    authOptions=closed(mode=one_of("token", "disabled"), secretName=TEXT),
+    autoscalerOptions=closed(
+        upscalingMode=one_of("Default", "Aggressive", "Conservative"),
+        idleTimeoutSeconds=COUNT,
+    ),
+    headGroupSpec=closed(
+        *("rayStartParams", "template"),
+        serviceType=one_of("ClusterIP", "NodePort", "LoadBalancer"),
+        rayStartParams=TEXTS,
+        template=TEMPLATE,
+    ),
+    workerGroupSpecs=listed(
+        closed(
+            *("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
+            groupName=TEXT,
+            replicas=COUNT,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            rayStartParams=TEXTS,
+            template=TEMPLATE,
+        )
+    ),
+)
+JOB = closed(
+    *("entrypoint", "rayClusterSpec"),
+    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode"),
+    shutdownAfterJobFinishes=BOOL,
+    ttlSecondsAfterFinished=COUNT,
+    backoffLimit=COUNT,
+    entrypoint=TEXT,
+    runtimeEnvYAML=TEXT,
+    rayClusterSpec=CLUSTER,
+)
+
+
+def resource(kind: str, spec: Schema) -> Schema:
+    """A whole manifest of a kind."""
+    return closed(
+        *("apiVersion", "kind", "metadata", "spec"),
+        apiVersion=one_of("ray.io/v1"),
+        kind=one_of(kind),
+        metadata=closed("name", name=TEXT, namespace=TEXT, labels=TEXTS),
+        spec=spec,
+    )
+
+
+KINDS = {"RayCluster": resource("RayCluster", CLUSTER), "RayJob": resource("RayJob", JOB)}

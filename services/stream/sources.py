@@ -150,15 +150,13 @@ class Sources:
         boxes = _boxes(self._cut, self.spec, Draws(self._seed, epochs, rows))
         self._leave_out(source, shard)
         try:
-            ids, labels = self._gather(source, shard, inside, boxes)
-            masks = self._mask(source, shard, inside, boxes)
+            ids, labels, masks = self._gather(source, shard, inside, boxes)
         except IntegrityError:
             if not self._skip_damaged:
                 raise
             self._find_damaged(source, shard)
             self._leave_out(source, shard)
-            ids, labels = self._gather(source, shard, inside, boxes)
-            masks = self._mask(source, shard, inside, boxes)
+            ids, labels, masks = self._gather(source, shard, inside, boxes)
         labels[shard < 0] = 0
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
         return Taken(ids, labels, np.where(shard < 0, -1, rows), lost, masks)
@@ -185,11 +183,12 @@ class Sources:
 
     def _gather(
         self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
-    ) -> tuple[IdArray, IntArray]:
+    ) -> tuple[IdArray, IntArray, MaskArray | None]:
         inside = self._in_shard(source, shard, inside)
+        masks = None if self._masks is None else self._masks.take(source, shard, inside, boxes)
         if len(self._readers) == 1:
             ids, labels = self._readers[0].take(shard, inside, boxes)
-            return ids, self._renumbered(0, labels)
+            return ids, self._renumbered(0, labels), masks
         ids = np.zeros((len(source), *self.size), np.uint16)
         labels = np.full(len(source), UNLABELLED, np.int64)
         for number in np.unique(source[source >= 0]).tolist():
@@ -197,7 +196,7 @@ class Sources:
             part = None if boxes is None else boxes[own]
             ids[own], found = self._readers[number].take(shard[own], inside[own], part)
             labels[own] = self._renumbered(number, found)
-        return ids, labels
+        return ids, labels, masks
 
     def _in_shard(self, source: IntArray, shard: IntArray, inside: IntArray) -> IntArray:
         """(N,) rows of their shards, from rows of what a subset takes of each."""
@@ -222,11 +221,6 @@ class Sources:
                 " `seit verify` on the dataset, or read all of it"
             )
         return chosen
-
-    def _mask(
-        self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
-    ) -> MaskArray | None:
-        return None if self._masks is None else self._masks.take(source, shard, inside, boxes)
 
     def _bring(self, place: Place) -> None:
         """Fetch a shard, and its masks, into the node's cache, or find them there."""

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from services.shards import codec, layout
 from services.shards.cache import ShardCache
+from services.shards.checked import read_checked
 from services.shards.release_files import ReleaseSplit, read_split, write_split
-from services.shards.store import open_store
+from services.shards.store import Store, open_store
 from services.shards.writer import DEFAULT_SHARD_ROWS, write_shard
 from services.types import IdArray, IntArray, TokenRows
 from services.wire.seit import v1 as wire
@@ -88,7 +89,7 @@ def main() -> None:
     sizes = dict.fromkeys(("ours", "file", "uint16_zstd", "packed9"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        store = open_store(scratch)
+        store, dataset = open_store(scratch), open_store(str(folder / "ds"))
         shards, blocks = [], []
         for block in draw(rows):
             ids_NT = block.ids.reshape(-1, TOKENS)
@@ -110,8 +111,12 @@ def main() -> None:
         # The files of a whole split, as their reader goes through them.
         seconds = harness.median_seconds(lambda: sum(map(len, read_split(release, SPEC))))
         speeds["release"] = rows / seconds
-        paths = [folder / "ds" / shard.path for shard in shards]
-        speeds["shards"] = rows / harness.median_seconds(lambda: list(map(grids, paths)), 5)
+
+        def read_all() -> None:
+            for shard in shards:
+                grids(dataset, shard)
+
+        speeds["shards"] = rows / harness.median_seconds(read_all, 5)
 
     share = counts[counts > 0] / counts.sum()
     entropy = float(-(share * np.log2(share)).sum()) * TOKENS / 8
@@ -131,17 +136,18 @@ def main() -> None:
         report.add(f"{name}_images_per_second", speeds[name], "1/s")
     report.add("write_images_per_second", speeds["write"], "1/s")
     report.note(
-        "shards is the whole way of a shard file, which a node goes once: page checksums, zstd, "
-        "checks, ids; unzip is its zstd alone, which bounds it. cache_entry gathers random rows "
+        "shards is the whole way of a shard file, which a node goes once: xxh3, zstd, checks, ids; "
+        "unzip is its zstd alone, which bounds it. cache_entry gathers random rows "
         "from the node's cache, which serves every later use. release is the published escape + "
         "gzip."
     )
     report.finish()
 
 
-def grids(path: Path) -> IdArray:
-    """Ids of a shard file, (N, H, W) uint16."""
-    return layout.from_parquet(path, SPEC).ids
+def grids(dataset: Store, shard: wire.Shard) -> IdArray:
+    """Ids of a shard file, (N, H * W) uint16, checked as a node checks them: against the xxh3 of
+    the manifest, then decoded with every check of their content."""
+    return layout.read_rows(read_checked(dataset, shard), SPEC, shard.rows, digest_checked=True).ids
 
 
 def rows_bits(rows: int) -> int:
@@ -155,7 +161,6 @@ def measure(
     """Images/s of each way on the first shard, one core."""
     shard, ids_NT = shards[0], block.ids.reshape(-1, TOKENS)
     count = len(block)
-    path = folder / "ds" / shard.path
     low = codec.encode(ids_NT, SPEC.codes).low.reshape(-1)
     cache = ShardCache(folder / "cache", 1 << 30)
     cached = cache.rows(open_store(str(folder)), "ds", shard, SPEC)
@@ -176,7 +181,7 @@ def measure(
         return unpack_bits((folder / "packed9").read_bytes())
 
     speeds = {"cache_entry": random_rows(count, cached.take)}
-    if not np.array_equal(grids(path), block.ids):
+    if not np.array_equal(grids(open_store(str(folder / "ds")), shard), ids_NT):
         raise AssertionError("the shard lost tokens")
     speeds["unzip"] = count / harness.median_seconds(unzip, 7)
     for name, way in {"uint16_zstd": uint16_zstd, "packed9": packed9}.items():

@@ -1,8 +1,9 @@
 """`seit verify` against the speed at which the disk gives the same files, as a ratio.
 
-A dataset of 32 x 32 grids is written, and the command checks it: checksums, pages, layout, labels
-and code counts of every shard, on all cores. In the same run each file is read once from start to
-end in pieces of 1 MiB, as dd would. Cold: the system was told to drop the files from its page
+A dataset of 32 x 32 grids is written, and the command checks size and checksum of every file, on
+all cores. In the same run each file is read once from start to end in pieces of 1 MiB, as dd
+would. With --rows the command unpacks every row and counts labels and codes anew, besides.
+Cold: the system was told to drop the files from its page
 cache before; warm: it holds them.
 """
 
@@ -22,7 +23,7 @@ import harness
 
 from services.shards.manifest import commit, load_manifest
 from services.shards.store import open_store
-from services.shards.verify import verify_dataset
+from services.shards.verify import Check, verify_dataset, verify_files
 from services.shards.writer import build_split, write_shard
 from services.wire.seit import v1 as wire
 
@@ -83,11 +84,10 @@ def command(scratch: Path) -> None:
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
 
-def failures(scratch: Path) -> Iterator[str]:
-    """What is wrong with the dataset, from the library that the command calls."""
-    for check in verify_dataset(open_store(str(scratch)), NAME):
-        if check.failure is not None:
-            yield check.failure
+def expect_sound(checks: Iterator[Check]) -> None:
+    """To the end of what the library finds, which must be nothing."""
+    if bad := [check.failure for check in checks if check.failure is not None]:
+        raise AssertionError(f"a sound dataset is said to be damaged: {bad}")
 
 
 def main() -> None:
@@ -100,31 +100,32 @@ def main() -> None:
         paths = shards(folder)
         size = read(paths)
 
-        def library() -> None:
-            if bad := list(failures(folder)):
-                raise AssertionError(f"a sound dataset is said to be damaged: {bad}")
-
+        root = open_store(str(folder))
         speeds = {}
         for state, before in {"cold": lambda: drop(paths), "warm": lambda: read(paths)}.items():
             for name, run in {
                 "read": lambda: read(paths),
-                "library": library,
+                "library": lambda: expect_sound(verify_files(root, NAME)),
                 "command": lambda: command(folder),
+                "rows": lambda: expect_sound(verify_dataset(root, NAME)),
             }.items():
-                speeds[state, name] = size / timed(run, before, 3)
+                speeds[state, name] = size / timed(run, before, 5)
     report.add("dataset_bytes", size, "B")
     for state in ("cold", "warm"):
         disk = speeds[state, "read"]
         report.add(f"{state}_read_bytes_per_second", disk, "B/s")
-        for name in ("command", "library"):
+        for name in ("library", "command", "rows"):
             speed = speeds[state, name]
             report.add(f"{state}_{name}_bytes_per_second", speed, "B/s", peer=disk)
-            report.add(f"{state}_{name}_over_read", speed / disk, "1")
-    images = speeds["warm", "library"] * rows / size
-    report.add("warm_library_images_per_second", images, "1/s")
+        ratio = speeds[state, "library"] / disk
+        target = 0.9 if state == "cold" else None  # the disk's own speed varies by a tenth
+        report.add(f"{state}_library_over_read", ratio, "1", at_least=target)
+    images = speeds["warm", "rows"] * rows / size
+    report.add("warm_rows_images_per_second", images, "1/s")
     report.note(
         f"{rows} rows in {len(paths)} shards. command is the whole process, from the start of "
-        "Python on; library is what it calls, in a process that runs already. Read is one thread."
+        "Python on, which takes most of its time here; library is what it calls, in a process that "
+        "runs already; rows is the library with --rows. Read is one thread."
     )
     report.finish()
 

@@ -21,6 +21,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
+from services.cli_gallery import Gallery
 from services.cli_store import (
     AddColumn,
     Diff,
@@ -29,6 +30,7 @@ from services.cli_store import (
     Gc,
     ImportRelease,
     Inspect,
+    Renumber,
     Root,
     Verify,
     complain,
@@ -139,9 +141,11 @@ Command: TypeAlias = (
     | Annotated[Stats, subcommand("stats")]
     | Annotated[Streams, subcommand("streams")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Gallery, subcommand("gallery")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[AddColumn, subcommand("add-column")]
     | Annotated[DropColumn, subcommand("drop-column")]
+    | Annotated[Renumber, subcommand("renumber")]
     | Annotated[ImportRelease, subcommand("import-release")]
     | Annotated[ExportRelease, subcommand("export-release")]
     | Annotated[Ingest, subcommand("ingest")]

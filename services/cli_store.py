@@ -70,23 +70,29 @@ class Verify:
     root: Root
     dataset: Dataset
     version: Version = None
+    rows: Annotated[
+        bool,
+        tyro.conf.arg(help="also unpack every row, and count labels, codes and duplicates anew"),
+    ] = False
 
     def run(self, out: Console) -> int:
-        from services.shards.verify import verify_dataset
+        from services.shards.verify import verify_dataset, verify_files
 
         root = standing(self.root)
         manifest = load_manifest(root, self.dataset, self.version).manifest
         size = sum(file_sizes(manifest).values())
         with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
             task = progress.add_task("verify", total=size)
-            for check in verify_dataset(root, self.dataset, manifest.version):
+            verify = verify_dataset if self.rows else verify_files
+            for check in verify(root, self.dataset, manifest.version):
                 if check.failure is not None:
                     progress.stop()
                     complain(f"{check.name} is bad: {check.failure}")
                     return 1
                 progress.advance(task, check.bytes)
         out.print(
-            f"{self.dataset} version {manifest.version}: {decimal(size)}, all as they were written",
+            f"{self.dataset} version {manifest.version}: {decimal(size)}, all as they were written"
+            + (", every row and count right" if self.rows else ""),
             markup=False,
         )
         return 0
@@ -187,6 +193,27 @@ class DropColumn:
         from services.shards.columns import drop_column
 
         loaded = drop_column(standing(self.root), self.dataset, self.name, splits=self.splits)
+        out.print(tables.manifest_view(loaded))
+        return 0
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Number only the codes that a dataset uses, as its next version; original ids are kept."""
+
+    root: Root
+    dataset: Dataset
+
+    def run(self, out: Console) -> int:
+        from services.shards.renumber import renumber_dataset
+
+        with progress_bar(MofNCompleteColumn()) as progress:
+            task = progress.add_task("shards", total=None)
+            loaded = renumber_dataset(
+                standing(self.root),
+                self.dataset,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
         out.print(tables.manifest_view(loaded))
         return 0
 

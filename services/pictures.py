@@ -36,8 +36,7 @@ seems."""
 
 # Pillow knows decoders that start other programs (EPS runs Ghostscript): only these are asked.
 _DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# What Pillow's decoders raise on damaged data, besides OSError.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -52,6 +51,8 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+"""What Pillow's decoders raise on damaged data."""
+
 _TRAIN = "train"
 _VALIDATION_NAMES = ("val", "validation", "test")
 
@@ -130,12 +131,13 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file of that name counts as a picture."""
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
 def _has_pictures(folder: Path) -> bool:
-    return any(_is_picture(name) for name in os.listdir(folder))
+    return any(is_picture(name) for name in os.listdir(folder))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -158,7 +160,7 @@ def _pictures(root: Path, folder: Path, classes: Sequence[str]) -> list[Picture]
             Path(place) / file
             for place, _, files in os.walk(folder / name, followlinks=True)
             for file in files
-            if _is_picture(file)
+            if is_picture(file)
         )
         if not paths:
             raise InvalidInputError(
@@ -201,6 +203,17 @@ def split(
 def _order(seed: int, key: str) -> bytes:
     # File names need not be valid UTF-8: os.fsencode gives back their bytes.
     return hashlib.blake2b(f"{seed}/".encode() + os.fsencode(key), digest_size=16).digest()
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) in pixels, from the file's header. Raises `InvalidInputError`."""
+    try:
+        with Image.open(path, formats=_DECODERS) as image:
+            return image.height, image.width
+    except DAMAGE as error:
+        raise InvalidInputError(
+            f"{path}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
+        ) from error
 
 
 def source_bytes(path: str | Path) -> int:
@@ -250,7 +263,7 @@ def decode_picture(data: bytes, name: str, height: int, width: int, border: int 
                 rgb = _to_rgb(image).crop(inside) if border else _to_rgb(image)
                 rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
                 return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InvalidInputError(
             f"{name}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
         ) from error

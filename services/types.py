@@ -15,9 +15,16 @@ import numpy.typing as npt
 IdArray = npt.NDArray[np.uint16]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+MaskArray = npt.NDArray[np.uint8]
 
 UNLABELLED = -1
 """Label of a row that has none."""
+
+IGNORED = 255
+"""Value of a mask's pixels that have no class; classes are 0 to 254."""
+
+MASK_COLUMN = "mask"
+"""Column of a dataset in which masks stand, one PNG file a row (docs/format.md)."""
 
 MAX_CODES = 65_536
 """Largest codebook: ids travel as uint16."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.shards.manifest import commit
 from services.shards.store import Store, open_store
 from tests.seit_command import Seit
 from tests.small_datasets import write_dataset
@@ -131,6 +132,17 @@ def test_verify_passes_what_is_whole(seit: Seit, root: Store) -> None:
     shown = seit("verify", root.url, "digits")
     assert shown.code == 0
     assert "all as they were written" in shown.out
+
+
+def test_verify_of_rows_finds_what_the_writer_miscounted(seit: Seit, root: Store) -> None:
+    manifest = write_dataset(root).manifest
+    assert "every row and count right" in seit("verify", root.url, "digits", "--rows").out
+    manifest.splits[0].shards[0].source_bytes += 1
+    commit(root, manifest)
+    assert seit("verify", root.url, "digits").code == 0
+    shown = seit("verify", root.url, "digits", "--rows")
+    assert shown.code == 1
+    assert "source bytes add up to" in shown.err
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])

@@ -75,6 +75,36 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def draw_bars(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[str], path: Path
+) -> Path:
+    """One panel a title: for each group of bars a value of each series, by its label.
+
+    A title that ends in "(log scale)" has its axis so.
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 2.9 * len(panels)), squeeze=False)
+    for axis, (title, series) in zip(axes[:, 0], panels.items(), strict=True):
+        width = 0.8 / len(series)
+        for number, (colour, (label, values)) in enumerate(
+            zip(COLOURS, series.items(), strict=False)
+        ):
+            places = [
+                group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))
+            ]
+            bars = axis.bar(places, values, width * 0.92, color=colour, label=label)
+            labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+            axis.bar_label(bars, labels, fontsize=7, padding=1)
+        axis.set_xticks(range(len(groups)), groups)
+        axis.set_title(title, fontsize=11)
+        if title.endswith("(log scale)"):
+            axis.set_yscale("log")
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8, ncols=len(series), loc="upper left",
+                    bbox_to_anchor=(0, 1.02))  # fmt: skip
+    return save_figure(figure, path)
+
+
 def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
     """Bytes an image: raw pixels, source files, plain 16-bit ids, our shards, order-0 entropy."""
     total = storage_report(loaded.manifest).total

@@ -75,8 +75,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that stand, oldest first."""
-        found = (_NAME.fullmatch(name) for name in self._store.list())
-        return sorted(int(match[1]) for match in found if match)
+        return _steps(self._store)
 
     def load(self, step: int, device: torch.device) -> Checkpoint:
         """The checkpoint of `step`. Raises: NotFoundError, FormatError."""
@@ -120,6 +119,16 @@ class Checkpoints:
             self._store.write(BEST, data)
         for step in self.steps()[: -self._keep]:
             self._store.delete(_name(step))
+
+
+def checkpoint_steps(out: str) -> list[int]:
+    """Steps of the checkpoints that stand in the folder of a run, oldest first."""
+    return _steps(open_store(out).child(FOLDER))
+
+
+def _steps(store: Store) -> list[int]:
+    found = (_NAME.fullmatch(name) for name in store.list())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def load_checkpoint(store: Store, name: str, device: torch.device) -> Checkpoint:

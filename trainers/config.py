@@ -6,19 +6,22 @@ Every field is an option (`--order.global-batch 4096`); its docstring is its hel
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from services.augment.config import Output
 from trainers.data_config import (
     AugmentConfig,
     DataConfig,
     OrderConfig,
     ResumeConfig,
-    check_share,
+    check_rate,
     require,
 )
+from trainers.models.sizes import ViTSize, vit_size
+from trainers.optim import peak_rate
 
-MACHINE_FIELDS = ("out", "cluster", "resume")
+MACHINE_FIELDS = ("recipe", "out", "cluster", "resume")
 """Parts of a run that may differ when it is resumed, ..."""
 
 UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "grad_accum", "compile")
@@ -26,6 +29,10 @@ UPKEEP_FIELDS = ("checkpoint_every", "validate_every", "log_every", "keep", "gra
 
 SUBSET_FIELDS = ("rows", "storage", "subset_seed")
 """Parts of a run's data that say nothing where all rows are read."""
+
+
+SCHEDULE_FIELDS = ("schedule", "power")
+"""Parts of a run's optimizer that say nothing where the rate falls along a cosine."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,20 @@ class ViTConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "None or at least 1")
         require(self.patch >= 1, "model.patch", self.patch, "at least 1 token")
+        named = vit_size(self.size)
+        dim, heads = self.width or named.dim, self.heads or named.heads
+        _check_heads("model.heads", heads, "model.width", dim)
+
+    @property
+    def encoder(self) -> ViTSize:
+        """Width, depth and heads, those of `size` where no others are given."""
+        named = vit_size(self.size)
+        return replace(
+            named,
+            dim=self.width or named.dim,
+            depth=self.depth or named.depth,
+            heads=self.heads or named.heads,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,11 @@ class MtmModelConfig(ViTConfig):
         super().__post_init__()
         for name in ("decoder_width", "decoder_depth", "decoder_heads"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        check_share("model.dropout", self.dropout)
+        check_rate("model.dropout", self.dropout)
+        _check_heads(
+            *("model.decoder_heads", self.decoder_heads),
+            *("model.decoder_width", self.decoder_width),
+        )
         require(
             0 < self.mask_min < self.mask_max <= 1,
             "model.mask_min..mask_max",
@@ -90,7 +115,10 @@ class ClassifierModelConfig(ViTConfig):
     """The classifier and what it starts from. The augmentation recipe decides what it reads."""
 
     init: str = ""
-    """MTM model to start from: folder of a finished run, or a .safetensors file; empty for none."""
+    """Model to start from, an MTM or a classifier of other classes: folder of a finished run, its
+    .safetensors file, or a published .pth; empty for none."""
+    resize_positions: bool = False
+    """Take a model of another grid to start from, its learned positions resized to this one."""
     drop_path: float = 0.1
     """Share of residual branches dropped in the last block; grows linearly from 0 in the first."""
     dropout: float = 0.1
@@ -98,8 +126,8 @@ class ClassifierModelConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("model.drop_path", self.drop_path)
-        check_share("model.dropout", self.dropout)
+        check_rate("model.drop_path", self.drop_path)
+        check_rate("model.dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -115,8 +143,12 @@ class OptimConfig:
     """Rows that base_lr stands for."""
     base_power: float = 1.0
     """Growth of the rate with the batch: 1 linear, 0.5 square root, 0 none."""
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    """How the rate falls after the warm-up: half a cosine, or (share of steps left) ** power."""
+    power: float = 1.0
+    """Power of the polynomial; 1 is a straight line."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end."""
     warmup_epochs: float = 40.0
     """Epochs over which the rate rises linearly from 0."""
     weight_decay: float = 0.05
@@ -135,10 +167,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("base_lr", "base_batch"):
             require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
-        for name in ("base_power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
+        for name in ("base_power", "power", "min_lr", "warmup_epochs", "weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
-        for name in ("layer_decay", "beta1", "beta2", "smoothing"):
-            check_share(f"optim.{name}", getattr(self, name))
+        for name in ("beta1", "beta2", "smoothing"):
+            check_rate(f"optim.{name}", getattr(self, name))
+        require(
+            0 < self.layer_decay <= 1,
+            "optim.layer_decay",
+            self.layer_decay,
+            "above 0 and at most 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -190,12 +228,15 @@ class ClusterConfig:
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0
     """GPUs that a worker asks for."""
+    augment_in: Literal["actors", "trainer"] = "actors"
+    """Where rows are augmented: in actors (threads with no_ray), which may have GPUs of their own,
+    or in the trainer's process, on the device that it trains on. The batches are the same."""
     augment_actors: int = 1
     """Augmentation actors of each worker's stream (count)."""
     augment_max_actors: int = 0
     """Augmentation actors that a stream may grow to (count); 0 for no more than augment_actors."""
     augment_cpus_per_actor: float = 0.5
-    """CPU cores that an augmentation actor asks for; fractions leave room for fetching."""
+    """CPU cores that an augmentation actor asks for; fractions are allowed."""
     augment_gpus_per_actor: float = 0.0
     """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
     fetch_tasks: int = 2
@@ -203,6 +244,9 @@ class ClusterConfig:
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several workers holds: a copy of the model and its optimizer (ddp), or a shard
+    of them (fsdp: less memory, more traffic). A run may go on with the other."""
     no_ray: bool = False
     """Run in this process alone, on one device, without Ray."""
     max_failures: int = 3
@@ -230,6 +274,12 @@ class ClusterConfig:
             "1 with --cluster.no-ray",
         )
         require(
+            self.parallel == "ddp" or self.workers > 1,
+            "cluster.parallel",
+            self.parallel,
+            "ddp on a single worker, which has nothing to share out",
+        )
+        require(
             not (self.no_ray and self.share_lag),
             "cluster.share_lag",
             self.share_lag,
@@ -247,6 +297,8 @@ class Run:
     optim: OptimConfig
     loop: LoopConfig
     cluster: ClusterConfig
+    recipe: str = field(default="", kw_only=True, compare=False)
+    """Name of the run, of those listed above, that all other options change."""
 
     def __post_init__(self) -> None:
         require(
@@ -254,6 +306,16 @@ class Run:
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
             f"less than loop.epochs, {self.loop.epochs}",
+        )
+        optim = self.optim
+        batch = self.order.global_batch
+        peak = peak_rate(optim.base_lr, batch, optim.base_batch, optim.base_power)
+        require(
+            optim.min_lr <= peak,
+            "optim.min_lr",
+            optim.min_lr,
+            f"at most the highest rate, {peak:.4g} (base_lr * (order.global_batch / base_batch) **"
+            " base_power), from which the rate falls to it",
         )
         blocks = self.order.global_batch // self.order.block
         odd = [world for world in self.worlds if blocks % world]
@@ -274,6 +336,8 @@ class Run:
         """The parts that decide what is trained: a resumed run must agree in them."""
         kept = {key: value for key, value in asdict(self).items() if key not in MACHINE_FIELDS}
         kept["loop"] = {k: v for k, v in kept["loop"].items() if k not in UPKEEP_FIELDS}
+        if self.optim.schedule == "cosine":  # as earlier programs noted it, which knew no other
+            kept["optim"] = {k: v for k, v in kept["optim"].items() if k not in SCHEDULE_FIELDS}
         return {"kind": type(self).__name__, **kept}
 
     @property
@@ -302,9 +366,21 @@ class TokenRun(Run):
             "mixture": dict(zip((n for n, _ in mixed), self.data.mixture.values(), strict=True)),
             "mixture_versions": {name: version for name, version in mixed if version},
         }
+        if not parts.get("model", {}).get("resize_positions", True):
+            del parts["model"]["resize_positions"]
         if not self.data.rows:  # as earlier programs noted it, which knew no subsets
             parts["data"] = {k: v for k, v in parts["data"].items() if k not in SUBSET_FIELDS}
         return parts
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether rows come with their masks."""
+        return False
+
+    @property
+    def output(self) -> Output | None:
+        """What the model reads, ids or embeddings; None for what the recipe gives."""
+        return None
 
     @property
     def may_differ(self) -> tuple[str, ...]:
@@ -322,7 +398,7 @@ class MtmRun(TokenRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_patch(self.augment, self.model)
+        check_patch(self.augment, self.model)
 
 
 @dataclass(frozen=True)
@@ -333,10 +409,18 @@ class ClassifyRun(TokenRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_patch(self.augment, self.model)
+        check_patch(self.augment, self.model)
 
 
-def _check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
+def _check_heads(name: str, heads: int, width_name: str, width: int) -> None:
+    require(width % 4 == 0, width_name, width, "a multiple of 4, which sin-cos positions take")
+    require(
+        width % heads == 0, name, heads, f"a divisor of {width_name}, {width}: heads share it out"
+    )
+
+
+def check_patch(augment: AugmentConfig, model: ViTConfig) -> None:
+    """Require patches that leave no rest of the crop."""
     require(
         augment.crop % model.patch == 0,
         "augment.crop",

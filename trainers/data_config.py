@@ -26,6 +26,11 @@ def check_share(name: str, value: float | None) -> None:
     require(value is None or 0 <= value <= 1, name, value, "a share between 0 and 1")
 
 
+def check_rate(name: str, value: float) -> None:
+    """Require a share below 1, of what must not be dropped, kept or smoothed altogether."""
+    require(0 <= value < 1, name, value, "a share of at least 0 and below 1")
+
+
 def _pairs(words: list[str]) -> dict[str, float]:
     if len(words) % 2:
         raise ValueError(f"{words[-1]!r} has no value: give NAME VALUE pairs")
@@ -153,12 +158,16 @@ class ResumeConfig:
 class AugmentConfig:
     """How rows are augmented: a named recipe of `services.augment.recipe`, and changes to it."""
 
-    recipe: Literal["mtm", "finetune", "scratch", "eval"] = "mtm"
+    recipe: Literal["mtm", "finetune", "scratch", "segment", "eval"] = "mtm"
     """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
     crop: int = 28
     """Side of the grid that the model reads, tokens."""
     tokenadapt: str = ""
     """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of TokenAdapt; bfloat16 pays on GPUs, and gives another id here and there."""
+    compile: bool = False
+    """Compile TokenAdapt with torch.compile: slow at the start, faster augmentation on a GPU."""
     overrides: Numbers = field(default_factory=dict)
     """Numbers of the augmentation to change (adapt.flip_probability 0); replaces all of these."""
 

@@ -6,12 +6,7 @@ when the demo is started again; a training step that was interrupted goes on fro
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,13 +16,12 @@ from pathlib import Path
 import tyro
 
 from services.errors import InvalidInputError, SeitError
-from services.pictures import Picture, list_pictures, write_digits
-from services.stream.cluster import local_cluster
+from services.pictures import write_digits
+from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.demo_report import closing_table, write_pictures
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parent
 DATASET = "demo"
 
 
@@ -52,17 +46,6 @@ class DemoConfig:
             raise InvalidInputError(f"seeds is {self.seeds}, expected 1 or more")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One program of the chain. outputs: names in its folder that stand when it is done."""
-
-    name: str
-    about: str
-    command: Sequence[str]
-    folder: Path
-    outputs: Sequence[str]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chain: 0 when all of it is done, else the exit code of the step that failed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -80,71 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: DemoConfig) -> int:
     out = config.out.resolve()
     images = config.images.resolve() if config.images else write_digits(out / "pictures", size=32)
-    seconds: dict[str, float] = {}
-    if code := run_steps(chain(config, images, out), images, out, seconds):
+    made_from = fingerprint(images)  # bad pictures are said before a cluster starts
+    code, seconds = run_steps(chain(config, images, out), out, made_from)
+    if code:
         return code
     return _finish(config, out, images, seconds)
-
-
-def run_steps(steps: Sequence[Step], images: Path, out: Path, seconds: dict[str, float]) -> int:
-    """Run what is not done yet, on one local cluster: 0, or the exit code of the step that failed.
-
-    images: the pictures that the steps start from. out: where it is noted what is done.
-    seconds: gets the time of each step.
-    """
-    listing = list_pictures(images)  # bad pictures are said before a cluster starts
-    files = [picture for found in listing.splits.values() for picture in found]
-    fingerprint = _fingerprint(files)
-    notes = out / "steps"
-    notes.mkdir(parents=True, exist_ok=True)
-    os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
-    with local_cluster() as address:
-        environment = {**os.environ, "RAY_ADDRESS": address}
-        redone = False
-        for step in steps:
-            note = notes / f"{step.name}.json"
-            mark = {"command": list(step.command), "pictures": fingerprint}
-            known = json.loads(note.read_text()) if note.exists() else {}
-            same = known.get("mark") == mark
-            if same and not redone and known.get("seconds") is not None and _stand(step):
-                seconds[step.name] = known["seconds"]
-                logger.info("[%s] done before, in %.0f s", step.name, seconds[step.name])
-                continue
-            if known and (not same or redone):  # ours, and made from something else
-                shutil.rmtree(step.folder, ignore_errors=True)
-            redone = True
-            note.write_text(json.dumps({"mark": mark, "seconds": None}))
-            logger.info("[%s] %s", step.name, step.about)
-            logger.info("  $ %s", " ".join(_short(word, out) for word in step.command))
-            began = time.monotonic()
-            code = _call(step.command, environment)
-            if code:
-                logger.error(
-                    "[%s] ended with code %d; the same command goes on from here", step.name, code
-                )
-                return code
-            seconds[step.name] = time.monotonic() - began
-            note.write_text(json.dumps({"mark": mark, "seconds": seconds[step.name]}))
-    return 0
-
-
-def _call(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Exit code of a program. Ctrl-C reaches it too, and it is given the time to end well."""
-    with subprocess.Popen(command, env=environment) as program:
-        try:
-            return program.wait()
-        except KeyboardInterrupt:
-            program.wait()
-            raise
-
-
-def _fingerprint(pictures: Sequence[Picture]) -> str:
-    """Digest of names, sizes and times of all pictures: changes when one of them does."""
-    digest = hashlib.sha256()
-    for picture in pictures:
-        status = picture.path.stat()
-        digest.update(os.fsencode(f"{picture.key}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-    return digest.hexdigest()
 
 
 def _finish(config: DemoConfig, out: Path, images: Path, seconds: dict[str, float]) -> int:
@@ -154,21 +77,10 @@ def _finish(config: DemoConfig, out: Path, images: Path, seconds: dict[str, floa
     seconds["pictures"] = time.monotonic() - began
     logger.info("%s", closing_table(out, DATASET, config.seeds, seconds))
     for path in written:
-        logger.info("picture: %s", _short(str(path), out))
-    logger.info("what stands, over HTTP: seit serve %s", _short(str(out / "data"), out))
-    logger.info("training curves: tensorboard --logdir %s", _short(str(out), out))
+        logger.info("picture: %s", short(str(path), out))
+    logger.info("what stands, over HTTP: seit serve %s", short(str(out / "data"), out))
+    logger.info("training curves: tensorboard --logdir %s", short(str(out), out))
     return 0
-
-
-def _stand(step: Step) -> bool:
-    return all((step.folder / name).exists() for name in step.outputs)
-
-
-def _short(word: str, out: Path) -> str:
-    """A word of a command as a person would type it from the folder above `out`."""
-    if word == sys.executable:
-        return "python"
-    return word.replace(f"{HERE}/", "trainers/").replace(f"{out.parent}/", "")
 
 
 def chain(config: DemoConfig, images: Path, out: Path) -> list[Step]:

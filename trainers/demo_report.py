@@ -10,11 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from services.augment.tokenadapt import TokenAdapt
 from services.pictures import list_pictures
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.stats.report import storage_report
 from services.stream.pictures import picture_splits
+from services.tokens.tokenizer import load_tokenizer
 from trainers.charts import Curve, draw_curves, draw_storage, read_curve
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig
@@ -33,8 +35,8 @@ def write_pictures(out: Path, images: Path, dataset: str, seeds: int) -> list[Pa
     return [
         draw_gallery(
             splits["validation"],
-            out / "tokenizer" / "tokenizer.safetensors",
-            out / "tokenadapt" / "tokenadapt.safetensors",
+            load_tokenizer(out / "tokenizer" / "tokenizer.safetensors").eval(),
+            TokenAdapt.from_bytes(out / "tokenadapt" / "tokenadapt.safetensors").eval(),
             folder / "augmentations.png",
             views=tokenadapt_tiny().views,
         ),

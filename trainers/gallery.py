@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor
 
 from services.augment.color import color_adapt
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError
+from services.gallery.sheet import draw_sheet
 from services.pictures import ByteArray, Picture, read_picture
 from services.plan.draws import Draws
-from services.tokens.tokenizer import load_tokenizer, resized
+from services.tokens.tokenizer import TokenizerModel, resized
 from trainers.picture_config import ViewConfig
-from trainers.tokenadapt_step import alone
+from trainers.tokenadapt_compare import alone
 from trainers.views import draw_views
 
 logger = logging.getLogger(__name__)
 
-OPERATIONS = ("hflip", "affine", "crop")
+SHOWN = ("hflip", "affine", "crop")
 METHODS = ("true", "naive", "TokenAdapt")
 
 Panels = list[tuple[str, Tensor]]
@@ -36,11 +36,14 @@ Panels = list[tuple[str, Tensor]]
 
 @torch.inference_mode()
 def panels(
-    images_NCHW: Tensor, tokenizer_file: Path, tokenadapt_file: Path, views: ViewConfig, seed: int
+    images_NCHW: Tensor,
+    tokenizer: TokenizerModel,
+    adapt: TokenAdapt,
+    views: ViewConfig,
+    seed: int,
+    operations: Sequence[str],
 ) -> Panels:
     """(title, pictures (N, 3, h, w) in [0, 1]) of each column of the gallery."""
-    tokenizer = load_tokenizer(tokenizer_file).eval()
-    adapt = TokenAdapt.from_bytes(tokenadapt_file).eval()
     spec, codebook = tokenizer.spec, tokenizer.codebook
     grid = (spec.grid_height, spec.grid_width)
     out_grid = adapt.config.out_grid
@@ -52,7 +55,7 @@ def panels(
     emb = codebook.embed(ids)
     found: Panels = [("original", images_NCHW), ("decoded\ntokens", tokenizer.decode(ids))]
     draws = Draws(seed, 0, np.arange(len(images_NCHW)))
-    for operation in OPERATIONS:
+    for operation in operations:
         moved = draw_views(alone(views, operation), draws, grid, len(images_NCHW))
         pixels = moved.apply(images_NCHW, size).clamp(0, 1)
         spread = moved.apply(adapt.convert(emb), adapt.out_map)
@@ -92,31 +95,17 @@ def _first_readable(pictures: Sequence[Picture], size: tuple[int, int]) -> ByteA
 
 def draw_gallery(
     pictures: Sequence[Picture],
-    tokenizer_file: Path,
-    tokenadapt_file: Path,
+    tokenizer: TokenizerModel,
+    adapt: TokenAdapt,
     path: Path,
     *,
     views: ViewConfig,
+    operations: Sequence[str] = SHOWN,
     count: int = 6,
     seed: int = 0,
 ) -> Path:
     """Write the gallery of a few pictures, one of a class, as a PNG file."""
-    spec = load_tokenizer(tokenizer_file).spec
+    spec = tokenizer.spec
     arrays = choose(pictures, count, (spec.image_height, spec.image_width))
     images = torch.from_numpy(np.stack(arrays)).float() / 255
-    columns = panels(images, tokenizer_file, tokenadapt_file, views, seed)
-    rows = len(images)
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=(1.05 * len(columns), 1.05 * rows + 0.5), squeeze=False
-    )
-    for column, (title, shown) in enumerate(columns):
-        axes[0][column].set_title(title, fontsize=8)
-        for row in range(rows):
-            axis = axes[row][column]
-            axis.imshow(shown[row].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set_axis_off()
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.93 if rows > 3 else 0.8, 0.06, 0.06)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return draw_sheet(panels(images, tokenizer, adapt, views, seed, operations), path)

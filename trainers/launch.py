@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 Metrics = dict[str, float]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.2
 _ASK_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = "0.5"
@@ -48,11 +49,11 @@ def launch(config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metri
 
     Raises: what a worker raised, if it was an error of ours; CapacityError; InvalidInputError.
     """
-    with _stop_on_signal() as stop:
+    with _stop_on_signal() as (stop, arm):
         if cluster.no_ray:
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
             return worker(config, _alone(stop))
-        return _with_ray(config, cluster, worker, stop)
+        return _with_ray(config, cluster, worker, stop, arm)
 
 
 def _alone(stop: threading.Event) -> Place:
@@ -61,8 +62,12 @@ def _alone(stop: threading.Event) -> Place:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; the handlers that stood before come back at the end."""
+def _stop_on_signal() -> Iterator[tuple[threading.Event, Callable[[], None]]]:
+    """An event that SIGTERM and SIGINT set, and what makes them do so once more.
+
+    The second is for after a library put handlers of its own in the place of ours. Those that stood
+    before come back at the end.
+    """
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -74,19 +79,28 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         )
         stop.set()
 
+    def arm() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, handle)
+
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield stop, lambda: None
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    arm()
     try:
-        yield stop
+        yield stop, arm
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _with_ray(
-    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics], stop: threading.Event
+    config: C,
+    cluster: ClusterConfig,
+    worker: Callable[[C, Place], Metrics],
+    stop: threading.Event,
+    arm: Callable[[], None],
 ) -> Metrics:
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
@@ -98,6 +112,7 @@ def _with_ray(
     from services.stream.cluster import Flag, capacity, connect
 
     connect()
+    arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
     _check_room(cluster, capacity("CPU"), capacity("GPU"))
     flag = Flag()
     resources = {"CPU": cluster.cpus_per_worker}

@@ -13,14 +13,12 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
@@ -28,7 +26,15 @@ from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
-from trainers.optim import build_adamw, cosine_factor, peak_rate
+from trainers.optim import (
+    build_adamw,
+    clip_gradient,
+    cosine_factor,
+    peak_rate,
+    polynomial_factor,
+    update,
+)
+from trainers.parallel import compile_model, plain, reshard, share_out, spread, unsynced, whole
 from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
 from trainers.task import Stream, Task, WorkerContext
@@ -58,7 +64,8 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
         claim(config.out, config.identity(), config.may_differ)
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(config.loop.deterministic)
     checkpoints = Checkpoints(config.out, config.loop.keep)
     try:
         trainer = _Trainer(config, context, task, checkpoints)
@@ -68,6 +75,7 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
             trainer.close()
     finally:
         checkpoints.close()
+        torch.use_deterministic_algorithms(before)
 
 
 class _Trainer:
@@ -80,6 +88,21 @@ class _Trainer:
         self._step, self._metrics = self._newest(), dict[str, float]()
         torch.manual_seed(hash_key("weights", loop.seed))  # the same weights on every rank
         self._model = task.build_model(fresh=self._step == 0).to(device)
+        parallel = config.cluster.parallel
+        self._ema: ModelEmaV3 | None = None
+        if loop.ema:  # tables of positions, whole on each rank, do not mix with shards
+            tables = parallel == "fsdp"
+            self._ema = ModelEmaV3(self._model, decay=loop.ema, exclude_buffers=tables)
+        saved = checkpoints.load(self._step, device) if self._step else None
+        if saved is not None:
+            self._model.load_state_dict(saved.model)
+            if self._ema is not None and saved.ema is not None:
+                self._ema.module.load_state_dict(saved.ema)
+        if loop.compile:
+            compile_model(self._model, parallel)
+        self._forward = spread(self._model, parallel, device, context.world)
+        if self._ema is not None and parallel == "fsdp":
+            spread(self._ema.module, parallel, device, context.world)
         self._optimizer = build_adamw(
             self._model,
             optim.base_lr,
@@ -87,20 +110,9 @@ class _Trainer:
             optim.weight_decay,
             optim.layer_decay,
         )
-        self._ema = ModelEmaV3(self._model, decay=loop.ema) if loop.ema else None
         torch.manual_seed(hash_key("dropout", loop.seed, context.rank))
-        self._stream = context.open_train(self._resume() if self._step else None)
+        self._stream = context.open_train(None if saved is None else self._resume(saved))
         self._total = loop.epochs * self._stream.steps_per_epoch
-        if loop.compile:
-            self._model.compile()
-        self._forward: nn.Module = self._model
-        if context.world > 1:
-            self._forward = DistributedDataParallel(
-                self._model,
-                device_ids=[device] if device.type == "cuda" else None,
-                forward_sync_buffers=False,
-                gradient_as_bucket_view=True,
-            )
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._pending: list[tuple[int, int, float, Tensor]] = []
         self._waited, self._read_at = 0.0, time.monotonic()
@@ -121,7 +133,7 @@ class _Trainer:
                 close()
         self._checkpoints.wait()
         finished = self._step == self._total
-        if finished and self._context.rank == 0:
+        if finished:
             self._export()
         return {"step": self._step, "finished": float(finished), **self._metrics}
 
@@ -181,14 +193,17 @@ class _Trainer:
         parts = _parts(batch, self._config.loop.grad_accum)
         loss_sum = torch.zeros((), device=device)
         for number, part in enumerate(parts, start=1):
-            with self._unsynced(number < len(parts)):
+            with unsynced(self._forward, number < len(parts)):
                 with self._autocast():
                     loss = self._task.loss(self._forward, part)
                 # DDP averages over ranks: times world / total it is the mean over all rows.
                 (loss * (context.world / total.clamp(min=1))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-        lr, norm = self._rate(), self._clip()
-        self._update(lr, norm)
+        lr, limit = self._rate(), self._config.optim.clip
+        norm = plain(clip_gradient(self._parameters, limit))
+        update(self._optimizer, lr, norm)  # skipped where it is not finite; `_read` names the step
+        if self._ema is not None:
+            self._ema.update(self._model)
         self._task.updated(self._model, self._step, self._total, context.world)
         self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
 
@@ -199,26 +214,10 @@ class _Trainer:
             optim.base_lr, self._config.order.global_batch, optim.base_batch, optim.base_power
         )
         warmup = round(optim.warmup_epochs * self._stream.steps_per_epoch)
-        return peak * cosine_factor(self._step, self._total, warmup, floor=optim.min_lr / peak)
-
-    def _clip(self) -> Tensor:
-        """() norm of the whole gradient before it was clipped."""
-        limit = self._config.optim.clip
-        if limit:
-            return nn.utils.clip_grad_norm_(self._parameters, limit)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-
-    def _update(self, lr: float, norm: Tensor) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        # The fused optimizer leaves weights and moments alone where this is 1: a bad step is
-        # skipped on the device, and named at the next reading.
-        self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.update(self._model)
+        floor = optim.min_lr / peak
+        if optim.schedule == "polynomial":
+            return peak * polynomial_factor(self._step, self._total, warmup, optim.power, floor)
+        return peak * cosine_factor(self._step, self._total, warmup, floor)
 
     def _read(self, stopping: bool) -> bool:
         """Bring pending figures to the host, check and record them; whether any rank must stop."""
@@ -273,6 +272,7 @@ class _Trainer:
             with self._autocast():
                 figures = task.evaluate(model, moved)
             sums += torch.cat([figures, moved.weight.sum()[None]]).double()
+        reshard(model)
         *totals, weight = sum_over_ranks(sums, self._context.world).tolist()
         if not weight:
             raise InvalidInputError(
@@ -307,13 +307,17 @@ class _Trainer:
     def _save(self, *, best: bool) -> None:
         context = self._context
         rng = gather(generator_state(context.device), context.device, context.world)
+        state = {
+            "model": self._model.state_dict(),
+            "ema": self._ema.module.state_dict() if self._ema is not None else None,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        state = whole(state, keep=context.rank == 0)
         if context.rank == 0:
             self._checkpoints.save(
                 Checkpoint(
+                    **state,
                     step=self._step,
-                    model=self._model.state_dict(),
-                    ema=self._ema.module.state_dict() if self._ema is not None else None,
-                    optimizer=self._optimizer.state_dict(),
                     rng=rng,
                     cursor=self._stream.cursor(self._step),
                     config=self._config.to_json(),
@@ -329,14 +333,11 @@ class _Trainer:
         newest = torch.tensor(steps[-1] if steps else 0, device=context.device)
         return int(sum_over_ranks(newest, context.world))
 
-    def _resume(self) -> bytes:
-        """Take up the checkpoint of this step; the stream's position."""
+    def _resume(self, saved: Checkpoint) -> bytes:
+        """Take up what the weights apart were as at a checkpoint; the stream's position."""
         context = self._context
-        saved = self._checkpoints.load(self._step, context.device)
-        self._model.load_state_dict(saved.model)
         self._optimizer.load_state_dict(saved.optimizer)
-        if self._ema is not None and saved.ema is not None:
-            self._ema.module.load_state_dict(saved.ema)
+        share_out(self._optimizer)
         self._metrics = saved.metrics
         same = len(saved.rng) == context.world
         if not (same and restore_generators(saved.rng[context.rank], context.device)):
@@ -347,24 +348,21 @@ class _Trainer:
 
     def _export(self) -> None:
         model = self._ema.module if self._ema is not None else self._model
+        state = whole(model.state_dict(), keep=self._context.rank == 0)
+        if self._context.rank != 0:
+            return
         about = {
             "config": self._config.to_json(),
             "spec": json.dumps(asdict(self._context.spec)),
             "classes": json.dumps(list(self._context.classes)),
             "step": str(self._step),
         }
-        export(self._config.out, model.state_dict(), about)
+        export(self._config.out, state, about)
         self._task.export(model, self._config.out, self._metrics)
 
     def _autocast(self) -> torch.autocast:
         enabled = self._config.loop.precision == "bf16"
         return torch.autocast(self._context.device.type, torch.bfloat16, enabled=enabled)
-
-    def _unsynced(self, more: bool) -> AbstractContextManager[None]:
-        """Gradients cross the network once a step: with its last part."""
-        if more and isinstance(self._forward, DistributedDataParallel):
-            return self._forward.no_sync()
-        return nullcontext()
 
 
 def _cause(flow: wire.Flow) -> str:
@@ -384,6 +382,7 @@ def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:
 def _slice(batch: StreamBatch, start: int, stop: int) -> StreamBatch:
     cut = {
         name: getattr(batch, name)[start:stop]
-        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight")
+        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight", "mask")
+        if getattr(batch, name) is not None
     }
     return replace(batch, **cut)

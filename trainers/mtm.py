@@ -5,8 +5,7 @@ from __future__ import annotations
 from trainers.command import run
 from trainers.config import MtmRun
 from trainers.recipes.mtm import RECIPES
-from trainers.step import mtm_worker
-from trainers.streams import settle
+from trainers.step import mtm_worker, prepare_mtm
 
 if __name__ == "__main__":
-    raise SystemExit(run(MtmRun, RECIPES, mtm_worker, settle))
+    raise SystemExit(run(MtmRun, RECIPES, mtm_worker, prepare_mtm))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,19 @@ def cosine_factor(step: int, total_steps: int, warmup_steps: int, floor: float =
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
     return floor + (1.0 - floor) * cosine
+
+
+def polynomial_factor(
+    step: int, total_steps: int, warmup_steps: int, power: float, floor: float = 0.0
+) -> float:
+    """Share of the peak rate at a step, from 0: linear warm-up, then (share left) ** power.
+
+    As in mmsegmentation, the share left counts all steps, those of the warm-up too, and the
+    warm-up rises to where the polynomial stands then. floor: lowest rate / peak rate.
+    """
+    left = max(0.0, 1.0 - step / max(1, total_steps))
+    factor = floor + (1.0 - floor) * math.pow(left, power)
+    return factor * (step + 1) / (warmup_steps + 1) if step < warmup_steps else factor
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -105,3 +119,27 @@ def build_adamw(
     for group in groups:
         group["lr"] = rate * group["lr_scale"]
     return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+
+
+def clip_gradient(parameters: Sequence[nn.Parameter], limit: float) -> torch.Tensor:
+    """() norm of the whole gradient as it was; it is scaled to norm `limit` where it is above.
+
+    limit: 0 leaves it alone.
+    """
+    if limit:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def update(optimizer: torch.optim.AdamW, rate: float, norm: torch.Tensor) -> None:
+    """One step of an optimizer of `build_adamw`, and gradients cleared; nothing waits for a device.
+
+    rate: learning rate where `lr_scale` is 1. norm: () of the gradient; where it is not finite the
+    fused optimizer leaves weights and moments alone.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -33,7 +33,6 @@ def parse(
     for at, word in enumerate(rest):
         if word == "--recipe" or word.startswith("--recipe="):
             name = word.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
-            del rest[at : at + (1 if "=" in word else 2)]
             break
     listing = "\n".join(
         f"  {known}: {(recipe.__doc__ or '').strip().splitlines()[0]}"
@@ -45,14 +44,17 @@ def parse(
     about = f"{kind.__doc__}\n\nDefaults are those of `--recipe {name}`. Recipes:\n{listing}"
     return tyro.cli(
         kind,
-        default=recipes[name](),
+        default=replace(recipes[name](), recipe=name),
         args=rest,
         description=about,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
-_PLACES = {"out", "root", "images", "tokenizer", "tokenadapt", "init"}
+_PLACES = {
+    *("out", "root", "images", "tokenizer", "tokenadapt", "init"),
+    "perceptual_weights",
+}
 """Options that name a file or folder."""
 
 _P = TypeVar("_P")

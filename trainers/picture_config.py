@@ -8,6 +8,7 @@ from services.augment.config import AdaptConfig, CropConfig, MixConfig
 from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
 from trainers.config import Run
 from trainers.data_config import check_share, require
+from trainers.tokenizer_losses import check_sides
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,19 @@ class TokenizerModelConfig:
     """Weight of the loss that pulls codes to the encoder's outputs."""
     commitment: float = 0.25
     """Weight, relative to `codebook`, of the loss that pulls the encoder's outputs to codes."""
+    perceptual: float = 0.0
+    """Weight of the perceptual distance (LPIPS) of the reconstruction; the original's is 0.1."""
+    perceptual_weights: str = ""
+    """File of VGG-16's weights for it: torchvision's, or those of the lpips package; a path."""
+    adversarial: float = 0.0
+    """Weight of the term that a discriminator gives (hinge loss), relative to one at which it
+    pulls as hard as the reconstruction; the original's is 0.1."""
+    adversarial_from: int = 0
+    """Steps before the discriminator begins to learn, and to be heard."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first layer."""
+    discriminator_depth: int = 3
+    """Halvings of the resolution in the discriminator (count): larger patches are judged."""
     revive_every: int = 100
     """Steps after which codes that were never chosen move to outputs of the encoder."""
     revive_until: float = 0.7
@@ -126,8 +140,21 @@ class TokenizerModelConfig:
 
     def __post_init__(self) -> None:
         self.vitvqgan()
-        for name in ("l1", "codebook", "commitment"):
+        for name in (
+            *("l1", "codebook", "commitment", "perceptual", "adversarial"),
+            "adversarial_from",
+        ):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
+        for name in ("discriminator_width", "discriminator_depth"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        require(
+            bool(self.perceptual_weights) == (self.perceptual > 0),
+            "model.perceptual_weights",
+            self.perceptual_weights,
+            "a file with model.perceptual above 0, and empty without",
+        )
+        depth = self.discriminator_depth if self.adversarial else None
+        check_sides(self.image_size, perceptual=self.perceptual > 0, depth=depth)
         require(self.revive_every >= 1, "model.revive_every", self.revive_every, "at least 1 step")
         check_share("model.revive_until", self.revive_until)
 
@@ -180,6 +207,8 @@ class PictureRun(Run):
                 name = f"cluster.{field.name}"
                 valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)
+        valid = "ddp here: these networks are small, and change between the optimizer's steps"
+        require(self.cluster.parallel == "ddp", "cluster.parallel", self.cluster.parallel, valid)
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,15 @@ class TokenizerRun(PictureRun):
     """Training a ViT-VQGAN tokenizer: pictures to grids of codes and back."""
 
     model: TokenizerModelConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.loop.compile and self.model.adversarial),
+            "loop.compile",
+            self.loop.compile,
+            "off with model.adversarial, whose weight needs gradients on their way back",
+        )
 
 
 @dataclass(frozen=True)

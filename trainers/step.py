@@ -7,7 +7,6 @@ as the programs themselves are scripts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,15 +18,19 @@ from services.errors import FormatError, InvalidInputError
 from services.plan.draws import Draws
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import load_export
-from trainers.config import ClassifyRun, MtmRun, ViTConfig
+from trainers.checkpoint import checkpoint_steps, load_export
+from trainers.config import ClassifyRun, MtmRun
 from trainers.context import Place
 from trainers.loop import train
-from trainers.models.classifier import ClassifierConfig, TokenClassifier
+from trainers.models.classifier import (
+    ClassifierConfig,
+    TokenClassifier,
+    soft_cross_entropy,
+)
 from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
-from trainers.models.sizes import ViTSize, vit_size
-from trainers.models.weights import transfer
-from trainers.streams import open_context
+from trainers.models.sizes import ViTSize
+from trainers.models.weights import TORCH_SUFFIXES, read_url, transfer
+from trainers.streams import ALONE, open_context, refuse_unlabelled, settle
 from trainers.task import PlainTask
 
 _VALIDATION_RATIO_DRAW = 0.5
@@ -44,6 +47,27 @@ def classify_worker(config: ClassifyRun, place: Place) -> dict[str, float]:
     """One worker of a classifier's run."""
     context = open_context(config, place)
     return train(config, context, ClassifyTask(config, context.spec, context.classes))
+
+
+def prepare_mtm(config: MtmRun) -> MtmRun:
+    """The run as `settle` gives it; a model that its data cannot feed is refused."""
+    settled = settle(config)
+    MtmTask(settled, open_context(settled, ALONE).spec)
+    return settled
+
+
+def prepare_classify(config: ClassifyRun) -> ClassifyRun:
+    """The run as `settle` gives it; refuses what would only fail later, on a worker.
+
+    That is: rows without labels, and a model to start from that does not fit.
+    """
+    settled = settle(config)
+    context = open_context(settled, ALONE)
+    task = ClassifyTask(settled, context.spec, context.classes)
+    refuse_unlabelled(settled)
+    if settled.model.init and not checkpoint_steps(settled.out):
+        task.build_model(fresh=True)
+    return settled
 
 
 class MtmTask(PlainTask):
@@ -64,7 +88,7 @@ class MtmTask(PlainTask):
             grid=(crop, crop),
             codes=spec.codes,
             channels=spec.channels,
-            encoder=_size(model),
+            encoder=model.encoder,
             decoder=ViTSize(model.decoder_width, model.decoder_depth, model.decoder_heads),
             patch=model.patch,
             token_dropout=model.dropout,
@@ -130,7 +154,7 @@ class ClassifyTask(PlainTask):
             codes=spec.codes,
             channels=spec.channels,
             classes=len(classes),
-            encoder=_size(config.model),
+            encoder=config.model.encoder,
             patch=config.model.patch,
             token_dropout=config.model.dropout,
             drop_path=config.model.drop_path,
@@ -140,7 +164,7 @@ class ClassifyTask(PlainTask):
         """Starts from `model.init`, where that is given and `fresh`."""
         model = TokenClassifier(self.model_config)
         if fresh and self._config.model.init:
-            start_from(model, self._config.model.init)
+            start_from(model, self._config.model.init, self._config.model.resize_positions)
         return model
 
     def check(self, batch: StreamBatch) -> None:
@@ -168,37 +192,23 @@ class ClassifyTask(PlainTask):
         return (figures * batch.weight).sum(1)
 
 
-def soft_cross_entropy(
-    logits: Tensor, label: Tensor, label_b: Tensor, mix: Tensor, smoothing: float
-) -> Tensor:
-    """(N,) cross-entropy, in nats, against mixed and smoothed targets.
+def start_from(model: TokenClassifier, url: str, resize_positions: bool = False) -> None:
+    """Give the classifier the encoder of another model, and a new head.
 
-    logits: (N, C). The target of a row is `mix` of `label` and the rest of `label_b`, of which
-    `smoothing` is spread evenly over the C classes.
-    """
-    log_p = logits.float().log_softmax(1)
-    named = log_p.gather(1, torch.stack([label, label_b], dim=1))  # (N, 2)
-    hit = mix * named[:, 0] + (1 - mix) * named[:, 1]
-    return -((1 - smoothing) * hit + smoothing * log_p.mean(1))
-
-
-def start_from(model: TokenClassifier, url: str) -> None:
-    """Give the classifier the encoder of an exported model, and a new head.
-
+    url: folder of a finished run, a .safetensors file, or a checkpoint of the published code.
     Raises: NotFoundError; FormatError, naming the file, where the two do not fit.
     """
-    tensors, _ = load_export(url)
+    tensors = read_url(url) if url.endswith(TORCH_SUFFIXES) else load_export(url)[0]
+    theirs, ours = (state.get("pos_embed") for state in (tensors, model.state_dict()))
+    if not resize_positions and theirs is not None and ours is not None:
+        patches, wanted = theirs.shape[-2] - 1, ours.shape[-2] - 1
+        if patches != wanted:
+            raise FormatError(
+                f"model.init {url} was trained on {patches} patches, this model has {wanted}"
+                f" {model.config.patches}: nothing was loaded; choose --augment.crop and"
+                " --model.patch to fit, or have its positions resized (--model.resize-positions)"
+            )
     try:
         transfer(model, tensors)
     except FormatError as error:
         raise FormatError(f"model.init {url}: {error}") from error
-
-
-def _size(model: ViTConfig) -> ViTSize:
-    named = vit_size(model.size)
-    return replace(
-        named,
-        dim=model.width or named.dim,
-        depth=model.depth or named.depth,
-        heads=model.heads or named.heads,
-    )

@@ -22,8 +22,9 @@ from services.stream.fetch import opened
 from services.stream.loader import Stream, resume_step
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.sources import pinned
+from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import claimed
+from trainers.checkpoint import checkpoint_steps, claimed
 from trainers.config import TokenRun
 from trainers.context import Place
 from trainers.data_config import AugmentConfig, DataConfig
@@ -32,6 +33,9 @@ from trainers.loop import WorkerContext
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=TokenRun)
+
+ALONE = Place(rank=0, world=1, device=torch.device("cpu"))
+"""A place to look at a run's data from, before it is known where the run computes."""
 
 
 def settle(run: T) -> T:
@@ -57,10 +61,36 @@ def settle(run: T) -> T:
     began = known.get("mixture_versions") or {}
     mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
     run = replace(run, data=_counted(root, data.at(version, mixed)))
-    context = open_context(run, Place(rank=0, world=1, device=torch.device("cpu")))
-    context.open_train(None)
+    context = open_context(run, ALONE)
+    stop = run.loop.epochs * context.open_train(None).steps_per_epoch
     context.open_validation()
+    stands = max(checkpoint_steps(run.out), default=0)
+    if stands > stop:
+        raise InvalidInputError(
+            f"the run in {run.out} cannot start at step {stands}: valid are 0 to its end at step"
+            f" {stop}, after which nothing is left to read; ask for more epochs or, where a new"
+            " version of the data has fewer rows, for the version before"
+        )
     return run
+
+
+def refuse_unlabelled(run: TokenRun) -> None:
+    """Raise InvalidInputError if rows to train or validate on lack a label, by the manifests."""
+    data, root = run.data, open_store(run.data.root)
+    validated = (data.dataset, data.version, data.validation_split)
+    trained = [(data.dataset, data.version, data.train_split)]
+    trained += [(name, int(at) if at else None, data.train_split) for name, at in data.mixed]
+    for dataset, version, name in (*trained, validated):
+        split = find_split(load_manifest(root, dataset, version).manifest, name)
+        counts = [shard.labels for shard in split.shards if shard.labels is not None]
+        missing = sum(dict(zip(c.labels, c.rows, strict=True)).get(UNLABELLED, 0) for c in counts)
+        if missing:
+            rows = sum(shard.rows for shard in split.shards)
+            raise InvalidInputError(
+                f"{missing} of the {rows} rows of {dataset}/{name} have no label, and cannot teach"
+                " a classifier; ingest them with labels, leave them out, or pre-train on them with"
+                " trainers/mtm.py"
+            )
 
 
 def _counted(root: Store, data: DataConfig) -> DataConfig:
@@ -88,19 +118,22 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
 
     Raises: NotFoundError, InvalidInputError for a dataset, split or recipe that does not fit.
     """
-    data, settings = run.data, load_settings()
+    data, settings = _counted(open_store(run.data.root), run.data), load_settings()
     training_sources = training_sources_of(data)
     common: dict[str, Any] = {
         "order": run.order.spec(run.loop.seed),
         "cache_dir": str(settings.cache_dir),
         "cache_bytes": settings.cache_bytes,
         "skip_damaged": data.skip_damaged,
+        "masks": run.reads_masks,
     }
     weights = (1.0, *data.mixture.values()) if data.mixture else ()
     training_rows = RowsRequest(sources=training_sources, weights=weights, **common)
     opened_rows = opened(training_rows)
     spec = opened_rows.spec
-    training = StreamRequest(training_rows, recipe_of(run.augment, spec), run.augment.tokenadapt)
+    recipe = recipe_of(run.augment, spec)
+    recipe = replace(recipe, output=run.output or recipe.output)
+    training = StreamRequest(training_rows, recipe, run.augment.tokenadapt)
     evaluation = RECIPES["eval"](spec, (run.augment.crop, run.augment.crop))
     validation = StreamRequest(
         RowsRequest(
@@ -108,7 +141,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
             sequential=True,
             **common,
         ),
-        replace(evaluation, output=training.recipe.output),
+        replace(evaluation, output=recipe.output),
     )
     allow = {DATASET_VERSION} if run.resume.allow_dataset_version else set()
     return WorkerContext(
@@ -117,7 +150,14 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         device=place.device,
         spec=spec,
         classes=opened_rows.classes,
-        open_train=partial(_open_training, training, run.loop.epochs, place, allow),
+        open_train=partial(
+            _open_training,
+            training,
+            run.loop.epochs,
+            place,
+            allow,
+            str(place.device) if run.cluster.augment_in == "trainer" else None,
+        ),
         open_validation=partial(_open_validation, validation, place),
         report=place.report,
         should_stop=place.should_stop,
@@ -142,6 +182,8 @@ def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
         if config.adapt.share:
             logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
         config = replace(config, adapt=replace(config.adapt, share=0.0))
+    networks = replace(config.adapt, precision=augment.precision, compiled=augment.compile)
+    config = replace(config, adapt=networks)
     for name, value in augment.overrides.items():
         config = _change(config, name, name.split("."), value)
     return config
@@ -165,6 +207,11 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
         raise InvalidInputError(
             f"augment.overrides names {name!r}, which is not a number; only numbers can be changed"
         )
+    elif isinstance(inner, int) and not float(value).is_integer():
+        raise InvalidInputError(
+            f"augment.overrides gives {name!r} the value {value:g}; it is a count, now {inner}:"
+            " give a whole number"
+        )
     else:
         changed = type(inner)(value)
     if isinstance(part, tuple):
@@ -174,7 +221,12 @@ def _change(part: Any, name: str, path: list[str], value: float) -> Any:
 
 
 def _open_training(
-    request: StreamRequest, epochs: int, place: Place, allow: Collection[str], saved: bytes | None
+    request: StreamRequest,
+    epochs: int,
+    place: Place,
+    allow: Collection[str],
+    augment_on: str | None,
+    saved: bytes | None,
 ) -> Stream:
     start = 0
     if saved:
@@ -191,6 +243,7 @@ def _open_training(
         pool=place.pool,
         sharing=place.sharing,
         trainer_cpus=place.trainer_cpus,
+        augment_on=augment_on,
     )
 
 

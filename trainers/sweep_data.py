@@ -6,7 +6,8 @@ from pathlib import Path
 
 from services.errors import SeitError
 from services.pictures import write_digits
-from trainers.demo import DATASET, DemoConfig, chain, run_steps
+from trainers.chain import fingerprint, run_steps
+from trainers.demo import DATASET, DemoConfig, chain
 from trainers.sweep import Data, SweepConfig, open_data
 from trainers.textures import write_textures
 
@@ -38,7 +39,8 @@ def prepare(config: SweepConfig) -> tuple[Data, dict[str, float]]:
     else:
         images = Path(config.pictures).resolve()
     steps = [s for s in chain(DemoConfig(out=out), images, out) if s.name in _PREPARED]
-    if code := run_steps(steps, images, out, {}):
+    code, _ = run_steps(steps, out, fingerprint(images))
+    if code:
         raise SeitError(
             f"the pictures of {images} were not made into tokens (a step ended with code {code}, as"
             " said above); the same command goes on from there"

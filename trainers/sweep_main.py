@@ -57,5 +57,5 @@ def _log_to_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("sweep", "sweep_main", "demo"):
+    for name in ("sweep", "sweep_main", "chain"):
         logging.getLogger(f"trainers.{name}").setLevel(logging.INFO)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from services.plan.draws import Draws, hash_key
 from services.shards.store import open_store
@@ -23,6 +25,12 @@ from trainers.picture_config import TokenizerRun
 from trainers.picture_streams import open_pictures
 from trainers.ranks import gather, sum_over_ranks
 from trainers.task import PlainTask
+from trainers.tokenizer_losses import (
+    Discriminator,
+    adaptive_weight,
+    hinge_loss,
+    load_perceptual,
+)
 from trainers.views import draw_views, unit_range
 
 logger = logging.getLogger(__name__)
@@ -39,23 +47,45 @@ def tokenizer_worker(config: TokenizerRun, place: Place) -> dict[str, float]:
     """One worker of a tokenizer's run."""
     model = config.model.vitvqgan()
     spec = token_spec(model.grid, model.codes, model.channels, model.image_size)
-    return train(config, open_pictures(config, place, spec), TokenizerTask(config))
+    task = TokenizerTask(config, place.device, place.world)
+    return train(config, open_pictures(config, place, spec), task)
+
+
+class Scores(NamedTuple):
+    """What the discriminator says: (N, 1, h, w) each.
+
+    real: of the pictures. made: of their reconstructions, with gradients for the discriminator;
+    fooled: the same scores, with gradients for the tokenizer.
+    """
+
+    real: Tensor
+    made: Tensor
+    fooled: Tensor
 
 
 class Trainee(nn.Module):
-    """The tokenizer, and how often each code was chosen since codes were last revived."""
+    """The tokenizer, its discriminator if any, and how often each code was chosen since codes were
+    last revived."""
 
     use: Tensor
 
-    def __init__(self, tokenizer: ViTVQGAN) -> None:
+    def __init__(self, tokenizer: ViTVQGAN, discriminator: Discriminator | None = None) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.discriminator = discriminator
         self.register_buffer("use", torch.zeros(tokenizer.config.codes, dtype=torch.int64))
 
-    def forward(self, images_NCHW: Tensor) -> TokenizerOutput:
-        """As `ViTVQGAN.forward`."""
+    def forward(self, images_NCHW: Tensor) -> tuple[TokenizerOutput, Scores | None]:
+        """As `ViTVQGAN.forward`, and what the discriminator says of it."""
         out: TokenizerOutput = self.tokenizer(images_NCHW)
-        return out
+        if self.discriminator is None:
+            return out, None
+        scores = Scores(
+            real=self.discriminator(images_NCHW),
+            made=self.discriminator(out.reconstruction.detach()),
+            fooled=self.discriminator.frozen(out.reconstruction),
+        )
+        return out, scores
 
 
 class TokenizerTask(PlainTask):
@@ -67,18 +97,31 @@ class TokenizerTask(PlainTask):
     """
 
     name = "tokenizer"
-    figures = ("loss", "psnr_db")
     best = "psnr_db"
     higher = True
 
-    def __init__(self, config: TokenizerRun) -> None:
-        self._config = config
+    def __init__(self, config: TokenizerRun, device: torch.device, world: int = 1) -> None:
+        self._config, self._world, model = config, world, config.model
+        self._perceptual = None
+        if model.perceptual:
+            self._perceptual = load_perceptual(model.perceptual_weights).to(device)
+        self.figures = (
+            *("loss", "psnr_db"),
+            *(("perceptual",) if model.perceptual else ()),
+            *(("real_score", "made_score") if model.adversarial else ()),
+        )
         self._seen: list[TokenizerOutput] = []
         self._chosen = torch.zeros(config.model.codes, dtype=torch.int64)
 
     def build_model(self, *, fresh: bool) -> Trainee:
         """Starts from nothing; the first step's pictures give the codes their places."""
-        return Trainee(ViTVQGAN(self._config.model.vitvqgan()))
+        model = self._config.model
+        tokenizer = ViTVQGAN(model.vitvqgan())
+        if not model.adversarial:
+            return Trainee(tokenizer)
+        return Trainee(
+            tokenizer, Discriminator(model.discriminator_width, model.discriminator_depth)
+        )
 
     def check(self, batch: StreamBatch) -> None:
         """Any picture can be learned from; streams leave out what is none."""
@@ -86,10 +129,24 @@ class TokenizerTask(PlainTask):
     def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         images, rows = _existing(batch)
         images = self._moved(images, batch.epoch, rows)
-        out: TokenizerOutput = model(images)
+        out: TokenizerOutput
+        scores: Scores | None
+        out, scores = model(images)
         if (batch.rows >= 0).any():
             self._seen.append(out._replace(latents=out.latents.float()))
-        return self._loss(out, images) * batch.weight.sum()
+        count = batch.weight.sum()
+        made = self._reconstruction(out, images).mean()
+        loss = made + self._codes(out)
+        if scores is not None:
+            heard = float(batch.step >= self._config.model.adversarial_from)
+            fooled = -scores.fooled.float().mean()
+            pull = self._pull(model, made * count, fooled * count)
+            # Times 0 before its time, so that all weights have a gradient on every rank.
+            loss = loss + heard * (
+                self._config.model.adversarial * pull * fooled
+                + hinge_loss(scores.real, scores.made)
+            )
+        return loss * count
 
     def updated(self, model: nn.Module, step: int, total: int, world: int) -> None:
         assert isinstance(model, Trainee)
@@ -120,10 +177,19 @@ class TokenizerTask(PlainTask):
         if not (batch.rows >= 0).any():
             return batch.weight.new_zeros(len(self.figures))
         images, _ = _existing(batch)
-        out = model(images)
-        quality = psnr(model.tokenizer.decode(out.ids).float(), images).clamp(max=_MOST_DB)
+        out, scores = model(images)
+        shown = model.tokenizer.decode(out.ids).float()
         self._chosen += count_codes(out.ids, self._config.model.codes)
-        return torch.stack([self._loss(out, images) * len(images), quality.sum()])
+        made = self._reconstruction(out, images)
+        found = [
+            made.sum() + self._codes(out) * len(images),
+            psnr(shown, images).clamp(max=_MOST_DB).sum(),
+        ]
+        if self._perceptual is not None:
+            found.append(self._perceptual(shown, images).sum())
+        if scores is not None:
+            found += [score.float().mean() * len(images) for score in (scores.real, scores.made)]
+        return torch.stack(found)
 
     def validated(self, world: int) -> Mapping[str, float]:
         """Share of the codes that the validation split uses, and the perplexity of their use."""
@@ -140,12 +206,31 @@ class TokenizerTask(PlainTask):
         store.write(TOKENIZER, save_tokenizer(model.tokenizer))
         store.write(REPORT, json.dumps(dict(figures), indent=2).encode())
 
-    def _loss(self, out: TokenizerOutput, images: Tensor) -> Tensor:
-        """() float32: mean over the pictures."""
+    def _reconstruction(self, out: TokenizerOutput, images: Tensor) -> Tensor:
+        """(N,) float32: how far each reconstruction is from its picture."""
         config, made = self._config.model, out.reconstruction.float()
-        pixels = F.mse_loss(made, images) + config.l1 * F.l1_loss(made, images)
-        codes = out.codebook_loss + config.commitment * out.commitment_loss
-        return pixels + config.codebook * codes
+        error = made - images
+        loss = (error.square() + config.l1 * error.abs()).flatten(1).mean(1)
+        if self._perceptual is not None:
+            loss = loss + config.perceptual * self._perceptual(made, images)
+        return loss
+
+    def _codes(self, out: TokenizerOutput) -> Tensor:
+        """() float32: the terms that bring codes and the encoder's outputs together."""
+        config = self._config.model
+        return config.codebook * (out.codebook_loss + config.commitment * out.commitment_loss)
+
+    def _pull(self, model: nn.Module, made: Tensor, fooled: Tensor) -> Tensor:
+        """() weight at which the adversarial term pulls the decoder's last layer as hard as the
+        reconstruction does, both as sums over the rows of all ranks: the same on every rank."""
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        assert isinstance(inner, Trainee)
+        last = inner.tokenizer.decoder.last_weight
+        grads = [
+            sum_over_ranks(torch.autograd.grad(term, last, retain_graph=True)[0], self._world)
+            for term in (made, fooled)
+        ]
+        return adaptive_weight(*grads)
 
     def _moved(self, images_NCHW: Tensor, epoch: int, rows: np.ndarray) -> Tensor:
         """Pictures moved about, so that the tokens of augmented pictures are good tokens too."""

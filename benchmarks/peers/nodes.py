@@ -23,6 +23,13 @@ from peers.process import BENCHMARKS, end
 _CPUS = 2
 _STORE_BYTES = 300_000_000
 _SECONDS = 300
+# A node that does not answer is given up after three seconds, as the documented clusters do.
+_HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
 
 
 def _free_port() -> int:
@@ -99,6 +106,7 @@ def cluster(folder: Path, count: int, variables: dict[str, str]) -> Iterator[Clu
                 *("--dashboard-agent-listen-port", str(_free_port())),
                 *("--resources", json.dumps({f"node-{number}": 1})),
                 *([] if number else ["--temp-dir", str(scratch)]),
+                *([] if number else ["--system-config", json.dumps(_HEALTH)]),
             ]
             started = subprocess.run(
                 command, env=environment, cwd=here, capture_output=True, text=True, timeout=_SECONDS
@@ -108,7 +116,7 @@ def cluster(folder: Path, count: int, variables: dict[str, str]) -> Iterator[Clu
                 raise RuntimeError(f"node {_host(number)} did not start:\n{said}")
         yield Cluster(address, environment, scratch)
     finally:
-        end(_processes_of(scratch))
+        end(processes_of(scratch))
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -116,13 +124,25 @@ def _host(number: int) -> str:
     return f"127.0.0.{number + 2}"
 
 
-def _processes_of(scratch: Path) -> list[psutil.Process]:
-    """Ray's processes carry the folder of their session in their command line."""
+def kill_node(scratch: Path, number: int) -> None:
+    """End a node as a power failure would: all of its processes at once."""
+    host = _host(number)
+    for process in processes_of(scratch, f"node_ip_address={host}", f"node-ip-address={host}"):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def processes_of(scratch: Path, *words: str) -> list[psutil.Process]:
+    """Ray's processes carry the folder of their session in their command line, and their children.
+
+    words: of which their command line holds one, where some are given.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             line = " ".join(process.cmdline())
-            if f"{scratch}/" in line or line.endswith(str(scratch)):
+            inside = f"{scratch}/" in line or line.endswith(str(scratch))
+            if inside and (not words or any(word in line for word in words)):
                 found.append(process)
                 found += process.children(recursive=True)
     return list({process.pid: process for process in found}.values())

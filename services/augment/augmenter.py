@@ -25,7 +25,7 @@ from services.augment.choices import (
     choose_warp,
 )
 from services.augment.color import color_adapt, emb_noise, normals_from_levels
-from services.augment.config import CropConfig, MixConfig, RecipeConfig, check_crop
+from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
 from services.augment.geometry import affine_matrices, warp
@@ -36,6 +36,9 @@ from services.plan.draws import Draws
 from services.tokens.codebook import Codebook, Metric
 from services.types import IntArray
 from services.wire.seit import v1 as wire
+
+ADAPT_CROP = "adapt.crop"
+"""Operation under which the crop of rows of the TokenAdapt path draws."""
 
 _CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
 
@@ -94,12 +97,17 @@ class Augmenter(nn.Module):
                 "codebook that is kept with the dataset"
             )
         self.register_buffer("codebook", codebook.detach().float(), persistent=False)
+        # Noise is measured by the codes that it disturbs: the published ones have a spread of
+        # about 1, those of a tokenizer that keeps its codes on the unit sphere 1 / sqrt(D).
+        self._spread = float(self.codebook.square().mean().sqrt())
         if config.eda.synonym_probability > 0:
             synonyms = Codebook(self.codebook, metric).synonyms(config.eda.synonym_count)
             self.register_buffer("synonyms", synonyms, persistent=False)
         self.tokenadapt: TokenAdapt | None = None
         if config.adapt.share > 0:
             self.tokenadapt = self._checked(tokenadapt)
+            if config.adapt.compiled:
+                self.tokenadapt.compile_networks()
 
     def _checked(self, model: TokenAdapt | None) -> TokenAdapt:
         """The TokenAdapt networks, if they fit the recipe and the codebook."""
@@ -133,6 +141,7 @@ class Augmenter(nn.Module):
     def forward(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws, blocks: int) -> Batch:
         """Augment a batch of whole blocks; ids (N, H, W) of any integer type, labels (N,) int64.
 
+        Ids are worked on where they are, and so are labels, which may stay on the host.
         draws: of the N rows, in order. Blocks are worked on one by one: rows are paired inside
         their block alone, and a block comes out the same to the bit, whatever came with it.
         Nothing waits for the device.
@@ -166,8 +175,7 @@ class Augmenter(nn.Module):
 
     def _block(self, ids_NHW: Tensor, labels_N: Tensor, draws: Draws) -> Batch:
         config, rows = self.config, draws.rows
-        # The plan has shuffled the rows, so the last ones are as good a choice as any.
-        plain = len(rows) - round(config.adapt.share * len(rows))
+        plain = plain_rows(config.adapt, len(rows))
         first, last = draws.take(slice(plain)), draws.take(slice(plain, None))
         if config.eda.active:
             ids_NHW = self._edit(ids_NHW, draws)
@@ -231,8 +239,8 @@ class Augmenter(nn.Module):
                 _select(map_NDHW, rows),
                 _tensor(choice.channel, map_NDHW),
                 element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale,
-                config.noise_std,
+                config.noise_scale * self._spread,
+                config.noise_std * self._spread,
             )
             map_NDHW.index_copy_(0, rows, noisy)
         if len(choice.adapt_rows):
@@ -275,16 +283,9 @@ class Augmenter(nn.Module):
                 [model.convert(part) for part in torch.split(map_NDHW, piece)]
             ).float()
         if config.warps:
-            turn = choose_warp(config, draws)
-            matrices = affine_matrices(
-                torch.from_numpy(turn.flip),
-                torch.from_numpy(turn.rotate),
-                torch.from_numpy(turn.shift),
-                torch.from_numpy(turn.shear),
-                aspect=spread.shape[2] / spread.shape[3],
-            )
-            spread = warp(spread, matrices.to(spread.device, non_blocking=True))
-        boxes = choose_boxes(config.crop, draws, "adapt.crop", model.map_grid, model.out_map)
+            matrices = chosen_matrices(config, draws, model.map_grid)
+            spread = warp(spread, on_device(matrices, spread.device))
+        boxes = choose_boxes(config.crop, draws, ADAPT_CROP, model.map_grid, model.out_map)
         spread = _cut(config.crop, spread, boxes, model.out_map)
         mix = choose_mix(config.mix, draws, "adapt.mix", model.out_map)
         spread = _mixed(config.mix, spread, mix)
@@ -298,8 +299,35 @@ class Augmenter(nn.Module):
         return F.embedding(ids.long(), self.codebook).permute(0, 3, 1, 2)
 
 
+def on_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """The same values on `device`; the host does not wait for a GPU, whatever it has in hand."""
+    if torch.device(device).type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()  # a copy out of pageable memory would wait
+    return values.to(device, non_blocking=True)
+
+
+def plain_rows(config: AdaptConfig, rows: int) -> int:
+    """How many of a block's rows, the first ones, do not take the TokenAdapt path.
+
+    The plan has shuffled the rows, so the last ones are as good a choice as any.
+    """
+    return rows - round(config.share * rows)
+
+
+def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) -> Tensor:
+    """(n, 2, 3) float32 of `geometry.warp` for rows of the TokenAdapt path; grid: of its map."""
+    turn = choose_warp(config, draws)
+    return affine_matrices(
+        torch.from_numpy(turn.flip),
+        torch.from_numpy(turn.rotate),
+        torch.from_numpy(turn.shift),
+        torch.from_numpy(turn.shear),
+        aspect=grid[0] / grid[1],
+    )
+
+
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, non_blocking=True)
+    return on_device(torch.from_numpy(values), like.device)
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class EdaConfig:
 class ColorConfig:
     """For each block one of Emb-Noise, ColorAdapt, or nothing, on `share` of the block's rows.
 
-    noise_scale, noise_std: spread of the noise that a channel shares, and of each element's own.
+    noise_scale, noise_std: spread of the noise that a channel shares, and of each element's own,
+    in units of the codebook's own spread (the root mean square of its numbers).
     """
 
     noise_probability: float = 0.0
@@ -158,7 +159,9 @@ class AdaptConfig:
     flip_probability: mirror left and right. affine_probability: whether a row is turned at all;
     then rotation (degrees, both ways), translation (shares of the side) and shear (degrees) along
     each axis are applied with `affine_each` each.
-    precision: of the two networks; "bfloat16" pays on GPUs and on processors with AMX.
+    precision: of the two networks; "bfloat16" pays on GPUs and on processors with AMX, and gives
+    another id here and there. compiled: by torch.compile, which takes its time at the start and
+    pays on GPUs.
     """
 
     share: float = 0.0
@@ -171,6 +174,7 @@ class AdaptConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     precision: Precision = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         _within("TokenAdapt share", self.share, 0, 1)
@@ -231,4 +235,22 @@ def check_crop(grid: tuple[int, int], crop: tuple[int, int]) -> None:
         raise InvalidInputError(
             f"crop={crop} does not fit into the stored grid {grid}: choose a crop of at least 1x1 "
             "tokens inside of it"
+        )
+
+
+def check_geometric(config: RecipeConfig) -> None:
+    """Refuse, for rows with masks, what moves or mixes tokens where a mask could not follow."""
+    moves = [
+        name
+        for name, active in (
+            ("plain_mix.probability", config.plain_mix.active),
+            ("adapt.mix.probability", config.adapt.mix.active),
+            ("eda.swap_probability", config.eda.swap_probability > 0),
+        )
+        if active
+    ]
+    if moves:
+        raise InvalidInputError(
+            f"recipe {config.name!r} mixes rows or swaps windows, whose masks would no longer fit: "
+            f"set {', '.join(moves)} to 0, or use the recipe `segment`"
         )

@@ -10,7 +10,13 @@ probability, share or alpha of 0 switches its operation off.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from services.augment.augmenter import Augmenter, Batch
 from services.augment.config import (
@@ -22,6 +28,7 @@ from services.augment.config import (
     RecipeConfig,
     check_crop,
 )
+from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.wire.seit import v1 as wire
 
 __all__ = [
@@ -33,6 +40,8 @@ __all__ = [
     "eval",
     "finetune",
     "mtm",
+    "read_recipe",
+    "recipe_named",
     "scratch",
     "segment",
 ]
@@ -114,6 +123,62 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+_RECIPE = TypeAdapter(RecipeConfig)
+
+
+def recipe_named(name: str, spec: wire.TokenSpec, crop: tuple[int, int]) -> RecipeConfig:
+    """A recipe of `RECIPES` by its name, or one of the user's own by the path of its JSON file.
+
+    The file holds what differs from `RecipeConfig`'s defaults, in its words:
+    {"name": "mine", "adapt": {"share": 0.5, "crop": {"area": [0.3, 1]}}}; its crop is `crop`
+    unless it names one.
+
+    Raises: NotFoundError, FormatError for a file that is none, or has a value out of its range;
+    InvalidInputError for another name, or a crop that does not fit the dataset's grid.
+    """
+    if name in RECIPES:
+        return RECIPES[name](spec, crop)
+    if not name.endswith(".json"):
+        raise InvalidInputError(
+            f"recipe is {name!r}, expected one of {', '.join(RECIPES)}, or a .json file"
+        )
+    return _fitting(spec, read_recipe(Path(name), crop))
+
+
+def read_recipe(path: Path, crop: tuple[int, int]) -> RecipeConfig:
+    """The recipe of a JSON file (see `recipe_named`); every field is checked, none is ignored."""
+    try:
+        given = json.loads(path.read_text())
+        if not isinstance(given, dict):
+            raise ValueError(f"it holds a {type(given).__name__}, not an object")
+        _known(RecipeConfig, given, "")
+        return _RECIPE.validate_python({"name": path.stem, "crop": crop, **given})
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no recipe file {path}: no recipe was built; check it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        why = f"{place}: {first['msg']}" if place else first["msg"]
+        raise FormatError(
+            f"recipe file {path} is not valid, no recipe was built: {why}; correct it"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"recipe file {path} is not valid, no recipe was built: {error}; correct it"
+        ) from error
+
+
+def _known(kind: type[Any], given: dict[str, Any], place: str) -> None:
+    """Refuse fields that the config does not have: a misspelt one would silently do nothing."""
+    names = {field.name: field for field in fields(kind)}
+    for name, value in given.items():
+        if name not in names:
+            raise ValueError(f"{place}{name} is not one of {', '.join(names)}")
+        default = names[name].default_factory
+        if isinstance(value, dict) and isinstance(default, type):
+            _known(default, value, f"{place}{name}.")
+
+
 def describe(config: RecipeConfig) -> list[str]:
     """What a recipe does, one operation a line, in the order of application."""
     eda, color, adapt = config.eda, config.color, config.adapt
@@ -132,7 +197,8 @@ def describe(config: RecipeConfig) -> list[str]:
     if color.share > 0 and color.noise_probability > 0:
         lines.append(
             f"Emb-Noise, p={color.noise_probability:g} a block, on {color.share:.0%} of its rows: "
-            f"{color.noise_scale:g} a channel, {color.noise_std:g} an element"
+            f"{color.noise_scale:g} a channel, {color.noise_std:g} an element, "
+            "times the codes' spread"
         )
     if color.share > 0 and color.coloradapt_probability > 0:
         lines.append(

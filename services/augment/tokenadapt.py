@@ -16,7 +16,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from services.errors import FormatError, InvalidInputError
@@ -124,6 +123,11 @@ class TokenAdapt(nn.Module):
         out: Tensor = self.reverse_transform(map_NDhw)
         return out
 
+    def compile_networks(self) -> None:
+        """Compile f and g when they are first called; their weights and names stay as they are."""
+        self.conversion_function.compile()
+        self.reverse_transform.compile()
+
     def resized(self, grid: tuple[int, int], out_grid: tuple[int, int]) -> TokenAdapt:
         """The same weights for other grids: only the fixed position tables differ."""
         other = TokenAdapt(replace(self.config, grid=grid, out_grid=out_grid), self.codebook)
@@ -151,9 +155,7 @@ class TokenAdapt(nn.Module):
         try:
             fields = json.loads(metadata["config"])
             fields |= {name: tuple(fields[name]) for name in ("grid", "out_grid")}
-            # Weights are drawn before they are loaded, but not from whoever trains in this process.
-            with torch.random.fork_rng(devices=()):
-                model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
+            model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"a TokenAdapt file with a config that cannot be read ({error}): nothing was loaded"

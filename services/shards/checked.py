@@ -21,11 +21,19 @@ class NamedFile(Protocol):
 def read_checked(folder: Store, file: NamedFile) -> bytes:
     """The bytes of a file; IntegrityError if they are not those that the manifest names."""
     data = folder.read(file.path)
-    found = xxhash.xxh3_128_hexdigest(data)
-    if (len(data), found) != (file.bytes, file.xxh3):
+    _compare(folder, file, len(data), xxhash.xxh3_128_hexdigest(data))
+    return data
+
+
+def check_file(folder: Store, file: NamedFile) -> None:
+    """IntegrityError as by `read_checked`; holds no more than a piece of a local file in memory."""
+    _compare(folder, file, *folder.digest(file.path))
+
+
+def _compare(folder: Store, file: NamedFile, size: int, xxh3: str) -> None:
+    if (size, xxh3) != (file.bytes, file.xxh3):
         raise IntegrityError(
-            f"{folder.url}/{file.path}: {len(data)} bytes of xxh3 {found}, expected {file.bytes} "
-            f"of {file.xxh3}: the file is damaged; restore it, or write it again and commit a new "
+            f"{folder.url}/{file.path}: {size} bytes of xxh3 {xxh3}, expected {file.bytes} of "
+            f"{file.xxh3}: the file is damaged; restore it, or write it again and commit a new "
             "version"
         )
-    return data

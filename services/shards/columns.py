@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -228,28 +229,43 @@ def _read_keys(folder: Store, shard: wire.Shard, spec: wire.TokenSpec) -> _Shard
     return _ShardKeys(rows.key_offsets, content, hash_keys(rows.key_offsets, content))
 
 
-def _write(
-    folder: Store, name: str, shard: wire.Shard, source: ColumnInput, rows: IntArray
+def write_values(
+    folder: Store,
+    shard: wire.Shard,
+    name: str,
+    kind: str,
+    sizes: IntArray,
+    take: Callable[[int, int], Any],
 ) -> list[wire.Column]:
-    """Write the parts of one shard's values: row i of the shard has that of row rows[i]."""
+    """Write one shard's values of a column, cut into parts; their entries for the manifest.
+
+    folder: the dataset's. kind: one of COLUMN_TYPES. sizes: (rows,) bytes of each value.
+    take: Arrow array of that type with the values of rows [start, stop).
+    """
     written = []
-    for start, stop in _cut(source.lengths(rows) + ROW_BYTES):
-        part = Part(name, source.type, shard.xxh3, start, stop - start)
-        data = part_file(source.take(rows[start:stop]), part)
+    for start, stop in _cut(sizes + ROW_BYTES):
+        part = Part(name, kind, shard.xxh3, start, stop - start)
+        data = part_file(take(start, stop), part)
         digest = xxhash.xxh3_128_hexdigest(data)
         path = f"columns/{name}-{digest[:16]}.parquet"
         folder.write(path, data)
         written.append(
             wire.Column(
-                name=name,
-                type=source.type,
-                path=path,
-                rows=part.rows,
-                bytes=len(data),
-                xxh3=digest,
+                name=name, type=kind, path=path, rows=part.rows, bytes=len(data), xxh3=digest
             )
         )
     return written
+
+
+def _write(
+    folder: Store, name: str, shard: wire.Shard, source: ColumnInput, rows: IntArray
+) -> list[wire.Column]:
+    """Write the parts of one shard's values: row i of the shard has that of row rows[i]."""
+
+    def take(start: int, stop: int) -> Any:
+        return source.take(rows[start:stop])
+
+    return write_values(folder, shard, name, source.type, source.lengths(rows), take)
 
 
 def _cut(sizes: IntArray) -> Iterator[tuple[int, int]]:

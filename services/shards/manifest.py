@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -242,14 +242,19 @@ def _check_files(folder: Store, manifest: wire.Manifest, newest: LoadedManifest 
             )
 
 
-def file_sizes(manifest: wire.Manifest) -> dict[str, int]:
-    """Path, relative to the dataset's folder, to size of every file that a manifest names."""
-    files: list[NamedFile] = [*manifest.assets]
+def every_file(manifest: wire.Manifest) -> Iterator[NamedFile]:
+    """What a manifest says of each file that it names, paths relative to the dataset's folder."""
+    yield from manifest.assets
     for split in manifest.splits:
-        files += split.grid_hashes
         for shard in split.shards:
-            files += [shard, *shard.columns]
-    return {file.path: file.bytes for file in files}
+            yield shard
+            yield from shard.columns
+        yield from split.grid_hashes
+
+
+def file_sizes(manifest: wire.Manifest) -> dict[str, int]:
+    """Path to size of every file that a manifest names; each once, however often it is named."""
+    return {file.path: file.bytes for file in every_file(manifest)}
 
 
 def named_files(manifest: wire.Manifest) -> set[str]:

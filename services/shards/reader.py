@@ -124,6 +124,11 @@ class DatasetReader:
                 values[places[within]] = found
         return values if number is not None else list(values)
 
+    def bring_column(self, name: str, number: int) -> None:
+        """Fetch a shard's files of a column into the node's cache, or find them there."""
+        for part, column in column_parts(self.split.shards[number], name):
+            self._cache.column(self._root, self.source.dataset, part, column)
+
     def _shard_column(
         self, shard: wire.Shard, name: str, rows: IntArray
     ) -> Iterator[tuple[IntArray, Any]]:

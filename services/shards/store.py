@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import xxhash
+
 from services.errors import InvalidInputError, StoreError
 from services.shards.retry import RetryCounter, RetryPolicy
 
 T = TypeVar("T")
+
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ class Store(ABC):
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer where the file ends before."""
 
+    def digest(self, path: str) -> tuple[int, str]:
+        """Size in bytes and xxh3-128, 32 hexadecimal digits, of the whole file."""
+        data = self.read(path)
+        return len(data), xxhash.xxh3_128_hexdigest(data)
+
     @abstractmethod
     def size(self, path: str) -> int:
         """Size in bytes."""
@@ -158,6 +167,18 @@ class LocalStore(Store):
             with open(self._full(path), "rb") as file:
                 file.seek(start)
                 return file.read(length)
+
+        return self._run("read", path, read)
+
+    def digest(self, path: str) -> tuple[int, str]:
+        def read() -> tuple[int, str]:
+            # By pieces into the same memory: fresh memory for whole files costs more than hashing.
+            total, hasher, piece = 0, xxhash.xxh3_128(), memoryview(bytearray(_PIECE_BYTES))
+            with open(self._full(path), "rb", buffering=0) as file:
+                while count := file.readinto(piece):
+                    hasher.update(piece[:count])
+                    total += count
+            return total, hasher.hexdigest()
 
         return self._run("read", path, read)
 

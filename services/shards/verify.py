@@ -11,7 +11,7 @@ import numpy as np
 
 from services.errors import IntegrityError, InvalidInputError, SeitError
 from services.shards import codec, layout
-from services.shards.checked import read_checked
+from services.shards.checked import NamedFile, check_file, read_checked
 from services.shards.column_file import Part, column_parts, read_part
 from services.shards.grid_hashes import (
     HashArray,
@@ -20,7 +20,7 @@ from services.shards.grid_hashes import (
     read_hashes,
     split_hashes,
 )
-from services.shards.manifest import load_manifest, read_asset
+from services.shards.manifest import every_file, load_manifest, read_asset
 from services.shards.store import Store
 from services.shards.threads import in_order
 from services.types import IntArray
@@ -51,6 +51,25 @@ class _Found:
 _Result = tuple[Check, _Found | None]
 
 
+def verify_files(
+    root: Store, dataset: str, version: int | None = None, *, workers: int | None = None
+) -> Iterator[Check]:
+    """Hold size and xxh3 of every file that a version names (the newest by default) against it.
+
+    As fast as the storage gives the files: nothing is unpacked. What the writer put into them is
+    there; whether it was right is the question of `verify_dataset`. `workers` (by default one a
+    core) files are looked at at once. Raises only if the manifest itself cannot be read.
+    """
+    loaded = load_manifest(root, dataset, version)
+    folder = root.child(dataset)
+
+    def job(file: NamedFile) -> Callable[[], Check]:
+        return lambda: Check(file.path, file.bytes, _failure(partial(check_file, folder, file)))
+
+    files = {file.path: file for file in every_file(loaded.manifest)}
+    return in_order(map(job, files.values()), _workers(workers))
+
+
 def verify_dataset(
     root: Store, dataset: str, version: int | None = None, *, workers: int | None = None
 ) -> Iterator[Check]:
@@ -61,10 +80,15 @@ def verify_dataset(
     the hashes of all grids over its shards. At most `workers` (by default one a core) files are
     looked at, and in memory, at once. Raises only if the manifest itself cannot be read.
     """
-    if workers is not None and workers < 1:
-        raise InvalidInputError(f"workers is {workers}, valid are 1 and more")
+    workers = _workers(workers)
     loaded = load_manifest(root, dataset, version)
-    return _checks(root, loaded.manifest, loaded.spec, workers or os.cpu_count() or 1)
+    return _checks(root, loaded.manifest, loaded.spec, workers)
+
+
+def _workers(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise InvalidInputError(f"workers is {asked}, valid are 1 and more")
+    return asked or os.cpu_count() or 1
 
 
 def _checks(

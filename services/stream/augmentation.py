@@ -1,4 +1,5 @@
-"""A fetched share through its recipe. Knows torch, not Ray: actors and local threads both call it.
+"""A fetched share through its recipe. Knows torch, not Ray: actors, local threads and trainers that
+augment on their own device all call it.
 
 Random draws are keyed by the rows themselves, so the same share gives the same batch wherever and
 however often it is augmented.
@@ -6,13 +7,15 @@ however often it is augmented.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
-from services.augment.recipe import Augmenter
+from services.augment.augmenter import Augmenter, on_device
+from services.augment.masks import augment_masks
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import NotFoundError
 from services.plan.draws import Draws
@@ -22,6 +25,8 @@ from services.stream.batch import StreamBatch, of_share
 from services.stream.fetch import Share
 from services.stream.request import StreamRequest
 from services.tokens.codebook import Codebook
+
+logger = logging.getLogger(__name__)
 
 
 def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
@@ -36,18 +41,70 @@ def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
 
 
 @lru_cache(maxsize=4)
-def augmenter_for(request: StreamRequest, device: str = "cpu") -> Augmenter:
-    """The request's recipe with its networks, in evaluation mode, built once a process."""
+def augmenter_for(request: StreamRequest, device: str) -> Augmenter:
+    """The request's recipe with its networks, in evaluation mode, built once a process.
+
+    TokenAdapt weights for other grids are laid out for the recipe's; the weights stay what they
+    are. Raises: InvalidInputError where recipe, dataset and TokenAdapt do not belong together.
+    """
     first = request.rows.sources[0]  # all sources share one codebook
     loaded = load_manifest(open_store(first.root), first.dataset, first.version)
     codebook = codebook_of(first.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
-        tokenadapt = TokenAdapt.from_bytes(read_url(request.tokenadapt))
-    return Augmenter(request.recipe, loaded.spec, codebook.weight, tokenadapt).eval().to(device)
+        grid = (loaded.spec.grid_height, loaded.spec.grid_width)
+        # Networks are drawn before their weights are read: a trainer's generator must not notice.
+        with torch.random.fork_rng(devices=[]):
+            tokenadapt = _tokenadapt(request.tokenadapt, grid, request.recipe.crop)
+    augmenter = Augmenter(
+        request.recipe, loaded.spec, codebook.weight, tokenadapt, metric=codebook.metric
+    )
+    return augmenter.eval().to(device)
+
+
+def _tokenadapt(url: str, grid: tuple[int, int], crop: tuple[int, int]) -> TokenAdapt:
+    found = TokenAdapt.from_bytes(read_url(url))
+    if (found.config.grid, found.config.out_grid) == (grid, crop):
+        return found
+    logger.info("TokenAdapt's positions are laid out anew for grid %s, crop %s", grid, crop)
+    return found.resized(grid, crop)
 
 
 @torch.no_grad()
+def augment_batch(request: StreamRequest, batch: StreamBatch, device: str) -> StreamBatch:
+    """A batch of whole stored grids through the recipe; its inputs stay on `device`.
+
+    Labels and weights stay in the memory of the host, where trainers check them: on a GPU nothing
+    waits for the device.
+    """
+    ids = on_device(batch.inputs, device)
+    if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
+        ids = ids.long()
+    augmenter = augmenter_for(request, device)
+    draws = Draws(seed=request.rows.order.seed, epoch=batch.row_epochs, rows=batch.rows)
+    blocks = len(batch) // request.rows.order.block_rows
+    done = augmenter(ids, batch.label, draws, blocks=blocks)
+    mask = batch.mask
+    if mask is not None:
+        adapt = augmenter.tokenadapt
+        mask = augment_masks(
+            request.recipe,
+            on_device(mask, device),
+            draws,
+            blocks,
+            grid=augmenter.grid,
+            map_grid=None if adapt is None else adapt.map_grid,
+        )
+    return replace(
+        batch,
+        inputs=done.inputs.to(torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16),
+        label=done.label,
+        label_b=done.label_b,
+        mix=done.mix,
+        mask=mask,
+    )
+
+
 def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> StreamBatch:
     """One fetched share, augmented on `device`, in the memory of the host.
 
@@ -56,23 +113,10 @@ def augment_share(request: StreamRequest, share: Share, device: str = "cpu") -> 
     if request.only_cuts:
         return of_share(share)
     began = time.perf_counter()
-    ids = torch.from_numpy(share.ids).to(device)
-    if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
-        ids = ids.long()
-    done = augmenter_for(request, device)(
-        ids,
-        torch.from_numpy(share.label).to(device),
-        Draws(seed=request.rows.order.seed, epoch=share.row_epochs, rows=share.rows),
-        blocks=len(share.rows) // request.rows.order.block_rows,
-    )
-    wire_type = torch.bfloat16 if done.inputs.is_floating_point() else torch.uint16
-    batch = replace(
-        of_share(share),
-        inputs=done.inputs.to(wire_type).cpu().contiguous(),
-        label=done.label.cpu(),
-        label_b=done.label_b.cpu(),
-        mix=done.mix.cpu(),
-    )
-    spent = time.perf_counter() - began  # the copies to the host have waited for the device
+    batch = augment_batch(request, of_share(share), device)
+    batch.inputs = batch.inputs.cpu().contiguous()
+    if batch.mask is not None:
+        batch.mask = batch.mask.cpu()
+    spent = time.perf_counter() - began  # the copy to the host has waited for the device
     batch.account = replace(share.account, augment_seconds=spent)
     return batch

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.stream.account import Account
 from services.stream.fetch import Share
-from services.stream.table import Kind, head_of, inputs_of, numbers, pack, unpack_share
+from services.stream.table import Kind, head_of, inputs_of, masks_of, numbers, pack, unpack_share
 from services.types import IntArray
 
 
@@ -30,6 +30,8 @@ class StreamBatch:
     label, label_b: (N,) int64; mix: (N,) float32, the share of `label` in the soft target.
     weight: (N,) float32, 0 for rows that do not exist, else 1.
     account: what it cost to make.
+    mask: (N, h, w) uint8 classes of pixels, `services.types.IGNORED` where there is none; None
+        where rows have no masks.
     """
 
     step: int
@@ -42,6 +44,7 @@ class StreamBatch:
     mix: Tensor
     weight: Tensor
     account: Account = field(default_factory=Account)
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,8 +62,11 @@ class StreamBatch:
         return batch
 
     def pin(self) -> StreamBatch:
-        """The same batch in page-locked memory, from which copies to a GPU run asynchronously."""
-        return self._map(Tensor.pin_memory)
+        """The same batch in page-locked memory, from which copies to a GPU run asynchronously.
+
+        What is on a GPU already stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> StreamBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -82,6 +88,7 @@ def of_share(share: Share) -> StreamBatch:
         mix=torch.ones(len(label)),
         weight=_weight(share.rows),
         account=share.account,
+        mask=None if share.masks is None else torch.from_numpy(share.masks),
     )
 
 
@@ -97,6 +104,7 @@ def pack_batch(batch: StreamBatch) -> pa.Table:
         batch.account,
         inputs.numpy(),
         kind,
+        None if batch.mask is None else batch.mask.numpy(),
         row=batch.rows,
         row_epoch=batch.row_epochs,
         label=batch.label.numpy(),
@@ -114,6 +122,7 @@ def unpack_batch(table: pa.Table) -> StreamBatch:
         return of_share(unpack_share(table))
     head = head_of(table)
     inputs = torch.from_numpy(inputs_of(table, head).copy())
+    masks = masks_of(table, head)
     rows = numbers(table, "row")
     return StreamBatch(
         step=head.step,
@@ -126,6 +135,7 @@ def unpack_batch(table: pa.Table) -> StreamBatch:
         mix=torch.from_numpy(numbers(table, "mix")),
         weight=_weight(rows),
         account=head.account,
+        mask=None if masks is None else torch.from_numpy(masks.copy()),
     )
 
 

@@ -18,7 +18,7 @@ from services.shards import tally
 from services.stream.account import Account
 from services.stream.request import RowsRequest
 from services.stream.sources import Sources
-from services.types import IdArray, IntArray
+from services.types import IdArray, IntArray, MaskArray
 
 _building = threading.Lock()
 
@@ -34,6 +34,7 @@ class Share:
     rows: (N,) int64, -1 where the row does not exist. row_epochs: (N,) int64, each row's own.
     ids: (N, h, w) uint16. label: (N,) int64. Both 0 where the row does not exist.
     account: what it cost so far.
+    masks: (N, h, w) uint8 in pixels, or None where none were asked for.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Share:
     ids: IdArray
     label: IntArray
     account: Account
+    masks: MaskArray | None = None
 
 
 @lru_cache(maxsize=16)
@@ -81,6 +83,7 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
         ids=taken.ids,
         label=taken.labels,
         account=Account(storage_seconds=spent, lost=taken.lost, **cost),
+        masks=taken.masks,
     )
 
 

@@ -10,20 +10,17 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
-from pydantic import TypeAdapter
 from ray.data import ActorPoolStrategy
 
 from services.errors import CapacityError, InvalidInputError
-from services.pictures import Picture, check_unreadable, list_pictures, read_picture, source_bytes
-from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
+from services.masks import check_sample, list_masked
+from services.pictures import Picture, check_unreadable, list_pictures
 from services.shards.manifest import (
     LoadedManifest,
     commit,
@@ -34,68 +31,18 @@ from services.shards.manifest import (
     put_asset,
 )
 from services.shards.store import absolute_url, open_store, read_url
-from services.shards.validate import check_name
-from services.shards.writer import ShardResult, build_split, write_shard
+from services.shards.writer import ShardResult, build_split
 from services.stream.cluster import Flag, capacity, connect
+from services.stream.ingest_actor import SHARD, Listing, TokenizeActor
+from services.stream.ingest_config import IngestConfig
 from services.stream.pictures import picture_splits
 from services.tokens.tokenizer import load_tokenizer
-from services.types import TokenRows
+from services.types import MASK_COLUMN
 from services.wire.seit import v1 as wire
 
+__all__ = ["IngestConfig", "IngestReport", "ingest"]
+
 logger = logging.getLogger(__name__)
-
-_SHARD = TypeAdapter(wire.Shard)
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """A folder of pictures becomes a version of a dataset: tokens in shards, manifest last."""
-
-    images: str
-    """Folder of class/picture files, or of train/ and val/ (or test/) with such folders."""
-    root: str
-    """Folder that holds datasets: a path or a URL (file, s3, gs)."""
-    dataset: str
-    """Name of the dataset."""
-    tokenizer: str
-    """The tokenizer's .safetensors file: a path or URL."""
-    mode: Literal["create", "append", "replace"] = "create"
-    """create: refuse a dataset that stands; append: add to it; replace: a new version of the new
-    pictures alone (older versions stay readable)."""
-    validation_fraction: float = 0.2
-    """Share of the pictures, by hash of their path, that become the validation split, where the
-    folder has none of its own (0 up to, not including, 1)."""
-    rows_per_shard: int = 8192
-    """Rows of a full shard (count)."""
-    compression_level: int = DEFAULT_COMPRESSION_LEVEL
-    """zstd's, 1 to 19: 9 makes shards of photographs a fifth smaller and packs 8 times slower."""
-    batch: int = 64
-    """Pictures that go through the tokenizer at once (count)."""
-    actors: int = 0
-    """Tokenizer actors (count); 0 for as many as the cluster has room for."""
-    cpus: float = 1.0
-    """CPU cores of an actor; it decodes pictures in as many threads."""
-    gpus: float = 0.0
-    """GPUs of an actor; fractions share one."""
-    seed: int = 0
-    """Seed of the split and of the order in which pictures are laid down."""
-
-    def __post_init__(self) -> None:
-        check_name(self.dataset)
-        check_compression_level(self.compression_level)
-        if not 0 <= self.validation_fraction < 1:
-            raise InvalidInputError(
-                f"validation_fraction is {self.validation_fraction}, expected 0 or more and below"
-                " 1: the rest is what a model trains on"
-            )
-        for name in ("rows_per_shard", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if self.actors < 0 or self.cpus <= 0 or self.gpus < 0:
-            raise InvalidInputError(
-                f"actors {self.actors}, cpus {self.cpus}, gpus {self.gpus}: expected 0 or more"
-                " actors, more than 0 CPUs and 0 or more GPUs each"
-            )
 
 
 @dataclass(frozen=True)
@@ -109,80 +56,6 @@ class IngestReport:
     source_bytes: int
     skipped: Sequence[wire.Skipped]
     seconds: float
-
-
-class TokenizeActor:
-    """Tokenizes and writes one shard a call; the tokenizer and the list of pictures stay."""
-
-    def __init__(
-        self,
-        config: IngestConfig,
-        pictures: ray.ObjectRef[dict[str, list[Picture]]],
-        weights: bytes,
-        cancelled: Flag,
-    ) -> None:
-        self._config = config
-        self._cancelled = cancelled
-        self._threads = max(1, round(config.cpus))
-        torch.set_num_threads(self._threads)
-        self._device = torch.device("cuda" if config.gpus and torch.cuda.is_available() else "cpu")
-        self._tokenizer = load_tokenizer(weights).to(self._device).eval()
-        # Inside a list, because Ray would otherwise resolve the reference for each actor's start.
-        self._pictures: dict[str, list[Picture]] = ray.get(pictures)
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for name, start, stop in zip(batch["split"], batch["start"], batch["stop"], strict=True):
-            yield self._shard(str(name), int(start), int(stop))
-
-    def _shard(self, name: str, start: int, stop: int) -> dict[str, Any]:
-        cancelled = self._cancelled.is_set()
-        pictures = [] if cancelled else self._pictures[name][start:stop]
-        spec = self._tokenizer.spec
-        kept: list[Picture] = []
-        ids: list[np.ndarray[Any, np.dtype[np.uint16]]] = []
-        skipped: list[wire.Skipped] = []
-
-        def read(picture: Picture) -> torch.Tensor | wire.Skipped:
-            try:
-                pixels = read_picture(picture.path, spec.image_height, spec.image_width)
-            except InvalidInputError as error:
-                return wire.Skipped(path=picture.key, reason=str(error))
-            return torch.from_numpy(pixels)
-
-        with ThreadPoolExecutor(self._threads) as pool, torch.inference_mode():
-            for at in range(0, len(pictures), self._config.batch):
-                part = pictures[at : at + self._config.batch]
-                good: list[torch.Tensor] = []
-                for picture, pixels in zip(part, pool.map(read, part), strict=True):
-                    if isinstance(pixels, wire.Skipped):
-                        skipped.append(pixels)
-                    else:
-                        kept.append(picture)
-                        good.append(pixels)
-                if good:
-                    images = torch.stack(good).to(self._device).float() / 255
-                    ids.append(self._tokenizer.encode(images).cpu().numpy().astype(np.uint16))
-        answer: dict[str, Any] = {
-            "split": [name],
-            "start": [start],
-            "skipped": [json.dumps([[s.path, s.reason] for s in skipped])],
-            "shard": [""],
-            "code_counts": [b""],
-            "grid_hashes": [b""],
-        }
-        if kept:
-            rows = TokenRows(
-                ids=np.concatenate(ids),
-                labels=np.array([p.label for p in kept], np.int64),
-                keys=[p.key for p in kept],
-                source_bytes=np.array([source_bytes(p.path) for p in kept], np.int64),
-            )
-            store, level = open_store(self._config.root), self._config.compression_level
-            result = write_shard(store, self._config.dataset, name, rows, spec, level)
-            answer["shard"] = [_SHARD.dump_json(result.shard).decode()]
-            answer["code_counts"] = [result.code_counts.astype("<i8").tobytes()]
-            answer["grid_hashes"] = [result.grid_hashes.astype("<u8").tobytes()]
-        return answer
 
 
 def ingest(
@@ -199,6 +72,8 @@ def ingest(
     config = replace(
         config,
         images=absolute_url(config.images),
+        masks=absolute_url(config.masks) if config.masks else "",
+        mask_classes=absolute_url(config.mask_classes) if config.mask_classes else "",
         root=absolute_url(config.root),
         tokenizer=absolute_url(config.tokenizer),
     )
@@ -206,17 +81,17 @@ def ingest(
     standing = _standing(config)
     weights = read_url(config.tokenizer)
     tokenizer = load_tokenizer(weights)
-    listing = list_pictures(config.images)
-    splits = picture_splits(listing.splits, config.validation_fraction, config.seed)
+    listing = _list(config, tokenizer.spec)
     _check_same(standing, tokenizer.spec, listing.classes)
-    jobs = _jobs(splits, config.rows_per_shard)
-    total = sum(len(pictures) for pictures in splits.values())
+    _check_masks(config, standing, listing)
+    jobs = _jobs(listing.splits, config.rows_per_shard)
+    total = sum(len(pictures) for pictures in listing.splits.values())
 
     connect()
-    results: dict[str, list[tuple[int, ShardResult]]] = {name: [] for name in splits}
+    results: dict[str, list[tuple[int, ShardResult]]] = {name: [] for name in listing.splits}
     skipped: list[wire.Skipped] = []
     cancelled = Flag()
-    rows = _run(config, splits, weights, jobs, cancelled)
+    rows = _run(config, listing, weights, jobs, cancelled)
 
     def collect(row: dict[str, Any]) -> int:
         skipped.extend(wire.Skipped(path=p, reason=r) for p, r in json.loads(row["skipped"]))
@@ -224,7 +99,7 @@ def ingest(
             return 0
         counts = np.frombuffer(row["code_counts"], "<i8").astype(np.int64)
         hashes = np.frombuffer(row["grid_hashes"], "<u8").astype(np.uint64)
-        shard = _SHARD.validate_json(row["shard"])
+        shard = SHARD.validate_json(row["shard"])
         results[row["split"]].append((row["start"], ShardResult(shard, counts, hashes)))
         return shard.rows
 
@@ -263,6 +138,24 @@ def ingest(
     )
 
 
+def _list(config: IngestConfig, spec: wire.TokenSpec) -> Listing:
+    """The folders' pictures, with their masks where those are asked for."""
+    if not config.masks:
+        found = list_pictures(config.images)
+        splits = picture_splits(found.splits, config.validation_fraction, config.seed)
+        return Listing(found.classes, splits)
+    if spec.image_height % spec.grid_height or spec.image_width % spec.grid_width:
+        raise InvalidInputError(
+            f"the tokenizer makes {spec.grid_height}x{spec.grid_width} tokens of"
+            f" {spec.image_height}x{spec.image_width} pixels: a token is no whole number of pixels,"
+            " so masks could not be cut with it; use a tokenizer whose patch divides the picture"
+        )
+    masked = list_masked(config.images, config.masks, config.mask_classes)
+    check_sample(masked)
+    splits = picture_splits(masked.splits, config.validation_fraction, config.seed)
+    return Listing(masked.classes.names, splits, masked.masks, masked.classes)
+
+
 def _standing(config: IngestConfig) -> LoadedManifest | None:
     root = open_store(config.root)
     versions = list_versions(root, config.dataset)
@@ -298,6 +191,20 @@ def _check_same(
         )
 
 
+def _check_masks(config: IngestConfig, standing: LoadedManifest | None, listing: Listing) -> None:
+    """Rows of one version have masks or not; a run could not read half of it."""
+    if config.mode != "append" or standing is None:
+        return
+    shards = [shard for split in standing.manifest.splits for shard in split.shards]
+    masked = any(column.name == MASK_COLUMN for shard in shards for column in shard.columns)
+    if masked != (listing.mask_classes is not None):
+        has, lacks = ("masks", "no masks") if masked else ("no masks", "masks")
+        raise InvalidInputError(
+            f"dataset {config.dataset!r} has {has}, the pictures to append have {lacks}: nothing"
+            " could train on both; append the same kind, or use another name"
+        )
+
+
 def _jobs(splits: dict[str, list[Picture]], rows: int) -> list[dict[str, Any]]:
     return [
         {"split": name, "start": at, "stop": min(at + rows, len(pictures))}
@@ -308,7 +215,7 @@ def _jobs(splits: dict[str, list[Picture]], rows: int) -> list[dict[str, Any]]:
 
 def _run(
     config: IngestConfig,
-    splits: dict[str, list[Picture]],
+    listing: Listing,
     weights: bytes,
     jobs: list[dict[str, Any]],
     cancelled: Flag,
@@ -328,7 +235,7 @@ def _run(
         TokenizeActor,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(config, ray.put(splits), weights, cancelled),
+        fn_constructor_args=(config, ray.put(listing), weights, cancelled),
         compute=ActorPoolStrategy(size=actors),
         num_cpus=config.cpus,
         num_gpus=config.gpus or None,
@@ -347,8 +254,9 @@ def _remove(config: IngestConfig, results: dict[str, list[tuple[int, ShardResult
     folder = root.child(config.dataset)
     for found in results.values():
         for _, result in found:
-            if result.shard.path not in named:
-                folder.delete(result.shard.path)
+            for path in (result.shard.path, *(column.path for column in result.shard.columns)):
+                if path not in named:
+                    folder.delete(path)
 
 
 def _commit(

@@ -1,7 +1,8 @@
 """A rank's stream of batches, with a position that can be saved and taken up again.
 
-The same batches come out with Ray (fetch tasks and actors on the cluster) and without it (threads
-of this process): both call `fetch_share` and `augment_share` for each step.
+The same batches come out with Ray (fetch tasks and actors on the cluster), without it (threads of
+this process), and where the consumer augments on its own device: all fetch and augment each step
+by the same functions.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 from services.errors import InvalidInputError
 from services.plan import cursor
-from services.stream.augmentation import augment_share, augmenter_for
+from services.stream.augmentation import augment_batch, augment_share, augmenter_for
 from services.stream.batch import StreamBatch, unpack_batch
 from services.stream.fetch import fetch_share, opened
 from services.stream.meter import Meter
 from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
+from services.stream.sources import Sources
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,13 @@ class Stream:
     prefetch: shares prepared ahead of the consumer.
     sharing: take part in one stream with other jobs of the cluster that ask for the same; where
         that cannot be, or ends, the stream goes on with its own pool. Needs a pool.
+    augment_on: device on which the consumer's own process augments, and where inputs then stay;
+        None for actors of the pool, or threads. The batches are the same.
 
     steps_per_epoch: of the whole splits, also where only a part of their rows is read.
+
+    Raises: InvalidInputError where recipe, data and TokenAdapt do not belong together, or the
+    recipe mixes labels and rows have none: nothing has been fetched then.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Stream:
         trainer_cpus: float = 0.0,
         prefetch: int = 4,
         sharing: Sharing | None = None,
+        augment_on: str | None = None,
     ) -> None:
         if sharing is not None and pool is None:
             raise InvalidInputError(
@@ -60,6 +69,7 @@ class Stream:
                 " a pool on a cluster, or no sharing"
             )
         sources = opened(request.fetched)
+        _check_recipe(request, sources)
         plan = sources.plan
         self.steps_per_epoch = sources.steps_per_epoch
         stop = self.steps_per_epoch if stop is None else stop
@@ -71,6 +81,10 @@ class Stream:
             )
         plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
         self.request, self.rank, self.world = request, rank, world
+        self._augment_on = None if request.only_cuts else augment_on
+        self._made = request  # what pool or threads make
+        if self._augment_on is not None:
+            self._made = request.unaugmented((sources.spec.grid_height, sources.spec.grid_width))
         self.start, self.stop, self._prefetch = start, stop, max(1, prefetch)
         self._pool, self._trainer_cpus, self._sharing = pool, trainer_cpus, sharing
         self.meter = Meter(
@@ -95,11 +109,24 @@ class Stream:
         return self.meter.snapshot()
 
     def __iter__(self) -> Iterator[StreamBatch]:
+        made = self._in_threads() if self._pool is None else self._with_ray()
+        if self._augment_on is not None:
+            made = self._augmented(made, self._augment_on)
         if self._pool is None:
-            return metered(self._in_threads(), self.meter)
+            return metered(made, self.meter)
         from services.stream.metrics import exported
 
-        return exported(metered(self._with_ray(), self.meter), self.meter)
+        return exported(metered(made, self.meter), self.meter)
+
+    def _augmented(
+        self, made: Generator[StreamBatch, None, None], device: str
+    ) -> Generator[StreamBatch, None, None]:
+        with closing(made):
+            for batch in made:
+                began = time.perf_counter()
+                done = augment_batch(self.request, batch, device)
+                spent = time.perf_counter() - began  # of the host; a GPU goes on by itself
+                yield replace(done, account=replace(batch.account, augment_seconds=spent))
 
     def _with_ray(self) -> Generator[StreamBatch, None, None]:
         pool, sharing = self._pool, self._sharing
@@ -109,7 +136,7 @@ class Stream:
             from services.stream.member import ApartError, join
             from services.stream.shared import AHEAD
 
-            place, left = (self.request, self.rank, self.world), range(step, self.stop)
+            place, left = (self._made, self.rank, self.world), range(step, self.stop)
             try:
                 member = join(*place, left, pool, self._trainer_cpus, sharing)
                 self.meter.shared("shared")
@@ -131,21 +158,32 @@ class Stream:
     def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import tables
 
-        place, left = (self.request, self.rank, self.world), range(step, self.stop)
+        place, left = (self._made, self.rank, self.world), range(step, self.stop)
         made = tables(*place, left, pool, self._trainer_cpus, self._prefetch)
         with closing(made):
             for table in made:
                 yield unpack_batch(table)
 
     def _in_threads(self) -> Generator[StreamBatch, None, None]:
-        request = self.request
-        if not request.only_cuts:
-            augmenter_for(request)  # built here, once, not by all threads at the same time
+        request = self._made
 
         def prepare(step: int) -> StreamBatch:
             return augment_share(request, fetch_share(request.fetched, step, self.rank, self.world))
 
         yield from in_order(prepare, self.start, self.stop, self._prefetch)
+
+
+def _check_recipe(request: StreamRequest, sources: Sources) -> None:
+    """Refuse, before anything is fetched, a recipe that cannot be applied to these rows."""
+    if request.recipe.needs_labels and sources.unlabelled:
+        raise InvalidInputError(
+            f"recipe {request.recipe.name!r} mixes rows and their labels (Mixup, CutMix), but"
+            f" {', '.join(sources.unlabelled)} has rows without a label: their soft targets would"
+            " mean nothing; set plain_mix.probability and adapt.mix.probability to 0, or ingest the"
+            " pictures with labels"
+        )
+    if not request.only_cuts:
+        augmenter_for(request, "cpu")  # built here, once, not by all threads at the same time
 
 
 def metered(shares: Generator[StreamBatch, None, None], meter: Meter) -> Iterator[StreamBatch]:

@@ -26,7 +26,7 @@ from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
 from services.stream.fetch import Share, fetch_share, opened, share_rows
-from services.stream.pool import FETCH_CPUS, Pool
+from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.table import pack_share
 
@@ -48,7 +48,8 @@ class StepsDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
         self.share_rows = share_rows(request, world)
-        self.share_bytes: int = pack_share(_blank(self.share_rows, opened(request).size)).nbytes
+        blank = _blank(self.share_rows, opened(request).size, opened(request).mask_size)
+        self.share_bytes: int = pack_share(blank).nbytes
         self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
     @property
@@ -101,10 +102,12 @@ def block_bytes(fetched: int, augmented: int) -> int:
     return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
 
 
-def _blank(rows: int, size: tuple[int, int]) -> Share:
+def _blank(rows: int, size: tuple[int, int], mask: tuple[int, int] | None = None) -> Share:
     """A share of the right size with nothing in it."""
     zeros = np.zeros(rows, np.int64)
-    return Share(0, 0, zeros, zeros, np.zeros((rows, *size), np.uint16), zeros, Account())
+    masks = None if mask is None else np.zeros((rows, *mask), np.uint8)
+    ids = np.zeros((rows, *size), np.uint16)
+    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks)
 
 
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:
@@ -113,7 +116,11 @@ def _augmented_bytes(request: StreamRequest, rows: int) -> int:
     values = spec.channels if recipe.output == "embeddings" else 1
     inputs = 2 * rows * recipe.crop[0] * recipe.crop[1] * values
     blank: int = pack_share(_blank(rows, (1, 1))).nbytes - 2 * rows
-    return inputs + blank + rows * (8 + 4)  # label_b and mix
+    masks = 0
+    if request.rows.masks:
+        pixels = spec.image_height * spec.image_width // (spec.grid_height * spec.grid_width)
+        masks = rows * recipe.crop[0] * recipe.crop[1] * pixels
+    return inputs + blank + masks + rows * (8 + 4)  # label_b and mix
 
 
 def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, int]]:
@@ -158,7 +165,7 @@ def build(
         source,
         override_num_blocks=source.tasks,
         concurrency=pool.fetchers,
-        num_cpus=FETCH_CPUS,
+        num_cpus=0,  # see Pool.fetchers
         # Beside their consumer as long as there is room: nodes that all read the same shards would
         # each keep them in a cache of their own, and fetch them from storage once each.
         ray_remote_args={
@@ -194,8 +201,7 @@ def reserve(
 ) -> None:
     """Keep the dataset's executor off the trainers' CPUs, and refuse what cannot be placed.
 
-    trainer_cpus: logical CPUs that all trainer workers together hold. A pool that takes the last
-    CPU would leave none for a fetch task, and the run would wait for ever: that is said here.
+    trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
@@ -203,15 +209,14 @@ def reserve(
     total, total_gpus = capacity("CPU"), capacity("GPU")
     free = total - trainer_cpus
     actors = pool.actors if augments else 0
-    need, need_gpus = world * (actors * pool.cpus + FETCH_CPUS), world * actors * pool.gpus
+    need, need_gpus = world * actors * pool.cpus, world * actors * pool.gpus
     if need > free or need_gpus > total_gpus:
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
-            f" {pool.gpus} GPUs each, and {FETCH_CPUS} CPUs for fetching, need {need:g} CPUs and"
-            f" {need_gpus:g} GPUs; the cluster has {total:g} and {total_gpus:g}, and the trainers"
-            f" hold {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
-            " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
-            " larger cluster"
+            f" {pool.gpus} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the cluster has"
+            f" {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The run"
+            " would never start: use fewer or smaller actors (--cluster.augment-actors,"
+            " --cluster.augment-cpus-per-actor), fewer workers, or a larger cluster"
         )
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=free / world

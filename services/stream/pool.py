@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from services.errors import InvalidInputError
 
-FETCH_CPUS = 0.25
-"""Logical CPUs of a fetch task: it mostly waits for storage, and one must always find room."""
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -16,7 +13,9 @@ class Pool:
 
     actors: augmentation actors at least; max_actors: at most, 0 for no more than `actors`.
     cpus, gpus: what each actor takes, fractions allowed.
-    fetchers: fetch tasks at a time. Each is a process; more of them than cores only compete.
+    fetchers: fetch tasks at a time. Each is a process; more of them than cores only compete. They
+        take no logical CPU: one always finds room, even where actors that came back after a node's
+        death hold all that is left, and would else wait for its rows, and it for their CPUs.
     """
 
     actors: int = 1

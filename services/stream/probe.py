@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from services.augment.recipe import RECIPES
+from services.augment.recipe import recipe_named
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.settings import load_settings
@@ -36,7 +36,7 @@ class ProbeConfig:
     split: str = "train"
     """Split to stream."""
     recipe: str = "mtm"
-    """Recipe: mtm, finetune, scratch, segment or eval."""
+    """Recipe: mtm, finetune, scratch, segment, eval, or a JSON file of one."""
     crop: int = 28
     """Side of the grid after the crop, tokens."""
     tokenadapt: str = ""
@@ -53,16 +53,14 @@ class ProbeConfig:
     """CPU cores of an actor."""
     gpus: float = 0.0
     """GPUs of an actor; fractions share one."""
+    augment_on: str = ""
+    """Device (cpu, cuda) on which this process itself augments; empty for actors or threads."""
     no_ray: bool = False
     """Threads of this process instead of a cluster's tasks and actors."""
     report: str = ""
     """File to write the figures to, as JSON; empty writes none."""
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise InvalidInputError(
-                f"recipe is {self.recipe!r}, expected one of {', '.join(sorted(RECIPES))}"
-            )
         if self.seconds <= 0:
             raise InvalidInputError(f"seconds is {self.seconds}, expected more than 0")
 
@@ -90,7 +88,7 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         cache_dir=str(settings.cache_dir),
         cache_bytes=settings.cache_bytes,
     )
-    recipe = RECIPES[config.recipe](spec, (config.crop, config.crop))
+    recipe = recipe_named(config.recipe, spec, (config.crop, config.crop))
     if not config.tokenadapt:
         recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
     pool = None
@@ -99,7 +97,7 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
     request = StreamRequest(rows, recipe, config.tokenadapt)
     steps = max(1, math.ceil(_MOST_ROWS_PER_SECOND * config.seconds / config.batch))
-    stream = Stream(request, stop=steps, pool=pool)
+    stream = Stream(request, stop=steps, pool=pool, augment_on=config.augment_on or None)
     end = float("inf")
     for batch in stream:
         now = time.monotonic()

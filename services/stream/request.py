@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from services.augment.config import CropConfig, RecipeConfig
+from services.augment.config import CropConfig, RecipeConfig, check_geometric
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.plan.subset import SubsetSpec
@@ -49,6 +49,7 @@ class RowsRequest:
     cut: what is left of each grid; None for all of it.
     skip_damaged: rows of a shard whose bytes on storage are wrong come as rows that do not exist,
         where otherwise the stream ends.
+    masks: rows come with their masks, from the column `mask` of each source.
     """
 
     sources: tuple[SourceRequest, ...]
@@ -59,6 +60,7 @@ class RowsRequest:
     sequential: bool = False
     cut: Cut | None = None
     skip_damaged: bool = False
+    masks: bool = False
 
     def __post_init__(self) -> None:
         if self.cache_bytes <= 0 or not self.cache_dir:
@@ -89,6 +91,10 @@ class StreamRequest:
     recipe: RecipeConfig
     tokenadapt: str = ""
 
+    def __post_init__(self) -> None:
+        if self.rows.masks:
+            check_geometric(self.recipe)
+
     @property
     def only_cuts(self) -> bool:
         """Whether the recipe does nothing but cut ids: fetching does that on its way."""
@@ -100,3 +106,8 @@ class StreamRequest:
         if not self.only_cuts:
             return self.rows
         return replace(self.rows, cut=Cut(self.recipe.plain_crop, self.recipe.crop))
+
+    def unaugmented(self, grid: tuple[int, int]) -> StreamRequest:
+        """The same rows as they are stored: whole grids of `grid` (height, width) tokens."""
+        whole = RecipeConfig("whole grids", grid, plain_crop=CropConfig(kind="centre"))
+        return StreamRequest(self.rows, whole)

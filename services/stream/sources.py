@@ -22,8 +22,9 @@ from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
 from services.shards.tally import Reading
 from services.stream.ahead import Ahead, Place
+from services.stream.masks import Masks
 from services.stream.request import Cut, RowsRequest, SourceRequest
-from services.types import UNLABELLED, IdArray, IntArray
+from services.types import UNLABELLED, IdArray, IntArray, MaskArray
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,14 @@ class Taken:
 
     ids: (N, h, w) uint16. labels: (N,) int64. rows: (N,) int64, -1 where nothing could be read:
     ids and label are 0 there. lost: damaged shards that some of them may have stood in.
+    masks: (N, h, w) uint8 in pixels, all `IGNORED` where nothing could be read; None without masks.
     """
 
     ids: IdArray
     labels: IntArray
     rows: IntArray
     lost: tuple[str, ...]
+    masks: MaskArray | None = None
 
 
 class Sources:
@@ -66,7 +69,8 @@ class Sources:
     steps_per_epoch: how many steps all rows of all sources take, those that subsets leave out too:
         fewer rows keep the number of iterations (paper, Table 6), and come round more often.
 
-    Raises: InvalidInputError where the sources' tokens are not of one kind; errors of the reader.
+    Raises: InvalidInputError where the sources' tokens are not of one kind, or masks are asked for
+    and a row has none; errors of the reader.
     """
 
     def __init__(self, request: RowsRequest) -> None:
@@ -88,7 +92,15 @@ class Sources:
         for reader in self._readers[1:]:
             _check_same_tokens(self._readers[0], reader)
         self.classes, self._labels = _joined_classes([reader.classes for reader in self._readers])
-        self._ahead = Ahead(lambda place: self._readers[place[0]].shard(place[1]))
+        self._masks: Masks | None = None
+        if request.masks:
+            if any(table is not None for table in self._labels):
+                raise InvalidInputError(
+                    f"{request.name}: the datasets have other classes, or another order of them, so"
+                    " that their masks would say different things; mix datasets of one class list"
+                )
+            self._masks = Masks(self._readers)
+        self._ahead = Ahead(self._bring)
         self._subsets = [
             _subset_of(reader, source)
             for reader, source in zip(self._readers, request.sources, strict=True)
@@ -107,9 +119,23 @@ class Sources:
         self.steps_per_epoch = -(-whole // request.order.global_batch_rows)
 
     @property
+    def unlabelled(self) -> list[str]:
+        """DATASET/SPLIT of each source that has rows without a label."""
+        return [
+            f"{reader.source.dataset}/{reader.split.name}"
+            for reader in self._readers
+            if any(s.labels and UNLABELLED in s.labels.labels for s in reader.split.shards)
+        ]
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) in tokens of the grids that `take` gives."""
         return self._cut.size if self._cut else (self.spec.grid_height, self.spec.grid_width)
+
+    @property
+    def mask_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the masks that `take` gives; None without masks."""
+        return None if self._masks is None else self._masks.size(self.size)
 
     def take(self, rows: IntArray, epochs: IntArray) -> Taken:
         """Rows of the plan in the order asked. rows, epochs: (N,), each row's number and epoch.
@@ -125,15 +151,17 @@ class Sources:
         self._leave_out(source, shard)
         try:
             ids, labels = self._gather(source, shard, inside, boxes)
+            masks = self._mask(source, shard, inside, boxes)
         except IntegrityError:
             if not self._skip_damaged:
                 raise
             self._find_damaged(source, shard)
             self._leave_out(source, shard)
             ids, labels = self._gather(source, shard, inside, boxes)
+            masks = self._mask(source, shard, inside, boxes)
         labels[shard < 0] = 0
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
-        return Taken(ids, labels, np.where(shard < 0, -1, rows), lost)
+        return Taken(ids, labels, np.where(shard < 0, -1, rows), lost, masks)
 
     def prepare(self, rows: IntArray) -> None:
         """Begin to fetch the shards of rows that are due later."""
@@ -195,6 +223,18 @@ class Sources:
             )
         return chosen
 
+    def _mask(
+        self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
+    ) -> MaskArray | None:
+        return None if self._masks is None else self._masks.take(source, shard, inside, boxes)
+
+    def _bring(self, place: Place) -> None:
+        """Fetch a shard, and its masks, into the node's cache, or find them there."""
+        number, shard = place
+        self._readers[number].shard(shard)
+        if self._masks is not None:
+            self._masks.bring(number, shard)
+
     def _leave_out(self, source: IntArray, shard: IntArray) -> None:
         """Mark the rows of shards that are known to be damaged as not there, in `shard`."""
         for number, one in list(self._damaged):  # other threads add to it
@@ -204,7 +244,7 @@ class Sources:
         """Note which of these shards cannot be read."""
         for number, one in np.unique(np.stack([source, shard])[:, shard >= 0], axis=1).T.tolist():
             try:
-                self._readers[number].shard(one)
+                self._bring((number, one))
             except IntegrityError as error:
                 reader = self._readers[number]
                 name = f"{reader.source.dataset}/{reader.split.shards[one].path}"

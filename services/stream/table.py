@@ -17,6 +17,7 @@ import pyarrow as pa
 from services.errors import FormatError
 from services.stream.account import Account
 from services.stream.fetch import Share
+from services.types import MaskArray
 
 Kind = Literal["uint16", "bfloat16"]
 
@@ -26,7 +27,8 @@ class Head:
     """What a share says about itself, in the column `head` of its first row.
 
     Not in the schema's metadata, which is one for a whole block of several shares.
-    shape: of one row's inputs. kind: what their 16-bit words stand for.
+    shape: of one row's inputs. kind: what their 16-bit words stand for. mask: shape of one row's
+    mask, () without masks.
     """
 
     step: int
@@ -34,6 +36,7 @@ class Head:
     shape: tuple[int, ...]
     kind: Kind
     account: Account
+    mask: tuple[int, ...] = ()
 
 
 def pack(
@@ -42,26 +45,35 @@ def pack(
     account: Account,
     inputs: npt.NDArray[Any],
     kind: Kind,
+    masks: MaskArray | None = None,
     **columns: npt.NDArray[Any],
 ) -> pa.Table:
-    """An Arrow table of one share; `inputs` (N, ...) travels as fixed-size binary, uncopied.
+    """An Arrow table of one share; `inputs` (N, ...) and `masks` (N, h, w) travel as fixed-size
+    binary, uncopied.
 
     kind: numpy has no bfloat16, which travels as int16.
     """
     count = len(inputs)
-    flat = np.ascontiguousarray(inputs)
-    width = flat.dtype.itemsize * int(np.prod(flat.shape[1:]))
-    said = json.dumps(asdict(Head(step, epoch, flat.shape[1:], kind, account))).encode()
+    mask = () if masks is None else masks.shape[1:]
+    said = json.dumps(asdict(Head(step, epoch, inputs.shape[1:], kind, account, mask))).encode()
     offsets = np.full(count + 1, len(said), np.int32)
     offsets[0] = 0
     head = pa.Array.from_buffers(
         pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(said)]
     )
-    binary = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), count, [None, pa.py_buffer(flat)]
-    )
     arrays = {name: pa.array(value) for name, value in columns.items()}
-    return pa.table({"head": head, "inputs": binary, **arrays})
+    if masks is not None:
+        arrays["mask"] = _binary(masks)
+    return pa.table({"head": head, "inputs": _binary(inputs), **arrays})
+
+
+def _binary(values: npt.NDArray[Any]) -> pa.FixedSizeBinaryArray:
+    """(N, ...) as N values of fixed size, in the array's own memory."""
+    flat = np.ascontiguousarray(values)
+    width = flat.dtype.itemsize * int(np.prod(flat.shape[1:]))
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(flat), [None, pa.py_buffer(flat)]
+    )
 
 
 def head_of(table: pa.Table) -> Head:
@@ -75,7 +87,7 @@ def head_of(table: pa.Table) -> Head:
     raw = json.loads(said)
     told = raw.pop("account")
     account = Account(**{**told, "lost": tuple(told["lost"])})
-    return Head(account=account, **{**raw, "shape": tuple(raw["shape"])})
+    return Head(account=account, **{**raw, **{n: tuple(raw[n]) for n in ("shape", "mask")}})
 
 
 def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
@@ -83,13 +95,22 @@ def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
 
     A view of the table's memory where that is whole; treat it as read-only.
     """
-    chunks = table.column("inputs")
+    words = _raw(table, "inputs").view(np.uint16 if head.kind == "uint16" else np.int16)
+    return words.reshape(len(table), *head.shape)
+
+
+def masks_of(table: pa.Table, head: Head) -> MaskArray | None:
+    """The masks (N, h, w) uint8, if there are any; memory as `inputs_of`."""
+    return _raw(table, "mask").reshape(len(table), *head.mask) if head.mask else None
+
+
+def _raw(table: pa.Table, name: str) -> npt.NDArray[np.uint8]:
+    """The bytes of a column of fixed size."""
+    chunks = table.column(name)
     whole = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
     width = whole.type.byte_width
     start = whole.offset * width
-    raw = np.frombuffer(whole.buffers()[1], np.uint8)[start : start + len(whole) * width]
-    words = raw.view(np.uint16 if head.kind == "uint16" else np.int16)
-    return words.reshape(len(whole), *head.shape)
+    return np.frombuffer(whole.buffers()[1], np.uint8)[start : start + len(whole) * width]
 
 
 def numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -106,6 +127,7 @@ def pack_share(share: Share) -> pa.Table:
         share.account,
         share.ids,
         "uint16",
+        share.masks,
         row=share.rows,
         row_epoch=share.row_epochs,
         label=share.label,
@@ -115,6 +137,7 @@ def pack_share(share: Share) -> pa.Table:
 def unpack_share(table: pa.Table) -> Share:
     """The inverse of `pack_share`, in memory of its own: the table's may be shared."""
     head = head_of(table)
+    masks = masks_of(table, head)
     return Share(
         step=head.step,
         epoch=head.epoch,
@@ -123,4 +146,5 @@ def unpack_share(table: pa.Table) -> Share:
         ids=inputs_of(table, head).copy(),
         label=numbers(table, "label"),
         account=head.account,
+        masks=None if masks is None else masks.copy(),
     )

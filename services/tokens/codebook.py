@@ -64,10 +64,13 @@ class Codebook:
     """K code vectors and how vectors are compared with them.
 
     weight: (K, D) floating point. metric: "cosine" (ViT-VQGAN) or "euclidean" (VQGAN, DCT).
+    original: (K,) int64, each code's id in the codebook that this one is a part of; None for a
+    whole one.
     """
 
     weight: Tensor
     metric: Metric = "cosine"
+    original: IntArray | None = None
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or not self.weight.is_floating_point():
@@ -82,6 +85,10 @@ class Codebook:
             )
         if self.metric not in _METRICS:
             raise InvalidInputError(f"metric={self.metric!r} is not one of {', '.join(_METRICS)}")
+        if self.original is not None and self.original.shape != (self.codes,):
+            raise InvalidInputError(
+                f"{self.codes} codes have one original id each, got {self.original.shape}"
+            )
 
     @property
     def codes(self) -> int:
@@ -95,7 +102,7 @@ class Codebook:
 
     def to(self, device: torch.device | str) -> Codebook:
         """The same codebook on another device."""
-        return Codebook(self.weight.to(device), self.metric)
+        return Codebook(self.weight.to(device), self.metric, self.original)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Vectors of integer ids: (...) -> (..., D)."""
@@ -132,13 +139,21 @@ class Codebook:
         return torch.cat(found)
 
     def restrict(self, used: IntArray) -> Codebook:
-        """The codebook of the given codes alone, in the given order (see `renumber`)."""
-        return Codebook(self.weight[torch.from_numpy(np.asarray(used))], self.metric)
+        """The codebook of the given codes alone, in the given order (see `renumber`).
+
+        It keeps the ids that they had before, those of the whole codebook if this is a part of it.
+        """
+        kept = np.asarray(used, np.int64)
+        original = kept if self.original is None else self.original[kept]
+        return Codebook(self.weight[torch.from_numpy(kept)], self.metric, original)
 
     def to_bytes(self) -> bytes:
         """A safetensors file of this codebook."""
         metadata = {"seit": "codebook", "format": str(CODEBOOK_FORMAT), "metric": self.metric}
-        return to_safetensors({"weight": self.weight}, metadata)
+        tensors = {"weight": self.weight}
+        if self.original is not None:
+            tensors["original"] = torch.from_numpy(self.original)
+        return to_safetensors(tensors, metadata)
 
     @classmethod
     def from_bytes(cls, source: bytes | str | Path) -> Codebook:
@@ -146,12 +161,16 @@ class Codebook:
         tensors, metadata = read_safetensors(source)
         check_format(metadata, "codebook", CODEBOOK_FORMAT)
         metric = metadata.get("metric", "")
-        if set(tensors) != {"weight"} or metric not in _METRICS:
+        weight, original = tensors.pop("weight", None), tensors.pop("original", None)
+        kept = None if original is None else original.numpy()
+        odd = kept is not None and kept.dtype != np.int64
+        if weight is None or tensors or odd or metric not in _METRICS:
             raise FormatError(
-                f"a codebook file holds one tensor `weight` and a metric, found "
-                f"{sorted(tensors)} and {metric!r}: nothing was loaded"
+                f"a codebook file holds a tensor `weight`, perhaps `original` (int64), and a "
+                f"metric, found {metric!r} and, beside them, {sorted(tensors) or 'nothing'}: "
+                "nothing was loaded"
             )
-        return cls(tensors["weight"], _METRICS[metric])
+        return cls(weight, _METRICS[metric], kept)
 
     @classmethod
     def from_published(cls, path: str | Path) -> Codebook:

@@ -250,6 +250,13 @@ class ViTDecoder(nn.Module):
         )
         self.apply(init_weights)
 
+    @property
+    def last_weight(self) -> Tensor:
+        """(E, C, patch, patch) weights of the layer that makes the pixels."""
+        layer = self.to_pixel[1]
+        assert isinstance(layer, nn.ConvTranspose2d)
+        return layer.weight
+
     def forward(self, x_NTE: Tensor) -> Tensor:
         height, width = self.grid
         if x_NTE.shape[1] != height * width:

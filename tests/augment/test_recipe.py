@@ -54,7 +54,8 @@ def test_description(spec: wire.TokenSpec, crop: tuple[int, int]) -> None:
     ]
     assert describe(finetune(spec, crop)) == [
         "recipe finetune: 6x7 ids",
-        "Emb-Noise, p=0.75 a block, on 50% of its rows: 1 a channel, 1 an element",
+        "Emb-Noise, p=0.75 a block, on 50% of its rows: 1 a channel, 1 an element, "
+        "times the codes' spread",
         "ColorAdapt, p=0.25 a block, on 50% of its rows",
         "plain rows (50% of a block)",
         "  resized crop, area 8% to 100%, aspect 0.75 to 1.33, bicubic",

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import xxhash
 
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.manifest import commit
 from services.shards.store import Store
-from services.shards.verify import verify_dataset
+from services.shards.verify import verify_dataset, verify_files
 from services.wire.seit import v1 as wire
 
 
@@ -43,6 +45,8 @@ def test_each_kind_of_damage_is_named(root: Store, make_manifest, make_rows) -> 
     assert "xxh3" in str(checks[draft.assets[0].path])
     assert "cannot be checked" in str(checks["split train"])
     assert [checks[shards[number].path] for number in (0, 4)] == [None, None]
+    quick = {check.name: check.failure for check in verify_files(root, "ds", 1)}
+    assert quick == {name: failure for name, failure in checks.items() if name != "split train"}
 
 
 def changed_shard(draft: wire.Manifest, **changes: object) -> wire.Manifest:
@@ -64,11 +68,20 @@ def test_a_manifest_that_misreports_is_noticed(root: Store, make_manifest, make_
         commit(root, liar)
         failures = [check.failure for check in verify_dataset(root, "ds") if check.failure]
         assert word in failures[0]
+        assert not any(check.failure for check in verify_files(root, "ds"))  # files as written
 
 
-def test_what_cannot_be_begun_raises(root: Store, make_manifest) -> None:
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 19) + 7])
+def test_a_digest_is_that_of_all_bytes(store: Store, size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    store.write("file", data)
+    assert store.digest("file") == (size, xxhash.xxh3_128_hexdigest(data))
+
+
+@pytest.mark.parametrize("verify", [verify_files, verify_dataset])
+def test_what_cannot_be_begun_raises(verify, root: Store, make_manifest) -> None:
     with pytest.raises(NotFoundError):
-        verify_dataset(root, "ds")
+        verify(root, "ds")
     commit(root, make_manifest(root, []))
     with pytest.raises(InvalidInputError, match="workers"):
-        verify_dataset(root, "ds", workers=0)
+        verify(root, "ds", workers=0)

@@ -103,6 +103,13 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
+def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) -> None:
+    request = world.request("finetune")
+    here = list(Stream(request, start=2, stop=9))
+    own = list(Stream(request, start=2, stop=9, pool=Pool(), augment_on="cpu"))
+    assert all(same(a, b) for a, b in zip(here, own, strict=True))
+
+
 def test_a_mixture_through_ray_is_that_of_threads(world: Any) -> None:
     for recipe in ("crop", "finetune"):
         request = world.request(recipe, "tiny", "birds", "cars", weights=(1.0, 2.0, 4.0))
@@ -188,8 +195,8 @@ def test_a_damaged_shard_ends_a_stream_or_is_left_out(world: Any, tmp_path: Path
 
 
 def test_a_pool_that_cannot_be_placed_is_refused_at_once(world: Any) -> None:
-    stream = Stream(world.request(), pool=Pool(actors=4, cpus=0.5), trainer_cpus=1.0)
+    stream = Stream(world.request(), pool=Pool(actors=5, cpus=0.5), trainer_cpus=1.0)
     began = time.monotonic()
-    with pytest.raises(CapacityError, match=r"need 2\.25 CPUs and 0 GPUs; the cluster has 3"):
+    with pytest.raises(CapacityError, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has 3"):
         next(iter(stream))
     assert time.monotonic() - began < 60

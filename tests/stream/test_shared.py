@@ -244,8 +244,8 @@ def test_a_killed_service_leaves_both_with_the_same_batches(world: Any, recipe: 
 
 
 def test_a_lost_pipeline_is_told_by_its_own_error(world: Any) -> None:
-    with pytest.raises(Exception, match=r"need 2\.25 CPUs and 0 GPUs; the cluster has 3"):
-        take(iter(shared(world.request(), 9, 5, pool=Pool(actors=4), trainer_cpus=1.0)), 1)
+    with pytest.raises(Exception, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has 3"):
+        take(iter(shared(world.request(), 9, 5, pool=Pool(actors=5), trainer_cpus=1.0)), 1)
 
 
 def test_a_service_ends_when_nobody_uses_it_and_lives_while_someone_does(world: Any) -> None:

@@ -54,6 +54,18 @@ def test_a_node_that_dies_and_one_that_joins_change_no_batch(
     job.finish()
 
 
+def test_a_node_that_dies_may_leave_no_more_than_the_actors_hold(
+    ray_cluster: Cluster, token_stream: StreamRequest, undisturbed: list[str], tmp_path: Path
+) -> None:
+    """The actors come back on the one CPU that is left; fetch tasks must still find room."""
+    job = Job(ray_cluster, token_stream, tmp_path)
+    found = job.take(5)
+    ray_cluster.kill("127.0.0.3")
+    found += job.take(STEPS - 5)
+    assert found == undisturbed
+    job.finish()
+
+
 def test_a_driver_that_dies_is_taken_up_at_its_last_step(
     ray_cluster: Cluster, token_stream: StreamRequest, undisturbed: list[str], tmp_path: Path
 ) -> None:

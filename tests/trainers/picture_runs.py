@@ -78,6 +78,10 @@ def tokenizer_run(out: Path, images: Path, **loop: Any) -> TokenizerRun:
         head_width=16,
         revive_every=2,
         revive_until=1.0,
+        adversarial=0.1,
+        adversarial_from=2,
+        discriminator_width=4,
+        discriminator_depth=1,
     )
     return TokenizerRun(**_common(out, images, loop), model=model)
 

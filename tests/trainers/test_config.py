@@ -60,7 +60,13 @@ def test_overrides_of_a_recipe_can_be_replaced_and_emptied(
         (["--order.block", "100"], "choose one of 1, 2, 4"),
         (["--loop.epochs", "20"], "less than loop.epochs, 20"),
         (["--augment.crop", "27"], "a multiple of model.patch, 2"),
-        (["--optim.beta1", "1.5"], "between 0 and 1"),
+        (["--optim.beta1", "1.5"], "at least 0 and below 1"),
+        (["--optim.min-lr", "0.01"], "at most the highest rate, 0.0024"),
+        (["--optim.layer-decay", "0"], "above 0 and at most 1"),
+        (["--model.dropout", "1"], "at least 0 and below 1"),
+        (["--model.heads", "5"], "a divisor of model.width, 768"),
+        (["--model.decoder-heads", "15"], "a divisor of model.decoder_width, 512"),
+        (["--model.width", "42", "--model.heads", "2"], "a multiple of 4"),
         (["--model.size", "huge"], "large"),
         (["--loop.epoch", "3"], "--loop.epochs"),
         (["--augment.overrides", "adapt.share"], "'adapt.share' has no value"),
@@ -94,6 +100,8 @@ def test_help_shows_each_option_and_the_recipes_defaults(
     rows = run.order.global_batch
     assert f"Rows of one optimizer step, over all workers. (default: {rows})" in shown
     assert "mtm-base: ViT-B on ImageNet-1k" in shown
+    assert "--recipe STR" in shown
+    assert "(default: mtm-tiny)" in shown
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -106,7 +114,14 @@ def test_recipes_say_what_they_are_for(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("mtm-base", 2.4e-3), ("finetune-base", 4e-3), ("scratch-base", 1.5e-3)]
+    ("name", "peak"),
+    [
+        ("mtm-base", 2.4e-3),
+        ("finetune-base", 4e-3),
+        ("scratch-base", 1.5e-3),
+        ("scratch-small-in100", 1.5e-3),
+        ("transfer", 7.5e-5),
+    ],
 )
 def test_published_learning_rates(name: str, peak: float) -> None:
     run = ALL[name]
@@ -131,6 +146,12 @@ def test_identity_leaves_out_the_machine_and_the_upkeep(tmp_path: Path) -> None:
     ):
         assert changed.identity() != run.identity()
     assert json.loads(run.to_json())["order"]["global_batch"] == run.order.global_batch
+
+
+def test_a_run_says_which_recipe_it_changed_and_may_be_resumed_without_it() -> None:
+    run = parse(MtmRun, mtm.RECIPES, ["--recipe", "mtm-tiny"])
+    assert json.loads(run.to_json())["recipe"] == "mtm-tiny"
+    assert "recipe" not in run.identity()
 
 
 def test_errors_name_value_range_and_consequence() -> None:

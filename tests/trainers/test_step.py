@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import FormatError, InvalidInputError
+from services.stream.batch import StreamBatch
 from tests.trainers.runs import CLASSES, SPEC, classify_run, context, make_batch, mtm_run, recorded
 from trainers.checkpoint import load_export
 from trainers.config import MtmRun
 from trainers.loop import train
-from trainers.step import ClassifyTask, MtmTask, soft_cross_entropy
+from trainers.models.classifier import soft_cross_entropy
+from trainers.step import ClassifyTask, MtmTask
 
 
 def mtm_task(run: MtmRun) -> tuple[MtmTask, torch.nn.Module]:
@@ -132,6 +134,30 @@ def test_pretrain_then_finetune(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"model\.init .*mtm"):
         ClassifyTask(wide, SPEC, CLASSES).build_model(fresh=True)
     ClassifyTask(wide, SPEC, CLASSES).build_model(fresh=False)  # a checkpoint will fill it
+
+
+@pytest.mark.parametrize("kind", ["mtm", "classify"])
+def test_every_operation_of_a_run_has_a_deterministic_form(tmp_path: Path, kind: str) -> None:
+    found = []
+    for number in range(2):
+        options = {"deterministic": True, "ema": 0.5, "precision": "bf16"}
+        seen = []
+
+        def watch(batch: StreamBatch, seen: list[bool] = seen) -> StreamBatch:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return batch
+
+        out = tmp_path / str(number)
+        if kind == "mtm":
+            pretraining = mtm_run(out, **options)
+            train(pretraining, context(change=watch), MtmTask(pretraining, SPEC))
+        else:
+            tuning = classify_run(out, **options)
+            train(tuning, context(change=watch), ClassifyTask(tuning, SPEC, CLASSES))
+        assert not torch.are_deterministic_algorithms_enabled()  # only while it runs
+        assert all(seen)
+        found.append(load_export(str(out))[0])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_embeddings_in_half_precision_are_read(tmp_path: Path) -> None:

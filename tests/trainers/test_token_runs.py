@@ -182,9 +182,18 @@ def test_another_version_is_taken_only_where_that_is_allowed_and_is_noted(runs: 
 
 def test_a_new_version_too_small_for_the_step_is_refused_in_words(runs: Runs) -> None:
     assert runs(*BIG, steps=5) == INTERRUPTED
+    before = (runs.out / "run.json").read_bytes()
     put(runs.root, "big", shards=1, rows=8, seed=1)
     assert runs(*BIG, "--resume.allow-dataset-version") == 2
     assert "cannot start at step 5: valid are 0 to its end at step 3" in runs.said
+    assert (runs.out / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["2.5", "inf", "nan"])
+def test_a_count_of_the_augmentation_takes_whole_numbers_alone(runs: Runs, value: str) -> None:
+    assert runs(*BIG, "--augment.overrides", "eda.synonym_count", value) == 2
+    assert "it is a count, now 5: give a whole number" in runs.said
+    assert not runs.out.exists()
 
 
 def test_a_part_of_the_rows_keeps_the_steps_and_is_part_of_what_the_run_is(runs: Runs) -> None:

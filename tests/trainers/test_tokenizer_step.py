@@ -38,6 +38,8 @@ from trainers.tokenizer_step import (
     tokenizer_worker,
 )
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,7 +67,9 @@ def make_batch(rows: list[int], step: int = 0) -> StreamBatch:
 
 
 def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path) -> None:
-    figures = tokenizer_worker(tokenizer_run(tmp_path, images, epochs=4), place())
+    run = tokenizer_run(tmp_path, images, epochs=4)
+    # Without the discriminator, whose own loss would be part of the sum.
+    figures = tokenizer_worker(replace(run, model=replace(run.model, adversarial=0.0)), place())
     tokenizer = load_tokenizer(tmp_path / TOKENIZER)
     assert (tokenizer.spec.codes, tokenizer.spec.grid_height) == (CODES, SIDE // 4)
     lengths = tokenizer.codebook.weight.norm(dim=1)
@@ -78,6 +82,29 @@ def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path)
     losses = [entry["loss"] for entry in recorded(tmp_path)]
     assert len(losses) == 4 * -(-TRAIN // 8)
     assert losses[-1] < losses[0]
+
+
+def test_a_discriminator_is_heard_from_its_step_on(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    run = replace(run, model=replace(run.model, adversarial_from=1))
+    task = TokenizerTask(run, CPU)
+    torch.manual_seed(0)
+    model = task.build_model(fresh=True)
+    assert isinstance(model, Trainee)
+    assert model.discriminator is not None
+    pulls = []
+    for step in (0, 1):
+        model.zero_grad()
+        task.loss(model, make_batch([1, 2, 3], step)).backward()
+        grads = [weight.grad for weight in model.discriminator.parameters()]
+        assert all(grad is not None for grad in grads)
+        assert any(bool(grad.any()) for grad in grads if grad is not None) == (step == 1)
+        found = model.tokenizer.decoder.last_weight.grad
+        assert found is not None
+        pulls.append(found.clone())
+    # The reconstruction's gradient, and a tenth as much of the discriminator's on top.
+    extra = (pulls[1] - pulls[0]).norm() / pulls[0].norm()
+    assert extra.item() == pytest.approx(0.1, rel=0.02)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -111,16 +138,16 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
     run = tokenizer_run(tmp_path, images)
     run = replace(run, views=replace(run.views, mixup_probability=0.0))
     torch.manual_seed(0)
-    model = TokenizerTask(run).build_model(fresh=True)
+    model = TokenizerTask(run, CPU).build_model(fresh=True)
     found = []
     for rows in ([3, 5, -1, 7], [3, 5, 7]):
-        task = TokenizerTask(run)
+        task = TokenizerTask(run, CPU)
         found.append(task.loss(model, make_batch(rows)).item())
         task.updated(model, step=2, total=100, world=1)
         assert int(model.use.sum()) == 3 * (SIDE // 4) ** 2
         model.use.zero_()
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    task = TokenizerTask(run)
+    task = TokenizerTask(run, CPU)
     assert task.loss(model, make_batch([-1, -1])).item() == 0
     assert not task.evaluate(model, make_batch([-1, -1])).any()
     task.updated(model, step=2, total=100, world=1)
@@ -130,7 +157,7 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
 def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path) -> None:
     run = tokenizer_run(tmp_path, images)
     torch.manual_seed(0)
-    task = TokenizerTask(run)
+    task = TokenizerTask(run, CPU)
     model = task.build_model(fresh=True)
     assert isinstance(model, Trainee)
     weight = model.tokenizer.quantizer.embedding.weight
@@ -146,7 +173,7 @@ def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path)
     late = weight.detach().clone()
     task.loss(model, make_batch([1]))
     run_end = replace(run, model=replace(run.model, revive_until=0.5))
-    TokenizerTask(run_end).updated(model, step=51, total=100, world=1)
+    TokenizerTask(run_end, CPU).updated(model, step=51, total=100, world=1)
     assert torch.allclose(weight, late, atol=1e-6)
 
 

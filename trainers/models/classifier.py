@@ -104,8 +104,12 @@ class TokenClassifier(nn.Module):
         x = self.embed(inputs)
         for block in self.blocks:
             x = block(x)
+        return self.classify(x)
+
+    def classify(self, x_NPC: Tensor) -> Tensor:
+        """Logits (N, classes) of what the blocks made of the sequence (N, 1 + P, C)."""
         # The mean is taken before the norm (facts of the published model), over patches alone.
-        logits: Tensor = self.head(self.norm(x[:, 1:].mean(dim=1)))
+        logits: Tensor = self.head(self.norm(x_NPC[:, 1:].mean(dim=1)))
         return logits
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -124,3 +128,17 @@ class TokenClassifier(nn.Module):
         cls = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
         embedded: Tensor = torch.cat([cls, x], dim=1) + self.pos_embed
         return embedded
+
+
+def soft_cross_entropy(
+    logits: Tensor, label: Tensor, label_b: Tensor, mix: Tensor, smoothing: float
+) -> Tensor:
+    """(N,) cross-entropy, in nats, against mixed and smoothed targets.
+
+    logits: (N, C). The target of a row is `mix` of `label` and the rest of `label_b`, of which
+    `smoothing` is spread evenly over the C classes.
+    """
+    log_p = logits.float().log_softmax(1)
+    named = log_p.gather(1, torch.stack([label, label_b], dim=1))  # (N, 2)
+    hit = mix * named[:, 0] + (1 - mix) * named[:, 1]
+    return -((1 - smoothing) * hit + smoothing * log_p.mean(1))

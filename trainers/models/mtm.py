@@ -227,10 +227,18 @@ class MTM(nn.Module):
         self._check(ids_NHW, drop_NP, mask_NP)
         latent = self.encode(ids_NHW, drop_NP, mask_NP)
         logits = self.decode(latent, drop_NP, mask_NP)
-        return MTMOutput(self._loss(logits, ids_NHW, mask_NP), logits, latent)
+        return MTMOutput(self.loss(logits, ids_NHW, mask_NP), logits, latent)
 
     def encode(self, ids_NHW: Tensor, drop_NP: Tensor, mask_NP: Tensor) -> Tensor:
         """Features of the visible patches in the grid's order, (N, 1 + V, C), class token first."""
+        x = self.embed(ids_NHW, drop_NP, mask_NP)
+        for block in self.blocks:
+            x = block(x)
+        latent: Tensor = self.norm(x)
+        return latent
+
+    def embed(self, ids_NHW: Tensor, drop_NP: Tensor, mask_NP: Tensor) -> Tensor:
+        """What the encoder's blocks read, (N, 1 + V, C): the class token and visible patches."""
         x = self.patch_embed(self.token_emb(ids_NHW).permute(0, 3, 1, 2))  # (N, P, C)
         x = torch.where(mask_NP[..., None], self.mask_token_label.to(x.dtype), x)
         x = x + self.pos_embed[:, 1:]
@@ -239,14 +247,19 @@ class MTM(nn.Module):
         visible = order[:, : self.config.patch_count - self.config.dropped, None]  # (N, V, 1)
         x = x.gather(1, visible.expand(-1, -1, x.shape[2]))
         cls = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype)
-        x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        latent: Tensor = self.norm(x)
-        return latent
+        return torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
 
     def decode(self, latent_NVC: Tensor, drop_NP: Tensor, mask_NP: Tensor) -> Tensor:
-        """Logits (N, T, K) of all tokens; hidden patches start from the class token's feature."""
+        """Logits (N, T, K) of all tokens."""
+        x = self.restore(latent_NVC, drop_NP, mask_NP)
+        logits: Tensor = self.mlm_layer(x, self.token_emb.word_embeddings.weight.detach())
+        return logits
+
+    def restore(self, latent_NVC: Tensor, drop_NP: Tensor, mask_NP: Tensor) -> Tensor:
+        """The decoder's features of all patches, (N, P, E).
+
+        Hidden patches start from the class token's feature.
+        """
         x = self.decoder_embed(latent_NVC)  # (N, 1 + V, E)
         cls = x[:, :1]
         # The n-th patch that was not dropped stands at place n, behind the class token; dropped
@@ -257,11 +270,11 @@ class MTM(nn.Module):
         x = torch.cat([cls, patches], dim=1) + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)
-        x = self.decoder_norm(x)[:, 1:]
-        logits: Tensor = self.mlm_layer(x, self.token_emb.word_embeddings.weight.detach())
-        return logits
+        restored: Tensor = self.decoder_norm(x)[:, 1:]
+        return restored
 
-    def _loss(self, logits_NTK: Tensor, ids_NHW: Tensor, mask_NP: Tensor) -> Tensor:
+    def loss(self, logits_NTK: Tensor, ids_NHW: Tensor, mask_NP: Tensor) -> Tensor:
+        """(N,) cross-entropy, mean over a row's masked patches (equation 1)."""
         patch, (rows, columns) = self.config.patch, self.config.patches
         loss = F.cross_entropy(
             logits_NTK.flatten(0, 1).float(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.errors import FormatError
+from services.errors import FormatError, NotFoundError
+from services.shards.store import open_store
 from services.tokens.weights import read_safetensors, read_torch
 from trainers.models.classifier import TokenClassifier
 from trainers.models.embed import Grid, resize_positions
@@ -22,10 +24,14 @@ from trainers.models.mtm import MTM
 
 State = Mapping[str, Tensor]
 
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+"""Endings of files that torch wrote: the published code's checkpoints, and our own."""
+
 _WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and by torch.compile
 _FIXED = ("pos_embed", "decoder_pos_embed")  # sin-cos tables of an MTM state
 _LEARNED = ("pos_embed", "decoder_pos_embed_learned")
 _HEAD = "head."
+_BLOCKS = "blocks."  # of the encoder: a deeper one is another model, not one to be cut short
 _TOKENADAPT = ("conversion_function.", "reverse_transform.")  # published models carry it along
 _SHOWN = 5  # names that an error lists
 
@@ -33,7 +39,7 @@ _SHOWN = 5  # names that an error lists
 def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
     """Parameters in a published checkpoint (.pth, .ckpt) or a .safetensors file, on the CPU.
 
-    ema: take the averaged weights, `model_ema`, rather than `model`.
+    ema: take the averaged weights, `model_ema` (`ema` in our own), rather than `model`.
     No code of the file is run. Raises NotFoundError; FormatError for a file of another kind.
     """
     if Path(path).suffix == ".safetensors":
@@ -43,7 +49,7 @@ def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         loaded = read_torch(path)
     if isinstance(loaded, Mapping):
         if ema or isinstance(loaded.get("model"), Mapping):
-            loaded = loaded.get("model_ema" if ema else "model")
+            loaded = loaded.get("model_ema", loaded.get("ema")) if ema else loaded.get("model")
         elif isinstance(loaded.get("state_dict"), Mapping):
             loaded = loaded["state_dict"]
     tensors = (
@@ -52,12 +58,27 @@ def read_state(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        wanted = "`model_ema`" if ema else "`model`, `state_dict` or the top level"
+        wanted = "`model_ema` or `ema`" if ema else "`model`, `state_dict` or the top level"
         raise FormatError(
             f"{path} holds no tensors under {wanted}: nothing was loaded; "
             "give a checkpoint of a training run" + (", or read it without ema" if ema else "")
         )
     return _unwrapped(tensors)
+
+
+def read_url(url: str, ema: bool = False) -> dict[str, Tensor]:
+    """`read_state` of a file on any store. Errors as there; StoreError."""
+    folder, _, name = url.rpartition("/")
+    store = open_store(folder or ".")
+    local = store.local_path(name)
+    if local is not None:
+        return read_state(local, ema)
+    if not store.exists(name):
+        raise NotFoundError(f"no file {url}: nothing was loaded; check the URL")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / name
+        copy.write_bytes(store.read(name))
+        return read_state(copy, ema)
 
 
 def published_state(model: MTM | TokenClassifier) -> dict[str, Tensor]:
@@ -98,11 +119,16 @@ def transfer(target: TokenClassifier, state: State, source_grid: Grid | None = N
     drawn anew, nearly zero (see `TokenClassifier.reset_head`). Arguments and errors as
     `load_published`.
     """
+    load_encoder(target, state, source_grid)
+    target.reset_head()
+
+
+def load_encoder(target: TokenClassifier, state: State, source_grid: Grid | None = None) -> None:
+    """All of `transfer` but the head, which stays as it is."""
     wanted = {name for name in target.state_dict() if not name.startswith(_HEAD)}
-    encoder = {name: value for name, value in state.items() if name in wanted}
+    encoder = {n: value for n, value in state.items() if n in wanted or n.startswith(_BLOCKS)}
     target_head = {name: v for name, v in target.state_dict().items() if name not in wanted}
     _put(target, {**encoder, **target_head}, source_grid, optional=())
-    target.reset_head()
 
 
 def _unwrapped(state: State) -> dict[str, Tensor]:

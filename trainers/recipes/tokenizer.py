@@ -79,8 +79,8 @@ def tokenizer_small() -> TokenizerRun:
         --out s3://bucket/runs/tokenizer-small
 
     Should reach: not measured by this project.
-    Source: sizes of ViT-VQGAN (Yu et al., 2022, table 2); without its perceptual and adversarial
-    losses, so pictures come out softer than the published ones.
+    Source: sizes of ViT-VQGAN (Yu et al., 2022, table 2). Its perceptual and adversarial losses,
+    which make pictures sharper, need a file of weights: docs/augment.md names the options.
     """
     return TokenizerRun(
         out="runs/tokenizer-small",
@@ -101,8 +101,8 @@ def tokenizer_base() -> TokenizerRun:
         --out s3://bucket/runs/tokenizer-base
 
     Should reach: not measured by this project.
-    Source: sizes of ViT-VQGAN (Yu et al., 2022, table 2); without its perceptual and adversarial
-    losses, so pictures come out softer than the published ones.
+    Source: sizes of ViT-VQGAN (Yu et al., 2022, table 2). Its perceptual and adversarial losses,
+    which make pictures sharper, need a file of weights: docs/augment.md names the options.
     """
     return TokenizerRun(
         out="runs/tokenizer-base",

@@ -1,0 +1,79 @@
+"""`seit gallery`: what a recipe does to given samples, as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from services.cli_store import Dataset, Root, Version, standing
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Draw what a recipe does to samples of a dataset, decoded: before, each operation, all."""
+
+    root: Root
+    dataset: Dataset
+    out: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], metavar="FILE", help="PNG file to write")
+    ] = Path("gallery.png")
+    recipe: Annotated[
+        str,
+        tyro.conf.arg(help="mtm, finetune, scratch, segment, eval, or a JSON file of a recipe"),
+    ] = "mtm"
+    crop: Annotated[
+        int | None,
+        tyro.conf.arg(help="side of the training grid, tokens; None for the stored grid"),
+    ] = None
+    tokenadapt: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="TokenAdapt's weights (.safetensors, path or URL); empty leaves its path out",
+        ),
+    ] = ""
+    tokenizer: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="tokenizer that decodes (.safetensors, or a published checkpoint); empty for the "
+            "one that stands with the dataset",
+        ),
+    ] = ""
+    split: Annotated[str, tyro.conf.arg(help="split of the samples")] = "train"
+    version: Version = None
+    rows: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(metavar="ROW", help="numbers of the samples in the split, from 0"),
+    ] = ()
+    count: Annotated[
+        int, tyro.conf.arg(help="samples where none are named, spread over the split (count)")
+    ] = 6
+    seed: Annotated[int, tyro.conf.arg(help="seed of the random draws")] = 0
+
+    def run(self, out: Console) -> int:
+        from services.augment.recipe import describe
+        from services.gallery.recipe import GalleryRequest, draw_recipe
+
+        request = GalleryRequest(
+            root=standing(self.root).url,
+            dataset=self.dataset,
+            recipe=self.recipe,
+            split=self.split,
+            version=self.version,
+            crop=self.crop,
+            tokenizer=self.tokenizer,
+            tokenadapt=self.tokenadapt,
+            rows=self.rows,
+            count=self.count,
+            seed=self.seed,
+        )
+        config = draw_recipe(request, self.out)
+        for line in describe(config):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(f"drawn in {self.out}", markup=False, highlight=False, soft_wrap=True)
+        return 0

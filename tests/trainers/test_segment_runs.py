@@ -1,0 +1,73 @@
+"""Segmentation by its command line: from shards with masks to a model, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from services.shards.store import open_store
+from tests.small_masks import CLASSES, write_masked
+from trainers.checkpoint import load_export
+from trainers.command import run
+from trainers.recipes.segment import RECIPES
+from trainers.segment_config import SegmentRun
+from trainers.segment_step import segment_worker, settle_segment
+
+SMALL = (
+    *("--recipe", "segment-tiny", "--cluster.no-ray", "--optim.warmup-epochs", "0"),
+    *("--order.global-batch", "8", "--order.block", "4", "--loop.epochs", "3"),
+    *("--loop.validate-every", "3", "--augment.crop", "8", "--augment.overrides"),
+    *("--model.width", "16", "--model.heads", "2", "--model.patch", "1"),
+    *("--model.decoder-width", "8", "--model.auxiliary-width", "8", "--pictures", "4"),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEIT_CACHE_DIR", str(tmp_path / "cache"))
+    write_masked(open_store(str(tmp_path / "data")))
+    return tmp_path
+
+
+def segment(root: Path, out: str, *argv: str) -> int:
+    given = (*SMALL, "--out", str(root / out), "--data.root", str(root / "data"), *argv)
+    return run(SegmentRun, RECIPES, segment_worker, settle_segment, given)
+
+
+@pytest.mark.parametrize("inputs", ["ids", "embeddings"])
+def test_a_run_goes_from_shards_to_a_model_that_another_starts_from(
+    root: Path, inputs: str
+) -> None:
+    assert segment(root, "first", "--model.input", inputs) == 0
+    report = json.loads((root / "first" / "report.json").read_text())
+    assert set(report["iou"]) <= set(CLASSES)
+    assert 0 <= report["validation_miou"] <= 1
+    assert (root / "first" / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    tensors, about = load_export(str(root / "first"))
+    assert json.loads(about["classes"]) == list(CLASSES)
+    assert "encoder.blocks.3.attn.qkv.weight" in tensors
+    again = ("--model.input", inputs, "--model.init", str(root / "first"))
+    assert segment(root, "second", *again) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--augment.crop", "6"], "augment.crop is 6"),
+        (["--augment.recipe", "finetune"], "would no longer fit"),
+        (["--data.dataset", "bare"], "32 of 32 rows have no mask"),
+        (["--model.depth", "3"], "at least 4 blocks"),
+        (["--model.init", "nowhere"], "no exported model"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_code_2(
+    root: Path, argv: list[str], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_masked(open_store(str(root / "data")), "bare", masked=False)
+    with caplog.at_level(logging.ERROR):
+        assert segment(root, "run", *argv) == 2
+    assert says in caplog.text
+    assert not (root / "run" / "model.safetensors").exists()

@@ -1,0 +1,106 @@
+"""One model on several ranks: a copy on each (DDP), or a shard on each (FSDP2).
+
+Both take the same gradient, the mean over the ranks, and both are saved alike: whole tensors under
+the model's own names, and the optimizer's state by the number of each parameter. So a run goes on
+from the other's checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+Kind = Literal["ddp", "fsdp"]
+
+_STACKS = ("blocks", "decoder_blocks")
+
+
+def compile_model(model: nn.Module, kind: Kind) -> None:
+    """torch.compile, in place and before `spread`: the whole, or block by block for shards."""
+    if kind == "fsdp":  # what gathers a block's shards stands between the blocks
+        for block in _blocks(model):
+            block.compile()
+    else:
+        model.compile()
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return [block for stack in _STACKS for block in getattr(model, stack, ())]
+
+
+def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn.Module:
+    """What to call in place of `model`, whose weights are the same on every rank.
+
+    With "fsdp" its parameters, and later their gradients and the optimizer's state, are sharded:
+    each transformer block is gathered for its turn alone.
+    """
+    if world == 1:
+        return model
+    if kind == "fsdp":
+        mesh = init_device_mesh(device.type, (world,))
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def unsynced(module: nn.Module, more: bool) -> AbstractContextManager[None]:
+    """While `more` parts of a step follow, its gradients stay on the rank."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not more)
+    elif more and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def reshard(module: nn.Module) -> None:
+    """Give back what an evaluation gathered, so that parameters are shards again."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole(value: Any, keep: bool) -> Any:
+    """A nest of dicts and lists with its shards gathered into whole tensors, in host memory.
+
+    Every rank calls it, with the same nest; only where `keep` is set is the result of use.
+    """
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.detach().cpu() if keep else None
+    if isinstance(value, Mapping):
+        return {key: whole(inner, keep) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(inner, keep) for inner in value)
+    return value
+
+
+def plain(value: Tensor) -> Tensor:
+    """A reduced figure, such as a norm, as each rank's own tensor."""
+    whole_value: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole_value
+
+
+def share_out(optimizer: torch.optim.Optimizer) -> None:
+    """Shard an optimizer's state, as a checkpoint gave it, like the parameters that it is for."""
+    for parameter, state in optimizer.state.items():
+        if isinstance(parameter, DTensor):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                    state[name] = distribute_tensor(
+                        value, parameter.device_mesh, parameter.placements
+                    )

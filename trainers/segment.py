@@ -1,0 +1,11 @@
+"""Train a segmentation model on tokens and masks: `python trainers/segment.py --help`."""
+
+from __future__ import annotations
+
+from trainers.command import run
+from trainers.recipes.segment import RECIPES
+from trainers.segment_config import SegmentRun
+from trainers.segment_step import segment_worker, settle_segment
+
+if __name__ == "__main__":
+    raise SystemExit(run(SegmentRun, RECIPES, segment_worker, settle_segment))

@@ -16,7 +16,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from services.errors import FormatError, InvalidInputError
@@ -156,9 +155,7 @@ class TokenAdapt(nn.Module):
         try:
             fields = json.loads(metadata["config"])
             fields |= {name: tuple(fields[name]) for name in ("grid", "out_grid")}
-            # Weights are drawn before they are loaded, but not from whoever trains in this process.
-            with torch.random.fork_rng(devices=()):
-                model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
+            model = cls(TokenAdaptConfig(**fields), metadata.get("codebook", ""))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"a TokenAdapt file with a config that cannot be read ({error}): nothing was loaded"

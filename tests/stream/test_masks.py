@@ -14,6 +14,7 @@ from services.augment.recipe import RECIPES
 from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
 from services.errors import IntegrityError, InvalidInputError
 from services.plan.epoch import OrderSpec
+from services.plan.subset import SubsetSpec
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch, pack_batch, unpack_batch
 from services.stream.fetch import fetch_share
@@ -148,3 +149,30 @@ def test_a_damaged_file_of_masks_ends_the_stream_or_is_left_out(tmp_path: Path) 
         assert batch.mask is not None
         assert (batch.mask.numpy()[batch.rows < 0] == IGNORED).all()
         assert batch.weight.tolist() == (batch.rows >= 0).astype(float).tolist()
+
+
+def test_the_masks_of_a_subset_are_those_of_its_own_rows(masked: MaskedWorld) -> None:
+    whole = masked.rows()
+    source = replace(whole.sources[0], subset=SubsetSpec(rows=9, seed=3))
+    recipe = RECIPES["eval"](SPEC, CROP)
+    seen = set()
+    for batch in Stream(StreamRequest(replace(whole, sources=(source,)), recipe), stop=6):
+        assert batch.mask is not None
+        mask, ids = batch.mask.numpy(), batch.inputs.numpy().astype(np.int64)
+        there = batch.rows >= 0
+        known = mask[there] != IGNORED
+        assert known.any()
+        assert (mask[there] == pixels(ids[there]))[known].all()
+        seen |= {row.tobytes() for row in ids[there]}
+    assert 1 < len(seen) <= 9
+
+
+def test_the_consumers_own_process_moves_masks_too(masked: MaskedWorld) -> None:
+    request = masked.request()
+    for there, here in zip(
+        Stream(request, stop=4), Stream(request, stop=4, augment_on="cpu"), strict=True
+    ):
+        assert there.mask is not None
+        assert here.mask is not None
+        assert torch.equal(there.inputs, here.inputs)
+        assert torch.equal(there.mask, here.mask)

@@ -10,12 +10,10 @@ from trainers.checkpoint import claim
 from trainers.context import Place
 from trainers.launch import launch
 from trainers.options import R, parse, placed
+from trainers.program import INTERRUPTED
 from trainers.progress import closing_table
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-"""Exit code of a run that a signal ended early, as shells use it; the same command resumes it."""
 
 
 def run(

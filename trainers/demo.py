@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from services.pictures import write_digits
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.demo_report import closing_table, write_pictures
+from trainers.program import RESUMES, program
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +47,7 @@ class DemoConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chain: 0 when all of it is done, else the exit code of the step that failed."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = tyro.cli(DemoConfig, args=argv, prog="seit demo")
-        return _run(config)
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; the same command goes on from here")
-        return 130
+    return program(DemoConfig, _run, argv, prog="seit demo", interrupted=RESUMES)
 
 
 def _run(config: DemoConfig) -> int:

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from services.errors import InvalidInputError, NotFoundError, SeitError
+from services.errors import InvalidInputError, NotFoundError
 from services.pictures import Picture, list_pictures
 from services.shards.store import absolute_url, open_store, read_url
 from services.stream.pictures import PictureSet, picture_splits
@@ -50,6 +49,7 @@ from trainers.evaluation import (
     picture_rows,
     token_rows,
 )
+from trainers.program import program
 from trainers.reports import as_text, machine
 from trainers.robustness import (
     CORRUPTIONS,
@@ -153,22 +153,7 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when done, 2 after an error of ours, 130 when interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = tyro.cli(
-            EvaluateConfig,
-            args=argv,
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        evaluate(config)
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; nothing was written")
-        return 130
-    return 0
+    return program(EvaluateConfig, evaluate, argv, description=__doc__)
 
 
 def evaluate(config: EvaluateConfig) -> None:

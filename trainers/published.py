@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from services.shards.store import open_store
 from trainers.checkpoint import load_export
 from trainers.models.weights import TORCH_SUFFIXES, read_url
+from trainers.program import program
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +65,11 @@ def convert(options: Options) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program: 0, or 2 after an error of ours."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        tensors = convert(options)
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
-    logger.info("%s: %d tensors", options.to, tensors)
-    return 0
+    return program(Options, _write, argv, description=__doc__)
+
+
+def _write(options: Options) -> None:
+    logger.info("%s: %d tensors", options.to, convert(options))
 
 
 if __name__ == "__main__":

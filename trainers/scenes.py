@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 from PIL import Image
 
-from services.errors import InvalidInputError, NotFoundError, SeitError
+from services.errors import InvalidInputError, NotFoundError
 from services.pictures import ByteArray
 from services.plan.draws import hash_key
 from services.types import MaskArray
+from trainers.program import program
 
 logger = logging.getLogger(__name__)
 
@@ -179,15 +179,12 @@ def _put(path: Path, pixels: npt.NDArray[Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the scenes that a command line asks for: 0, or 2 after an error of ours."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = tyro.cli(ScenesConfig, args=argv, prog="scenes.py")
-        folder = write_scenes(config)
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
+    return program(ScenesConfig, _write, argv)
+
+
+def _write(config: ScenesConfig) -> None:
+    folder = write_scenes(config)
     logger.info("%d + %d scenes in %s", config.training, config.validation, folder)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.charts import Curve, draw_curves, read_curve
+from trainers.program import RESUMES, program
 from trainers.scenes import ScenesConfig, write_scenes
 
 logger = logging.getLogger(__name__)
@@ -56,15 +56,7 @@ class SegmentDemoConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chain: 0 when all of it is done, else the exit code of the step that failed."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return _run(tyro.cli(SegmentDemoConfig, args=argv, prog="segment_demo.py"))
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; the same command goes on from here")
-        return 130
+    return program(SegmentDemoConfig, _run, argv, interrupted=RESUMES)
 
 
 def _run(config: SegmentDemoConfig) -> int:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -26,12 +25,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from services.shards.store import absolute_url, open_store
 from services.types import FloatArray, IntArray
 from trainers.charts import save_figure
 from trainers.data_config import require
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
+from trainers.program import program
 from trainers.reports import as_text, machine
 
 logger = logging.getLogger(__name__)
@@ -118,17 +118,7 @@ def in_two_dimensions(points: FloatArray, seed: int) -> FloatArray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when done, 2 after an error of ours, 130 when interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = tyro.cli(SeparabilityConfig, args=argv, description=__doc__)
-    try:
-        separability(config)
-    except SeitError as error:
-        logger.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; nothing was written")
-        return 130
-    return 0
+    return program(SeparabilityConfig, separability, argv, description=__doc__)
 
 
 def separability(config: SeparabilityConfig) -> None:

@@ -22,9 +22,10 @@ from services.shards.manifest import LoadedManifest, load_manifest
 from services.shards.reader import find_split
 from services.shards.store import absolute_url, open_store
 from trainers.charts import read_curve
-from trainers.command import INTERRUPTED, run
+from trainers.command import run
 from trainers.config import ClassifyRun, MtmRun
 from trainers.data_config import Numbers, check_share, require
+from trainers.program import INTERRUPTED, StoppedError
 from trainers.recipes.classify import RECIPES as CLASSIFY_RECIPES
 from trainers.recipes.mtm import RECIPES as MTM_RECIPES
 from trainers.step import classify_worker, mtm_worker
@@ -34,10 +35,6 @@ logger = logging.getLogger(__name__)
 
 FIGURES = ("top1", "top5", "loss")
 _COLORADAPT = "color.coloradapt_probability"
-
-
-class StoppedError(Exception):
-    """A signal ended a run of the sweep; what is done stands, and the same command goes on."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from services.augment.tokenadapt import TokenAdapt, codebook_digest
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture
 from services.shards.store import read_url
 from services.stream.pictures import picture_splits
@@ -30,6 +29,7 @@ from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from trainers.charts import draw_bars
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig, ViewConfig
+from trainers.program import program
 from trainers.tokenadapt_compare import METHODS, OPERATIONS, Comparison, Pairs, report
 from trainers.views import unit_range
 
@@ -74,16 +74,12 @@ class ReportConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when the report stands, 2 for input that does not fit."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = tyro.cli(ReportConfig, args=argv, prog="python trainers/tokenadapt_report.py")
-        told = measure(config)
-    except (SeitError, OSError) as error:
-        logger.error("%s", error)
-        return 2
-    logger.info("%s", table(told))
+    return program(ReportConfig, _report, argv)
+
+
+def _report(config: ReportConfig) -> None:
+    logger.info("%s", table(measure(config)))
     logger.info("report.json, report.png and augmentations.png stand in %s", config.out)
-    return 0
 
 
 def measure(config: ReportConfig) -> dict[str, Any]:

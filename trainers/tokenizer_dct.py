@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError
 from services.pictures import Picture, check_unreadable, list_pictures, read_picture
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import count_codes, perplexity
@@ -25,6 +24,7 @@ from services.tokens.dct import DCT, DCTConfig
 from services.tokens.tokenizer import save_tokenizer
 from services.tokens.vitvqgan import psnr
 from trainers.picture_config import PicturesConfig
+from trainers.program import program
 from trainers.tokenizer_step import REPORT, TOKENIZER
 from trainers.views import unit_range
 
@@ -68,16 +68,13 @@ class DctRun:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when the tokenizer stands, 2 for input that does not fit."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run = tyro.cli(DctRun, args=argv, prog="python trainers/tokenizer_dct.py")
-        figures = fit(run)
-    except (SeitError, OSError) as error:
-        logger.error("%s", error)
-        return 2
+    return program(DctRun, _fit, argv)
+
+
+def _fit(run: DctRun) -> None:
+    figures = fit(run)
     logger.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     logger.info("%s stands in %s", TOKENIZER, run.out)
-    return 0
 
 
 def fit(run: DctRun) -> dict[str, float]:

@@ -15,13 +15,14 @@ from services.shards.store import open_store
 from services.shards.writer import build_split, write_shard
 from services.types import UNLABELLED, TokenRows
 from tests.trainers.test_token_runs import SPEC, put
-from trainers.command import INTERRUPTED, run
+from trainers.command import run
 from trainers.config import ClassifyRun
 from trainers.context import Place
 from trainers.models.classifier import ClassifierConfig, TokenClassifier
 from trainers.models.mtm import MTM, MTMConfig
 from trainers.models.sizes import ViTSize
 from trainers.models.weights import dump_published
+from trainers.program import INTERRUPTED
 from trainers.recipes.classify import RECIPES
 from trainers.step import classify_worker, prepare_classify
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.trainers.classifiers import DATASET, MTM_SMALL, SMALL, World
 from trainers import ablation, storage_sweep
-from trainers.command import INTERRUPTED
+from trainers.program import INTERRUPTED
 from trainers.sweep import Point, Setting, Sweep
 from trainers.sweep_main import main
 from trainers.sweep_report import Claim, estimate

@@ -19,10 +19,11 @@ from services.tokens.codebook import Codebook
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 from tests.trainers.test_loop import stops_after
-from trainers.command import INTERRUPTED, run
+from trainers.command import run
 from trainers.config import MtmRun
 from trainers.context import Place
 from trainers.options import parse
+from trainers.program import INTERRUPTED
 from trainers.recipes.mtm import RECIPES
 from trainers.step import mtm_worker
 from trainers.streams import settle

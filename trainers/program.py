@@ -1,0 +1,53 @@
+"""From a command line to an exit code, for programs that are no training run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from services.errors import SeitError
+
+C = TypeVar("C")
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""Exit code of a program that a signal ended early, as shells use it."""
+
+RESUMES = "interrupted; the same command goes on from here"
+
+
+class StoppedError(Exception):
+    """A signal ended a part of the program; what is done stands, and the same command goes on."""
+
+
+def program(
+    options: type[C],
+    work: Callable[[C], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    prog: str | None = None,
+    interrupted: str = "interrupted; nothing was written",
+) -> int:
+    """Parse, work, and give the exit code: the work's own or 0; 2 after an error; 130 if stopped.
+
+    description, prog: of the help; by default the options' docstring, and the file's name.
+    interrupted: what a person is told after Ctrl-C.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    more: dict[str, Any] = {"description": description} if description else {}
+    try:
+        config = tyro.cli(
+            options, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **more
+        )
+        return work(config) or 0
+    except (SeitError, OSError) as error:
+        logger.error("%s", error)
+        return 2
+    except (KeyboardInterrupt, StoppedError):
+        logger.error("%s", interrupted)
+        return INTERRUPTED

@@ -47,7 +47,7 @@ class Rates:
     """
 
     start_seconds: float = 8.79
-    decode_rows: float = 144_118
+    decode_rows: float = 573_426
     serve_rows: float = 158_517
     stored_bytes: float = 1008.93
     request_seconds: float = 0.05

@@ -159,6 +159,11 @@ class Demo:
     """Train on real pictures, end to end; `seit demo --help` shows the options."""
 
 
+@dataclass(frozen=True)
+class StorageStudy:
+    """Bytes against accuracy of ways to keep pictures; see `seit storage-study --help`."""
+
+
 Command: TypeAlias = (
     Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
@@ -178,6 +183,7 @@ Command: TypeAlias = (
     | Annotated[Ingest, subcommand("ingest")]
     | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]
+    | Annotated[StorageStudy, subcommand("storage-study")]
 )
 
 
@@ -246,16 +252,21 @@ def _stream(args: list[str]) -> int:
     return 0
 
 
-def _demo(args: list[str]) -> int:
+def _program(module: str) -> Callable[[list[str]], int]:
     """A program of its own: `services` never imports `trainers`."""
-    # In place of this process, so that a signal reaches the demo and its end is awaited.
-    os.execv(sys.executable, [sys.executable, "-m", "trainers.demo", *args])
+
+    def run(args: list[str]) -> int:
+        # In place of this process, so that a signal reaches the program and its end is awaited.
+        os.execv(sys.executable, [sys.executable, "-m", module, *args])
+
+    return run
 
 
 _PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {
     "ingest": _ingest,
     "stream": _stream,
-    "demo": _demo,
+    "demo": _program("trainers.demo"),
+    "storage-study": _program("trainers.storage_study"),
 }
 """Commands whose options are read by what they start."""
 

@@ -1,4 +1,4 @@
-"""What a storage study compares: ways to keep a folder of pictures, and the jobs that train on each.
+"""What a storage study compares: ways to keep pictures, and the jobs that train on each.
 
 A way to keep pictures is an arm: their files as they are, parts of them, files made smaller, or
 tokens. Each arm trains the same transformer for the same number of steps.

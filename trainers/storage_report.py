@@ -156,8 +156,7 @@ def _arm(line: _Line, full: float) -> dict[str, Any]:
         "value": line.arm.value,
         "bytes": line.bytes,
         "share_of_full": line.bytes / full,
-        "top1_mean": found.mean,
-        "top1_standard_error": None if math.isnan(found.error) else found.error,
+        "top1": found.about(),
         "points": points,
     }
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from services.errors import NotFoundError, StoreError
-from services.stream.cluster import local_cluster
+from services.stream.cluster import dashboard, local_cluster
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_SILENCE_SECONDS = 120.0  # of the dashboard, after which whoever waits is told
+_PATIENCE_SECONDS = 120.0  # with a dashboard that does not do what it is asked
 _RETRY_SECONDS = 2.0
+_CLIENT_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Jobs:
     def __init__(self, address: str, *, local: bool) -> None:
         self.local = local
         try:
-            self._client = JobSubmissionClient(address)
+            with _only(address):
+                self._client = JobSubmissionClient(address)
         except (OSError, RuntimeError) as error:
             raise NotFoundError(
                 f"no Ray dashboard answers at {address} ({error}): nothing was submitted; give"
@@ -57,37 +59,33 @@ class Jobs:
         """Have the cluster run a shell command, once it has room.
 
         name: unique on the cluster. cpus, gpus: that the command holds while it runs, on one node.
-        modules: folders of Python packages that travel with it.
+        modules: folders of Python packages that travel with it. Raises: StoreError.
         """
         runtime: dict[str, Any] = {"env_vars": dict(environment)}
         if modules:
             runtime["py_modules"] = list(modules)
-        self._client.submit_job(
-            entrypoint=command,
-            submission_id=name,
-            runtime_env=runtime,
-            entrypoint_num_cpus=cpus or None,
-            entrypoint_num_gpus=gpus or None,
-        )
+        asked = 0
+
+        def submit() -> None:
+            nonlocal asked
+            asked += 1
+            if asked > 1 and name in self._known():
+                return  # it came through, though its answer did not
+            self._client.submit_job(
+                entrypoint=command,
+                submission_id=name,
+                runtime_env=runtime,
+                entrypoint_num_cpus=cpus or None,
+                entrypoint_num_gpus=gpus or None,
+            )
+
+        self._patiently(submit)
 
     def states(self) -> dict[str, State]:
-        """All jobs that the cluster knows, by name. Raises: StoreError after two minutes' silence.
+        """All jobs that the cluster knows, by name. Raises: StoreError."""
+        return self._patiently(self._known)
 
-        Answers that fail are asked for again: a head may be busy, or restarting.
-        """
-        began = time.monotonic()
-        while True:
-            try:
-                listed = self._client.list_jobs()
-                break
-            except (OSError, RuntimeError) as error:
-                if time.monotonic() - began > _SILENCE_SECONDS:
-                    raise StoreError(
-                        f"the Ray dashboard at {self._address} gave no answer for"
-                        f" {_SILENCE_SECONDS:.0f} s ({error}); jobs that it has go on, and the same"
-                        " command finds them again"
-                    ) from error
-                time.sleep(_RETRY_SECONDS)
+    def _known(self) -> dict[str, State]:
         return {
             job.submission_id: State(
                 ended=job.status.is_terminal(),
@@ -95,17 +93,47 @@ class Jobs:
                 exit_code=job.driver_exit_code,
                 message=job.message or "",
             )
-            for job in listed
+            for job in self._client.list_jobs()
             if job.submission_id is not None
         }
 
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """The answer, asked for again where it fails: a head may be busy, restarting, or without
+        its agent yet. Raises: StoreError after two minutes."""
+        began = time.monotonic()
+        while True:
+            try:
+                return ask()
+            except (OSError, RuntimeError) as error:
+                if time.monotonic() - began > _PATIENCE_SECONDS:
+                    raise StoreError(
+                        f"the Ray dashboard at {self._address} did not do what it was asked for"
+                        f" {_PATIENCE_SECONDS:.0f} s ({error}); jobs that it has go on, and the"
+                        " same command finds them again"
+                    ) from error
+                time.sleep(_RETRY_SECONDS)
+
     def log(self, name: str) -> str:
-        """All that a job printed so far."""
-        return str(self._client.get_job_logs(name))
+        """All that a job printed so far. Raises: StoreError."""
+        return self._patiently(lambda: str(self._client.get_job_logs(name)))
 
     def stop(self, name: str) -> None:
-        """Send SIGTERM to a job; returns at once."""
-        self._client.stop_job(name)
+        """Send SIGTERM to a job; returns at once. Raises: StoreError."""
+        self._patiently(lambda: self._client.stop_job(name))
+
+
+@contextmanager
+def _only(address: str) -> Iterator[None]:
+    """Have Ray's client take `address`, which it would else give up for that of RAY_ADDRESS."""
+    before = os.environ.get(_CLIENT_ADDRESS)
+    os.environ[_CLIENT_ADDRESS] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CLIENT_ADDRESS]
+        else:
+            os.environ[_CLIENT_ADDRESS] = before
 
 
 @contextmanager
@@ -118,5 +146,5 @@ def jobs_at(address: str) -> Iterator[Jobs]:
     if address:
         yield Jobs(address, local=False)
         return
-    with local_cluster() as found:
-        yield Jobs(found, local=True)
+    with local_cluster():
+        yield Jobs(dashboard(), local=True)

@@ -145,8 +145,12 @@ def token_rows(
     split: str,
     version: int | None,
     rows_per_batch: int,
+    *,
+    whole: bool = False,
 ) -> Rows:
     """A split of a dataset of tokens.
+
+    whole: give the whole grids instead of their centres.
 
     Raises: NotFoundError; InvalidInputError where the dataset does not fit the model.
     """
@@ -166,7 +170,8 @@ def token_rows(
             f"dataset {dataset!r} has no classes: nothing says which answers are right; ingest it"
             " with labels"
         )
-    request = StreamRequest(rows, RECIPES["eval"](loaded.spec, classifier.crop))
+    grid = (loaded.spec.grid_height, loaded.spec.grid_width)
+    request = StreamRequest(rows, RECIPES["eval"](loaded.spec, grid if whole else classifier.crop))
 
     def batches() -> Iterator[Batch]:
         for batch in Stream(request):

@@ -64,9 +64,10 @@ class VariantConfig:
         given = (self.jpeg_quality, self.resolution)
         valid = "one of the two"
         require((None in given) and given != (None, None), "jpeg_quality, resolution", given, valid)
-        quality, share = self.jpeg_quality or 95, self.resolution or 0.5
-        require(1 <= quality <= 95, "jpeg_quality", self.jpeg_quality, "from 1 to 95")
-        require(0 < share < 1, "resolution", self.resolution, "a share above 0 and below 1")
+        quality, share = self.jpeg_quality, self.resolution
+        require(quality is None or 1 <= quality <= 95, "jpeg_quality", quality, "from 1 to 95")
+        valid = "a share above 0 and below 1"
+        require(share is None or 0 < share < 1, "resolution", share, valid)
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         self.pictures()
 

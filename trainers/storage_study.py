@@ -121,7 +121,8 @@ def _check(config: StudyConfig) -> None:
     if config.tokenizer:
         tokenizer = load_tokenizer(read_url(config.tokenizer))
         if config.tokenadapt:
-            check_belongs(TokenAdapt.from_bytes(read_url(config.tokenadapt)), tokenizer)
+            weights = TokenAdapt.from_bytes(read_url(config.tokenadapt))
+            check_belongs(weights, tokenizer.spec, tokenizer.codebook)
 
 
 def _sweep_config(config: StudyConfig, place: Place) -> SweepConfig:

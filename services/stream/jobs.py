@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from services.errors import NotFoundError, StoreError
+from services.errors import InvalidInputError, NotFoundError, StoreError
 from services.stream.cluster import dashboard, local_cluster
 
 T = TypeVar("T")
@@ -32,13 +34,20 @@ class State:
 
 
 class Jobs:
-    """The jobs of one cluster. local: it was started here, and ends with this process."""
+    """The jobs of one cluster. local: it is of this machine alone, and has this program's files."""
 
     def __init__(self, address: str, *, local: bool) -> None:
         self.local = local
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
         try:
             with _only(address):
                 self._client = JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise InvalidInputError(
+                f"the Ray dashboard at {address} wants a token: nothing was submitted; set"
+                " RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN_PATH or in"
+                " ~/.ray/auth_token"
+            ) from error
         except (OSError, RuntimeError) as error:
             raise NotFoundError(
                 f"no Ray dashboard answers at {address} ({error}): nothing was submitted; give"
@@ -147,4 +156,5 @@ def jobs_at(address: str) -> Iterator[Jobs]:
         yield Jobs(address, local=False)
         return
     with local_cluster():
-        yield Jobs(dashboard(), local=True)
+        named = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+        yield Jobs(dashboard(), local=not named)

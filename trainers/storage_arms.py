@@ -92,6 +92,8 @@ class StudyConfig:
     line takes them, after an equals sign: --options="--loop.epochs 30"."""
     pixel_options: str = ""
     """More options of the pixel classifiers."""
+    token_options: str = ""
+    """More options of the token classifiers."""
     mtm_options: str = ""
     """Options of the pre-training."""
     tokenizer_options: str = ""

@@ -128,8 +128,9 @@ def _size(count: float) -> str:
 def _write(config: StudyConfig, data: Data, lines: Sequence[_Line]) -> Path:
     """Every point; no path of this machine in it."""
     names = (
-        *("pixels", "scratch", "finetune", "mtm", "options", "pixel_options", "mtm_options"),
-        *("tokenizer_options", "tokenadapt_options", "cscore_options", "cscore_models", "keep"),
+        *("pixels", "scratch", "finetune", "mtm", "tokenizer_recipe", "tokenadapt_recipe"),
+        *("options", "pixel_options", "token_options", "mtm_options", "tokenizer_options"),
+        *("tokenadapt_options", "cscore_options", "cscore_models", "keep"),
     )
     kind = config.images if config.images in ("digits", "textures") else "a folder of pictures"
     content = {

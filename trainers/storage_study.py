@@ -105,15 +105,15 @@ def _check(config: StudyConfig) -> None:
     """Refuse what a job would refuse hours later: options that no program has, and files that do
     not belong together. Wrong options end the process with code 2, as those of the programs do."""
     common = f"{' '.join(alone(config))} {config.options}"
-    pixels = f"{common} {config.pixel_options}"
+    pixels, tokens = (f"{common} {o}" for o in (config.pixel_options, config.token_options))
 
     def check(kind: type[R], recipes: Recipes[R], recipe: str, options: str) -> None:
         parse(kind, recipes, ["--recipe", recipe, *shlex.split(options)])
 
     check(PixelRun, PIXEL_RECIPES, config.pixels, pixels)
     check(PixelRun, PIXEL_RECIPES, config.pixels, f"{pixels} {config.cscore_options}")
-    check(ClassifyRun, CLASSIFY_RECIPES, config.scratch, common)
-    check(ClassifyRun, CLASSIFY_RECIPES, config.finetune, common)
+    check(ClassifyRun, CLASSIFY_RECIPES, config.scratch, tokens)
+    check(ClassifyRun, CLASSIFY_RECIPES, config.finetune, tokens)
     check(MtmRun, MTM_RECIPES, config.mtm, config.mtm_options)
     check(TokenizerRun, TOKENIZER_RECIPES, config.tokenizer_recipe, config.tokenizer_options)
     adapt = config.tokenadapt_options
@@ -137,7 +137,7 @@ def _sweep_config(config: StudyConfig, place: Place) -> SweepConfig:
         finetune=config.finetune,
         scratch=config.scratch,
         mtm_options=config.mtm_options,
-        classify_options=config.options,
+        classify_options=f"{config.options} {config.token_options}".strip(),
         overrides=config.overrides,
         coloradapt=config.coloradapt,
         ray=config.on_ray,

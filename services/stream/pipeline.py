@@ -25,7 +25,7 @@ from services.errors import CapacityError
 from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
-from services.stream.fetch import Share, fetch_share, opened, share_rows
+from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.table import pack_share
@@ -84,8 +84,9 @@ class StepsDatasource(Datasource):
 
 def _fetch(request: RowsRequest, rank: int, world: int, steps: range) -> Iterator[pa.Table]:
     """Shares of consecutive steps."""
-    for step in steps:
-        yield pack_share(fetch_share(request, step, rank, world))
+    for group in groups(request, world, steps):
+        for share in fetch_shares(request, group, rank, world):
+            yield pack_share(share)
 
 
 def block_bytes(fetched: int, augmented: int) -> int:

@@ -15,7 +15,7 @@ Shape letters: S shards, L lanes, M segments, V windows, J blocks asked for, B r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +139,8 @@ class RowPlan(ABC):
         epochs, rows = self.blocks(np.full(len(wanted), step), wanted)  # (J,), (J, B)
         return [Span(step, int(j), int(epochs[at]), rows[at]) for at, j in enumerate(wanted)]
 
-    def step_rows(self, steps: range, slots: range) -> tuple[IntArray, IntArray]:
-        """Epochs (T, J) and row numbers (T, J * B) of the same slots of T steps.
+    def step_rows(self, steps: Sequence[int], slots: range) -> tuple[IntArray, IntArray]:
+        """Epochs (T, J) and row numbers (T, J * B) of the same slots of T rising steps.
 
         Several steps at a time cost little more than one. Raises InvalidInputError for a step that
         is not there; slots are those of `rank_slots`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -68,7 +68,7 @@ def share_rows(request: RowsRequest, world: int) -> int:
     return len(opened(request).plan.rank_slots(0, world)) * request.order.block_rows
 
 
-def groups(request: RowsRequest, world: int, steps: range) -> Iterator[range]:
+def groups(request: RowsRequest, world: int, steps: Sequence[int]) -> Iterator[Sequence[int]]:
     """Steps that a rank of `world` reads together, in order."""
     size = max(1, GROUP_ROWS // share_rows(request, world))
     return (steps[at : at + size] for at in range(0, len(steps), size))
@@ -76,11 +76,11 @@ def groups(request: RowsRequest, world: int, steps: range) -> Iterator[range]:
 
 def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share:
     """The rows of `step` that `rank` of `world` gets."""
-    return fetch_shares(request, range(step, step + 1), rank, world)[0]
+    return fetch_shares(request, [step], rank, world)[0]
 
 
-def fetch_shares(request: RowsRequest, steps: range, rank: int, world: int) -> list[Share]:
-    """The shares of consecutive steps: what they cost stands in equal parts in their accounts,
+def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: int) -> list[Share]:
+    """The shares of some steps, which rise: what they cost stands in equal parts in their accounts,
     but for bytes and retries, which stand in the first one's.
     """
     began, before = time.perf_counter(), tally.reading()

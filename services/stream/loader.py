@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -101,7 +101,7 @@ class Stream:
             stop,
             step=start,
             fetchers=THREADS if pool is None else pool.fetchers,
-            augmenters=THREADS if pool is None else pool.actors,
+            augmenters=THREADS if pool is None else pool.all_actors,
         )
         self.cursor(start)  # refuses more sources than a position can name
 
@@ -174,14 +174,14 @@ class Stream:
     def _in_threads(self) -> Generator[StreamBatch, None, None]:
         request, steps = self._made, range(self.start, self.stop)
 
-        def prepare(part: range) -> list[StreamBatch]:
+        def prepare(part: Sequence[int]) -> list[StreamBatch]:
             shares = fetch_shares(request.fetched, part, self.rank, self.world)
             return [augment_share(request, share) for share in shares]
 
         if request.only_cuts:
             made = in_order(prepare, groups(request.fetched, self.world, steps), _GROUPS_AHEAD)
         else:  # the recipe takes far longer than what reading several together saves
-            made = in_order(prepare, (range(step, step + 1) for step in steps), self._prefetch)
+            made = in_order(prepare, ([step] for step in steps), self._prefetch)
         with closing(made):
             for batches in made:
                 yield from batches

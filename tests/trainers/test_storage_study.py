@@ -102,10 +102,10 @@ def test_halves_are_complementary_and_parts_hold_the_most_consistent(
         halves = [set(read_keys(str(place.keys(f"half-{pair}{end}")))) for end in "ab"]
         assert halves[0] | halves[1] == everything
         assert not halves[0] & halves[1]
-    scores(place, training)
     for keep, last in (("consistent", True), ("inconsistent", False)):
-        chosen = replace(config, keep=keep, out=tmp_path / keep)
-        pixel_jobs(chosen, replace(place, out=tmp_path / keep), training)
+        own_place = replace(place, out=tmp_path / keep)
+        scores(own_place, training)
+        pixel_jobs(replace(config, keep=keep), own_place, training)
         names = read_keys(str(tmp_path / keep / "keys" / "cscore-0.5-seed0.txt"))
         again = read_keys(str(tmp_path / keep / "keys" / "cscore-0.5-seed1.txt"))
         assert names == again

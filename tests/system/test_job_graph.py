@@ -16,7 +16,7 @@ from services.stream.jobs import Jobs, jobs_at
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.program import StoppedError
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -223,10 +223,10 @@ def _run(
     room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
     for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if actors * each > capacity(kind):
+        if actors * each > reach(kind):
             raise CapacityError(
                 f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
-                f" {capacity(kind):g}, so the job would wait for ever: use fewer or smaller actors"
+                f" at most {reach(kind):g}, so the job would wait for ever: use fewer or smaller actors"
                 " (--actors, --cpus, --gpus) or a larger cluster"
             )
     # One block a job, made here: no task that would need a CPU beside the actors'.

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from services.errors import CapacityError
 from services.stream.account import Account
 from services.stream.actors import AugmentActor
-from services.stream.cluster import capacity
+from services.stream.cluster import reach
 from services.stream.fetch import Share, fetch_share, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
@@ -201,12 +201,15 @@ def reserve(
 ) -> None:
     """Keep the dataset's executor off the trainers' CPUs, and refuse what cannot be placed.
 
+    What a cluster may come to have counts: Ray Data never asks an autoscaler for more than the
+    limit that is set here.
+
     trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
     """
-    total, total_gpus = capacity("CPU"), capacity("GPU")
+    total, total_gpus = reach("CPU"), reach("GPU")
     free = total - trainer_cpus
     actors = pool.actors if augments else 0
     need, need_gpus = world * actors * pool.cpus, world * actors * pool.gpus
@@ -214,7 +217,7 @@ def reserve(
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
             f" {pool.gpus} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the cluster has"
-            f" {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The run"
+            f" at most {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The run"
             " would never start: use fewer or smaller actors (--cluster.augment-actors,"
             " --cluster.augment-cpus-per-actor), fewer workers, or a larger cluster"
         )

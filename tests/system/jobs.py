@@ -32,14 +32,15 @@ class Job:
         *,
         start: int = 0,
         stop: int = STEPS,
-        actors: int = 2,
+        actors: str = "2",
+        cpus: float = 0.5,
         place: tuple[int, int] = (0, 1),
     ) -> None:
         write_request(request, folder / "request.json")
         words = [str(folder / "request.json"), str(start), str(stop), made.address]
         self._log = (folder / "job.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, str(JOB), *words, str(actors), "0.5", *map(str, place)],
+            [sys.executable, str(JOB), *words, actors, str(cpus), *map(str, place)],
             env={**made.environment, "SEIT_TEST_IP": "127.0.0.2"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

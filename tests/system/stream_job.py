@@ -3,7 +3,7 @@
     python stream_job.py REQUEST START STOP ADDRESS ACTORS CPUS [RANK WORLD]
 
 REQUEST: file with a JSON of a `StreamRequest`. It joins the cluster at ADDRESS, or takes threads
-for "-". Each line on its standard input is the number of batches to take next; for each batch it
+for "-". ACTORS may be LEAST-MOST. Each line on its standard input is the number of batches to take next; for each batch it
 writes a line `batch STEP DIGEST`, after the last `end FLOW`.
 """
 
@@ -86,7 +86,8 @@ def main() -> None:
         import ray
 
         ray.init(address=address, _node_ip_address=os.environ["SEIT_TEST_IP"], log_to_driver=False)
-        pool = Pool(actors=int(actors), cpus=float(cpus))
+        least, _, most = actors.partition("-")
+        pool = Pool(actors=int(least), max_actors=int(most or 0), cpus=float(cpus))
     stream = Stream(
         read_request(Path(path)),
         rank=rank,

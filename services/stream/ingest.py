@@ -32,7 +32,7 @@ from services.shards.manifest import (
 )
 from services.shards.store import absolute_url, open_store, read_url
 from services.shards.writer import ShardResult, build_split
-from services.stream.cluster import Flag, capacity, connect
+from services.stream.cluster import Flag, capacity, connect, reach
 from services.stream.ingest_actor import SHARD, Listing, TokenizeActor
 from services.stream.ingest_config import IngestConfig
 from services.stream.pictures import picture_splits
@@ -225,9 +225,9 @@ def _run(
     for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
         if actors * each > reach(kind):
             raise CapacityError(
-                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
-                f" at most {reach(kind):g}, so the job would wait for ever: use fewer or smaller actors"
-                " (--actors, --cpus, --gpus) or a larger cluster"
+                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has at"
+                f" most {reach(kind):g}, so the job would wait for ever: use fewer or smaller"
+                " actors (--actors, --cpus, --gpus) or a larger cluster"
             )
     # One block a job, made here: no task that would need a CPU beside the actors'.
     listed = ray.data.from_arrow([pa.Table.from_pylist([job]) for job in jobs])

@@ -3,8 +3,8 @@
     python stream_job.py REQUEST START STOP ADDRESS ACTORS CPUS [RANK WORLD]
 
 REQUEST: file with a JSON of a `StreamRequest`. It joins the cluster at ADDRESS, or takes threads
-for "-". ACTORS may be LEAST-MOST. Each line on its standard input is the number of batches to take next; for each batch it
-writes a line `batch STEP DIGEST`, after the last `end FLOW`.
+for "-". ACTORS: a number, or LEAST-MOST. Each line on its standard input is the number of batches
+to take next; for each batch it writes a line `batch STEP DIGEST`, after the last `end FLOW`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from tests.system.jobs import Job
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(420)]
 
-HEAD = f"{0xF << 200:x}"[:51] + "00000"
+HEAD = "f" * 51 + "00000"  # the id that the provider gives the head
 
 
 @pytest.fixture

@@ -217,8 +217,8 @@ def reserve(
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
             f" {pool.gpus} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the cluster has"
-            f" at most {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The"
-            " run would never start: use fewer or smaller actors (--cluster.augment-actors,"
+            f" at most {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs."
+            " The run would never start: use fewer or smaller actors (--cluster.augment-actors,"
             " --cluster.augment-cpus-per-actor), fewer workers, or a larger cluster"
         )
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(

@@ -116,17 +116,11 @@ def _end(processes: list[psutil.Process], number: int) -> None:
 
 @contextmanager
 def cluster(
-    folder: Path,
-    environment: dict[str, str],
-    cpus: int,
-    name: str = "ray",
-    *options: str,
-    **variables: str,
+    folder: Path, environment: dict[str, str], cpus: int, name: str = "ray", *options: str
 ) -> Iterator[Cluster]:
     """A head node with `cpus`, and what is started besides, until the context ends.
 
-    environment: `ray` stands first on its PATH; what it says of Ray is left out. variables: more of
-    it. Clients take it as the cluster completes it.
+    environment: `ray` stands first on its PATH. Clients take it as the cluster completes it.
     """
     token = folder / "token"
     token.write_text("a" * 64)
@@ -139,7 +133,6 @@ def cluster(
             **{k: v for k, v in environment.items() if not k.startswith("RAY_")},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            **variables,
         },
         scratch=Path(f"/tmp/seit-{name}-{os.getpid()}"),
     )

@@ -45,8 +45,10 @@ class Work(Protocol):
 
 
 def work_on(root: Store) -> Work:
-    """Here for a folder of this machine, which takes milliseconds; else in a process of its own."""
-    return Here(root) if isinstance(root, LocalStore) else Apart(root)
+    """Here for a folder of this machine, which takes milliseconds, and for files that stand in this
+    process's memory; else in a process of its own."""
+    here = isinstance(root, LocalStore) or root.url.startswith("memory://")
+    return Here(root) if here else Apart(root)
 
 
 class Here:
@@ -103,10 +105,12 @@ class Apart:
         if running is None:
             return
         process, connection = running
-        connection.close()
+        with contextlib.suppress(OSError):  # it has died already
+            connection.send(None)
         process.join(_END_SECONDS)
         if process.is_alive():
-            process.terminate()
+            process.kill()
+            process.join()
 
     def _start(self) -> tuple[BaseProcess, Connection]:
         context = multiprocessing.get_context("spawn")  # a fork of threads could hang
@@ -134,6 +138,7 @@ class Apart:
                 waiting.set_result(result)
             else:
                 waiting.set_exception(error)
+        connection.close()
         with self._lock:
             if self._running is not None and self._running[0] is process:
                 self._running = None
@@ -164,9 +169,12 @@ def _serve(root: Store, connection: Connection) -> None:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="seit-work") as pool:
         while True:
             try:
-                number, function, args, kwargs = connection.recv()
+                asked = connection.recv()
             except (EOFError, OSError):
                 break
+            if asked is None:
+                break
+            number, function, args, kwargs = asked
             working = pool.submit(function, root, *args, **kwargs)
             working.add_done_callback(partial(answer, number))
         pool.shutdown(wait=False, cancel_futures=True)

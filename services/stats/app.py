@@ -100,7 +100,8 @@ def create_app(
         app.include_router(router, responses=PROBLEMS)
     app.include_router(operation)
     app.include_router(site.router)
-    problems.install(app)
+    cache = str(settings.cache_dir)
+    problems.install(app, {root.url: "ROOT", cache: "CACHE"})
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

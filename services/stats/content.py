@@ -57,7 +57,7 @@ def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -
         labels=[
             wire.LabelRows(
                 label=int(label),
-                name=_name(manifest.classes, int(label)),
+                name=class_name(manifest.classes, int(label)),
                 rows=int(counts[label + 1]),
                 share=float(counts[label + 1] / rows) if rows else 0.0,
             )
@@ -77,7 +77,8 @@ def balance(counts: Counts) -> float:
     return entropy_bits(counts.astype(np.float64)) / np.log2(len(counts)) if len(counts) > 1 else 1
 
 
-def _name(classes: Sequence[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Name of a label's class; "" for none."""
     return classes[label] if 0 <= label < len(classes) else ""
 
 

@@ -11,6 +11,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.shards.cache import ShardCache
 from services.shards.entry import CachedShard
 from services.shards.store import Store
+from services.stats.content import class_name
 from services.stats.facts import Facts
 from services.stats.paging import Page
 from services.types import IdArray, IntArray
@@ -77,7 +78,7 @@ class Rows:
                 row=row,
                 key=key,
                 label=label,
-                class_name=classes[label] if 0 <= label < len(classes) else "",
+                class_name=class_name(classes, label),
                 source_bytes=source,
                 shard=facts.shards.paths[place],
             )

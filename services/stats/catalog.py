@@ -120,9 +120,17 @@ class Catalog:
     def history_at_hand(self, name: str) -> bool:
         """Whether all versions of a dataset are told of, and their growth, without waiting."""
         listing = self._listing.at_hand()
-        return listing is not None and all(
-            (name, one) in self._summaries and (name, one) in self._growth
-            for one in listing.versions.get(name, ())
+        if listing is None:
+            return False
+        numbers = listing.versions.get(name, [])
+        needed = {
+            one
+            for before, number in zip([0, *numbers], numbers, strict=False)
+            if (name, number) not in self._growth
+            for one in (before, number)
+        }
+        return all((name, one) in self._summaries for one in numbers) and all(
+            (name, one) in self._facts for one in needed - {0}
         )
 
     def warm(self) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from services.errors import FormatError, NotFoundError
@@ -23,6 +24,7 @@ from services.wire.seit import v1 as wire
 
 Counts: TypeAlias = NDArray[np.int64]
 
+_SHARD = pydantic.TypeAdapter(wire.Shard)
 _LABELS_A_SHARD = 32
 """Label counts that take about as much memory as the rest of a shard, some 250 bytes."""
 
@@ -49,18 +51,23 @@ class Shards:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def plain(self, place: int) -> dict[str, Any]:
+        """The shard as the manifest has it, as names and values: a page of them is made a message
+        at once, in a third of the time."""
+        of = slice(int(self.starts[place]), int(self.starts[place + 1]))
+        return {
+            "path": self.paths[place],
+            "rows": int(self.rows[place]),
+            "bytes": int(self.bytes[place]),
+            "xxh3": self.digests[place],
+            "source_bytes": int(self.source_bytes[place]),
+            "labels": {"labels": self.labels[of].tolist(), "rows": self.counts[of].tolist()},
+            "columns": list(self.columns.get(place, ())),
+        }
+
     def at(self, place: int) -> wire.Shard:
         """The shard as the manifest has it."""
-        of = slice(self.starts[place], self.starts[place + 1])
-        return wire.Shard(
-            path=self.paths[place],
-            rows=int(self.rows[place]),
-            bytes=int(self.bytes[place]),
-            xxh3=self.digests[place],
-            source_bytes=int(self.source_bytes[place]),
-            labels=wire.LabelCounts(labels=self.labels[of].tolist(), rows=self.counts[of].tolist()),
-            columns=list(self.columns.get(place, ())),
-        )
+        return _SHARD.validate_python(self.plain(place))
 
 
 @dataclass(frozen=True, eq=False)

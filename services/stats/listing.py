@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from services.stats.facts import Facts, Shards
@@ -17,6 +18,8 @@ ShardSort: TypeAlias = Literal[
     "row", "-row", "path", "-path", "rows", "-rows", "bytes", "-bytes",
     "bytes_per_image", "-bytes_per_image",
 ]  # fmt: skip
+
+_PAGE = pydantic.TypeAdapter(wire.ShardList)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ def shard_page(facts: Facts, order: IntArray, page: Page) -> wire.ShardList:
     places, following = page.cut(order)
     names = [split.name for split in facts.about.splits]
     splits = np.searchsorted(facts.ends, places, side="right")
-    return wire.ShardList(
-        dataset=facts.about.dataset,
-        version=facts.about.version,
-        shards=[
-            wire.ShardInfo(split=names[split], shard=facts.shards.at(place))
-            for split, place in zip(splits.tolist(), places.tolist(), strict=True)
-        ],
-        next=following,
+    return _PAGE.validate_python(
+        {
+            "dataset": facts.about.dataset,
+            "version": facts.about.version,
+            "shards": [
+                {"split": names[split], "shard": facts.shards.plain(place)}
+                for split, place in zip(splits.tolist(), places.tolist(), strict=True)
+            ],
+            "next": following,
+        }
     )

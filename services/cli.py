@@ -139,7 +139,12 @@ class Serve:
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
         uvicorn.run(
-            app, host=self.host, port=self.port, log_level="warning", limit_concurrency=_CONNECTIONS
+            app,
+            host=self.host,
+            port=self.port,
+            log_level="warning",
+            limit_concurrency=_CONNECTIONS,
+            server_header=False,
         )
         return 0
 

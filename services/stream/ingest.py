@@ -32,7 +32,7 @@ from services.shards.manifest import (
 )
 from services.shards.store import absolute_url, open_store, read_url
 from services.shards.writer import ShardResult, build_split
-from services.stream.cluster import Flag, capacity, connect
+from services.stream.cluster import Flag, capacity, connect, reach
 from services.stream.ingest_actor import SHARD, Listing, TokenizeActor
 from services.stream.ingest_config import IngestConfig
 from services.stream.pictures import picture_splits
@@ -223,11 +223,11 @@ def _run(
     room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
     for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if actors * each > capacity(kind):
+        if actors * each > reach(kind):
             raise CapacityError(
-                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
-                f" {capacity(kind):g}, so the job would wait for ever: use fewer or smaller actors"
-                " (--actors, --cpus, --gpus) or a larger cluster"
+                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has at"
+                f" most {reach(kind):g}, so the job would wait for ever: use fewer or smaller"
+                " actors (--actors, --cpus, --gpus) or a larger cluster"
             )
     # One block a job, made here: no task that would need a CPU beside the actors'.
     listed = ray.data.from_arrow([pa.Table.from_pylist([job]) for job in jobs])

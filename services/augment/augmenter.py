@@ -24,7 +24,7 @@ from services.augment.choices import (
     choose_mix,
     choose_warp,
 )
-from services.augment.color import color_adapt, emb_noise, normals_from_levels
+from services.augment.color import color_noise, normals_from_levels, recolored, statistics
 from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
@@ -40,7 +40,7 @@ from services.wire.seit import v1 as wire
 ADAPT_CROP = "adapt.crop"
 """Operation under which the crop of rows of the TokenAdapt path draws."""
 
-_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
+_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that networks and changes of colour see at a time
 
 
 @dataclass
@@ -232,22 +232,39 @@ class Augmenter(nn.Module):
         """Emb-Noise or ColorAdapt, in the given maps."""
         config, shape = self.config.color, map_NDHW.shape[1:]
         choice = choose_color(config, draws, shape[0], self.grid)
+        map_NHWD, size = map_NDHW.permute(0, 2, 3, 1), _piece(map_NDHW)
         if len(choice.noise_rows):
-            rows = _tensor(choice.noise_rows, map_NDHW)
-            element = normals_from_levels(_tensor(choice.levels, map_NDHW))
-            noisy = emb_noise(
-                _select(map_NDHW, rows),
-                _tensor(choice.channel, map_NDHW),
-                element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale * self._spread,
-                config.noise_std * self._spread,
-            )
-            map_NDHW.index_copy_(0, rows, noisy)
+            given = (choice.noise_rows, choice.levels, choice.channel)
+            pieces = zip(*(_tensor(v, map_NDHW).split(size) for v in given), strict=True)
+            for rows, levels, channel in pieces:
+                element = normals_from_levels(levels).view(-1, *self.grid, shape[0])
+                noise = color_noise(
+                    channel,
+                    element.permute(0, 3, 1, 2),
+                    config.noise_scale * self._spread,
+                    config.noise_std * self._spread,
+                )
+                map_NHWD.index_add_(0, rows, noise.permute(0, 2, 3, 1))
         if len(choice.adapt_rows):
-            # Partners are read before any row changes: the mirror image may change as well.
-            rows, partner = _tensor(choice.adapt_rows, map_NDHW), _tensor(choice.partner, map_NDHW)
-            adapted = color_adapt(_select(map_NDHW, rows), _select(map_NDHW, partner))
-            map_NDHW.index_copy_(0, rows, adapted)
+            # All statistics are read before any row changes: partners may change as well.
+            used = np.union1d(choice.adapt_rows, choice.partner)
+            each = [
+                statistics(_select(map_NDHW, rows)) for rows in _tensor(used, map_NDHW).split(size)
+            ]
+            mean, spread = (torch.cat(part) for part in zip(*each, strict=True))
+            given = (
+                choice.adapt_rows,
+                np.searchsorted(used, choice.adapt_rows),
+                np.searchsorted(used, choice.partner),
+            )
+            pieces = zip(*(_tensor(v, map_NDHW).split(size) for v in given), strict=True)
+            for rows, own, partner in pieces:
+                adapted = recolored(
+                    _select(map_NDHW, rows),
+                    (mean[own], spread[own]),
+                    (mean[partner], spread[partner]),
+                )
+                map_NHWD.index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
         return map_NDHW
 
     def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> _Path:
@@ -273,8 +290,7 @@ class Augmenter(nn.Module):
     def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
         assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
         config, model = self.config.adapt, self.tokenadapt
-        # On a CPU the networks are bound by memory: pieces that stay in its cache are faster.
-        piece = _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
+        piece = _piece(map_NDHW)
         low = torch.autocast(
             map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
@@ -328,6 +344,11 @@ def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) ->
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return on_device(torch.from_numpy(values), like.device)
+
+
+def _piece(map_NDHW: Tensor) -> int:
+    """Rows to work on at a time: on a CPU, whose memory is slow, as many as its cache holds."""
+    return _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shape letters: N rows, D channels of a code, K codes, H and W stored grid, h and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.augment.choices import (
+    ColorChoice,
     MixChoice,
     choose_color,
     choose_eda,
@@ -230,42 +232,21 @@ class Augmenter(nn.Module):
 
     def _recolor(self, map_NDHW: Tensor, draws: Draws) -> Tensor:
         """Emb-Noise or ColorAdapt, in the given maps."""
-        config, shape = self.config.color, map_NDHW.shape[1:]
-        choice = choose_color(config, draws, shape[0], self.grid)
-        map_NHWD, size = map_NDHW.permute(0, 2, 3, 1), _piece(map_NDHW)
+        choice = choose_color(self.config.color, draws, map_NDHW.shape[1], self.grid)
         if len(choice.noise_rows):
-            given = (choice.noise_rows, choice.levels, choice.channel)
-            pieces = zip(*(_tensor(v, map_NDHW).split(size) for v in given), strict=True)
-            for rows, levels, channel in pieces:
-                element = normals_from_levels(levels).view(-1, *self.grid, shape[0])
-                noise = color_noise(
-                    channel,
-                    element.permute(0, 3, 1, 2),
-                    config.noise_scale * self._spread,
-                    config.noise_std * self._spread,
-                )
-                map_NHWD.index_add_(0, rows, noise.permute(0, 2, 3, 1))
+            self._add_noise(map_NDHW, choice)
         if len(choice.adapt_rows):
-            # All statistics are read before any row changes: partners may change as well.
-            used = np.union1d(choice.adapt_rows, choice.partner)
-            each = [
-                statistics(_select(map_NDHW, rows)) for rows in _tensor(used, map_NDHW).split(size)
-            ]
-            mean, spread = (torch.cat(part) for part in zip(*each, strict=True))
-            given = (
-                choice.adapt_rows,
-                np.searchsorted(used, choice.adapt_rows),
-                np.searchsorted(used, choice.partner),
-            )
-            pieces = zip(*(_tensor(v, map_NDHW).split(size) for v in given), strict=True)
-            for rows, own, partner in pieces:
-                adapted = recolored(
-                    _select(map_NDHW, rows),
-                    (mean[own], spread[own]),
-                    (mean[partner], spread[partner]),
-                )
-                map_NHWD.index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
+            _adapt_colors(map_NDHW, choice)
         return map_NDHW
+
+    def _add_noise(self, map_NDHW: Tensor, choice: ColorChoice) -> None:
+        config = self.config.color
+        scale, std = config.noise_scale * self._spread, config.noise_std * self._spread
+        columns = (choice.noise_rows, choice.levels, choice.channel)
+        for rows, levels, channel in _pieces(map_NDHW, *columns):
+            element_NHWD = normals_from_levels(levels).view(len(rows), *self.grid, -1)
+            noise_NDHW = color_noise(channel, element_NHWD.permute(0, 3, 1, 2), scale, std)
+            map_NDHW.permute(0, 2, 3, 1).index_add_(0, rows, noise_NDHW.permute(0, 2, 3, 1))
 
     def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> _Path:
         boxes, mix = self._plain_choices(draws)
@@ -344,6 +325,26 @@ def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) ->
 
 def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return on_device(torch.from_numpy(values), like.device)
+
+
+def _adapt_colors(map_NDHW: Tensor, choice: ColorChoice) -> None:
+    """ColorAdapt, in the given maps."""
+    # All statistics are read before any row changes: partners may change as well.
+    used = np.union1d(choice.adapt_rows, choice.partner)
+    found = [statistics(_select(map_NDHW, rows)) for (rows,) in _pieces(map_NDHW, used)]
+    mean, spread = (torch.cat(part) for part in zip(*found, strict=True))
+    own = np.searchsorted(used, choice.adapt_rows)
+    lent = np.searchsorted(used, choice.partner)
+    for rows, mine, theirs in _pieces(map_NDHW, choice.adapt_rows, own, lent):
+        maps = _select(map_NDHW, rows)
+        adapted = recolored(maps, (mean[mine], spread[mine]), (mean[theirs], spread[theirs]))
+        map_NDHW.permute(0, 2, 3, 1).index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
+
+
+def _pieces(map_NDHW: Tensor, *columns: npt.NDArray[np.generic]) -> Iterator[tuple[Tensor, ...]]:
+    """As many entries of the columns at a time as rows of the map are worked on together."""
+    parts = (torch.split(_tensor(column, map_NDHW), _piece(map_NDHW)) for column in columns)
+    return zip(*parts, strict=True)
 
 
 def _piece(map_NDHW: Tensor) -> int:

@@ -14,7 +14,7 @@ _LEVELS = 1 << 16
 
 
 Statistics = tuple[Tensor, Tensor]
-"""Mean and spread of each channel of a map, (N, D, 1, 1) each."""
+"""Mean and spread of each channel of a map, e.g. (N, D, 1, 1) each."""
 
 
 def color_adapt(map_NDHW: Tensor, partner_NDHW: Tensor) -> Tensor:
@@ -36,11 +36,17 @@ def statistics(map_NDHW: Tensor) -> Statistics:
 
 def recolored(map_NDHW: Tensor, own: Statistics, wanted: Statistics) -> Tensor:
     """The map with the wanted statistics in place of its own."""
+    gain, shift = transfer(own, wanted)
+    return torch.addcmul(shift, map_NDHW, gain)
+
+
+def transfer(own: Statistics, wanted: Statistics) -> tuple[Tensor, Tensor]:
+    """Gain and shift that turn a channel's own statistics into the wanted ones."""
     (mean, spread), (wanted_mean, wanted_spread) = own, wanted
     # Rounding leaves a constant channel a spread near eps * |mean|, which must count as zero.
     flat = spread <= 1e-6 * (1e-6 + mean.abs())
     gain = torch.where(flat, 0.0, wanted_spread / spread.masked_fill(flat, 1.0))
-    return torch.addcmul(wanted_mean - mean * gain, map_NDHW, gain)
+    return gain, wanted_mean - mean * gain
 
 
 def emb_noise(

@@ -33,12 +33,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.layouts": LEAVES,
     "services.pictures": LEAVES | {"services.layouts"},
     "services.masks": LEAVES | {"services.pictures"},
+    "services.sources": LEAVES | {"services.pictures", "services.masks", "services.shards.store"},
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES
     | {
         "services.pictures",
         "services.masks",
+        "services.sources",
         "services.tokens",
         "services.plan",
         "services.shards",

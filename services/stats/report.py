@@ -73,7 +73,8 @@ def _storage(manifest: wire.Manifest, name: str, splits: Sequence[wire.Split]) -
         share_of_pixels=_ratio(size.stored, pixels),
         used_codes=used,
         dead_codes=spec.codes - used,
-        duplicate_rows=_duplicates(splits),
+        duplicate_rows=_known_sum([s.duplicate_rows if s.shards else 0 for s in splits]),
+        duplicate_pictures=_known_sum([s.duplicate_pictures if s.shards else 0 for s in splits]),
         column_bytes=size.columns,
     )
 
@@ -101,10 +102,10 @@ def _sizes(splits: Sequence[wire.Split]) -> _Sizes:
     )
 
 
-def _duplicates(splits: Sequence[wire.Split]) -> int | None:
-    """Rows whose grid another of the same split has before them; None if one does not know."""
-    found = [split.duplicate_rows if split.shards else 0 for split in splits]
-    return None if None in found else sum(count for count in found if count is not None)
+def _known_sum(counts: Sequence[int | None]) -> int | None:
+    """The sum, of duplicates within each split; None if one is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def entropy_bits(counts: NDArray[np.float64]) -> float:

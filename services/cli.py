@@ -40,6 +40,7 @@ from services.cli_store import (
     progress_bar,
     standing,
 )
+from services.cli_tokenizer import ImportTokenizer
 from services.errors import SeitError
 
 _SHOWN = 20  # unreadable pictures that are named on the screen
@@ -177,6 +178,7 @@ Command: TypeAlias = (
     | Annotated[Renumber, subcommand("renumber")]
     | Annotated[ImportRelease, subcommand("import-release")]
     | Annotated[ExportRelease, subcommand("export-release")]
+    | Annotated[ImportTokenizer, subcommand("import-tokenizer")]
     | Annotated[Ingest, subcommand("ingest")]
     | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]

@@ -85,6 +85,11 @@ def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) 
         f" {total.bytes_per_image:,.1f} bytes an image"
         + (f": {' and '.join(compared)}." if compared else ".")
     )
+    if total.coefficient_bytes:
+        yield (
+            f"Beside them stand DCT coefficients, {total.coefficient_bytes / total.rows:,.1f} bytes"
+            f" an image, of which {total.coefficients_per_image:,.0f} are not 0."
+        )
     if manifest.classes:
         yield f"{len(manifest.classes):,} classes: {_shortened(manifest.classes)}."
     else:

@@ -29,6 +29,9 @@ MASK_COLUMN = "mask"
 CAPTION_COLUMN = "caption"
 """Column of a dataset in which captions of pictures stand, "" where one has none."""
 
+COEFFICIENT_COLUMN = "dct"
+"""Column of a dataset in which DCT coefficients of pictures stand (docs/format.md)."""
+
 MAX_CODES = 65_536
 """Largest codebook: ids travel as uint16."""
 

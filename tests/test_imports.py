@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.cli_simulate": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},
+    "services.cli_tokenizer": {"services"},
     "trainers": {"services"},
 }
 # Third-party packages of the rooms that are kept pure, besides the standard library.

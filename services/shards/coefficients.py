@@ -117,8 +117,8 @@ def sparse(maps_NDhw: npt.NDArray[Any], kept: int) -> Sparse:
             " larger quantisation step"
         )
     shape = MapShape(channels // kept, height, width, kept)
-    blocks = maps_NDhw.reshape(count, shape.components, kept, height * width)
-    blocks = blocks.transpose(0, 1, 3, 2).reshape(count, shape.blocks, kept)
+    planes = maps_NDhw.reshape(count, shape.components, kept, height * width)
+    blocks = planes.transpose(0, 1, 3, 2).reshape(count, shape.blocks, kept)
     there = blocks != 0
     return Sparse(
         shape,
@@ -134,8 +134,9 @@ def dense(rows: Sparse) -> CoefficientArray:
     blocks = np.zeros((count * shape.blocks, shape.kept), np.int16)
     blocks[np.repeat(np.arange(len(blocks)), rows.counts.ravel()), rows.positions] = rows.values
     tokens = shape.height * shape.width
-    maps = blocks.reshape(count, shape.components, tokens, shape.kept).transpose(0, 1, 3, 2)
-    return np.ascontiguousarray(maps).reshape(count, shape.channels, shape.height, shape.width)
+    planes = blocks.reshape(count, shape.components, tokens, shape.kept).transpose(0, 1, 3, 2)
+    size = count, shape.channels, shape.height, shape.width
+    return np.ascontiguousarray(planes).reshape(size)
 
 
 def to_rows(rows: Sparse) -> list[bytes]:

@@ -29,6 +29,7 @@ from services.errors import (
     NotFoundError,
 )
 from services.shards.checked import NamedFile, read_checked
+from services.shards.coefficient_stats import add_stats
 from services.shards.grid_hashes import PICTURES, join_hashes
 from services.shards.store import Store
 from services.shards.validate import MANIFEST_FORMAT, check_manifest, check_name
@@ -299,6 +300,7 @@ def extend(
                 duplicate_rows=duplicates,
                 picture_hashes=pictures,
                 duplicate_pictures=repeated,
+                coefficients=add_stats([old.coefficients, split.coefficients]),
             )
         merged[split.name] = split
     return replace(

@@ -14,6 +14,7 @@ import xxhash
 
 from services.errors import InvalidInputError
 from services.shards import codec, layout
+from services.shards.coefficient_stats import add_stats
 from services.shards.grid_hashes import (
     KIND,
     PICTURES,
@@ -40,12 +41,14 @@ class ShardResult:
     grid_hashes: (N,) uint64, hash of each row's grid (`grid_hashes.hash_grids`).
     picture_hashes: (N,) uint64, of each row's picture (`grid_hashes.hash_picture`), where the
         pictures are at hand.
+    coefficients: counts over its rows, where they have any.
     """
 
     shard: wire.Shard
     code_counts: IntArray
     grid_hashes: HashArray
     picture_hashes: HashArray | None = None
+    coefficients: wire.CoefficientStats | None = None
 
 
 def write_shard(
@@ -107,6 +110,7 @@ def build_split(
     )
     if len(pictures) == len(results):
         split.picture_hashes, split.duplicate_pictures = _hashed(root, dataset, pictures, PICTURES)
+    split.coefficients = add_stats([result.coefficients for result in results])
     return split
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.shards.coefficient_stats import add_stats
+from services.types import COEFFICIENT_COLUMN
 from services.wire.seit import v1 as wire
 
 PIXEL_CHANNELS = 3
@@ -76,6 +79,7 @@ def _storage(manifest: wire.Manifest, name: str, splits: Sequence[wire.Split]) -
         duplicate_rows=_known_sum([s.duplicate_rows if s.shards else 0 for s in splits]),
         duplicate_pictures=_known_sum([s.duplicate_pictures if s.shards else 0 for s in splits]),
         column_bytes=size.columns,
+        **_coefficients(splits),
     )
 
 
@@ -100,6 +104,20 @@ def _sizes(splits: Sequence[wire.Split]) -> _Sizes:
         source=sum(shard.source_bytes for shard in files),
         columns=sum(columns.values()),
     )
+
+
+def _coefficients(splits: Sequence[wire.Split]) -> dict[str, Any]:
+    """Bytes of the coefficients of all rows, and how many of them are not 0; {} without."""
+    shards = [shard for split in splits for shard in split.shards]
+    files = {c.path: c for shard in shards for c in shard.columns if c.name == COEFFICIENT_COLUMN}
+    stats = add_stats([split.coefficients for split in splits])
+    if not files or stats is None:
+        return {}
+    rows = sum(shard.rows for shard in shards)
+    return {
+        "coefficient_bytes": sum(file.bytes for file in files.values()),
+        "coefficients_per_image": _ratio(sum(stats.nonzeros), rows),
+    }
 
 
 def _known_sum(counts: Sequence[int | None]) -> int | None:

@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from services.shards import tally
+from services.shards.coefficients import CoefficientArray
 from services.stream.account import Account
 from services.stream.request import RowsRequest
 from services.stream.sources import Sources
@@ -35,6 +36,7 @@ class Share:
     ids: (N, h, w) uint16. label: (N,) int64. Both 0 where the row does not exist.
     account: what it cost so far.
     masks: (N, h, w) uint8 in pixels, or None where none were asked for.
+    maps: (N, D, H, W) int16 coefficients, or None likewise.
     """
 
     step: int
@@ -45,6 +47,7 @@ class Share:
     label: IntArray
     account: Account
     masks: MaskArray | None = None
+    maps: CoefficientArray | None = None
 
 
 @lru_cache(maxsize=16)
@@ -84,6 +87,7 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
         label=taken.labels,
         account=Account(storage_seconds=spent, lost=taken.lost, **cost),
         masks=taken.masks,
+        maps=taken.maps,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from services.errors import InvalidInputError
+from services.shards.coefficients import MAX_KEPT
 from services.shards.grid_hashes import HashArray
 from services.shards.manifest import (
     LoadedManifest,
@@ -35,7 +36,8 @@ from services.stream.ingest_duplicates import survey
 from services.stream.ingest_intake import Intake
 from services.stream.ingest_jobs import Progress, run_jobs
 from services.stream.ingest_source import open_source
-from services.tokens.tokenizer import load_tokenizer
+from services.tokens.dct import DCT
+from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from services.types import MASK_COLUMN
 from services.wire.seit import v1 as wire
 
@@ -83,6 +85,7 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
     standing = _standing(config)
     weights = read_url(config.tokenizer)
     tokenizer = load_tokenizer(weights)
+    _check_kept(tokenizer)
     source = open_source(config, tokenizer.spec)
     _check_same(standing, tokenizer.spec, source.classes)
     _check_masks(config, standing, source)
@@ -135,6 +138,15 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
         met=intake.met,
         seconds=time.monotonic() - began,
     )
+
+
+def _check_kept(tokenizer: TokenizerModel) -> None:
+    """A block's coefficients must fit their stored form."""
+    if isinstance(tokenizer, DCT) and tokenizer.config.keep > MAX_KEPT:
+        raise InvalidInputError(
+            f"the tokenizer keeps {tokenizer.config.keep} coefficients of a block, shards store at"
+            f" most {MAX_KEPT}: fit it with a smaller --keep; nothing was read"
+        )
 
 
 def _standing(config: IngestConfig) -> LoadedManifest | None:

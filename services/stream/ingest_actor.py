@@ -23,13 +23,14 @@ from services.shards.writer import ShardResult
 from services.sources.sample import Fault, Found, PictureSource, Sample
 from services.stream.cluster import Flag
 from services.stream.ingest_config import IngestConfig
-from services.stream.ingest_rows import Loaded, Pending
+from services.stream.ingest_rows import Encoded, Loaded, Pending
+from services.tokens.dct import DCT
 from services.tokens.tokenizer import load_tokenizer
-from services.types import IdArray
 from services.wire.seit import v1 as wire
 
 SHARD = TypeAdapter(wire.Shard)
-"""A shard's entry as it travels from the actor."""
+STATS = TypeAdapter(wire.CoefficientStats | None)
+"""A shard's entry, and counts of its coefficients, as they travel from the actor."""
 
 BATCH_BYTES = 1 << 26
 """Files of pictures that are in memory at once, together; one alone may be larger."""
@@ -93,7 +94,7 @@ class TokenizeActor:
 
         def shard(split: str) -> Answer:
             nonlocal number, left
-            result = pending[split].write(config, self._source, split, spec)
+            result = pending.pop(split).write(config, self._source, split, spec)
             met = counts.taken()
             left -= met.done
             number += 1
@@ -101,17 +102,17 @@ class TokenizeActor:
 
         if not self._cancelled.is_set():
             with ThreadPoolExecutor(self._threads) as pool:
-                for sample, loaded, ids in self._encoded(
+                for sample, loaded, encoded in self._encoded(
                     self._source.read(job), counts, pool, gone
                 ):
                     own = pending.setdefault(loaded.split, Pending())
-                    own.add(sample, loaded, ids)
+                    own.add(sample, loaded, encoded)
                     counts.uncaptioned += self._source.captions and not sample.caption
                     if len(own) == config.rows_per_shard:
                         yield shard(loaded.split)
                         if self._cancelled.is_set():
                             break
-            for split in [name for name, own in pending.items() if len(own)]:
+            for split in list(pending):
                 yield shard(split)
         yield _answer(job, number + 1, replace(counts, done=left))
 
@@ -121,7 +122,7 @@ class TokenizeActor:
         counts: Counts,
         pool: ThreadPoolExecutor,
         gone: set[int] | None,
-    ) -> Iterator[tuple[Sample, Loaded, IdArray]]:
+    ) -> Iterator[tuple[Sample, Loaded, Encoded]]:
         """Pictures decoded in threads and encoded a batch at a time.
 
         gone: hashes of pictures that become no row, to which each new one is added; None to keep
@@ -145,9 +146,18 @@ class TokenizeActor:
                         pixels.append(torch.from_numpy(picture))
                 if good:
                     images = torch.stack(pixels).to(self._device).float() / 255
-                    ids = self._tokenizer.encode(images).cpu().numpy().astype(np.uint16)
-                    for (sample, loaded), grid in zip(good, ids, strict=True):
-                        yield sample, loaded, grid
+                    for (sample, loaded), encoded in zip(good, self._encode(images), strict=True):
+                        yield sample, loaded, encoded
+
+    def _encode(self, images_N3HW: torch.Tensor) -> list[Encoded]:
+        """Tokens of pictures in [0, 1], with the coefficients that they were chosen by."""
+        if isinstance(self._tokenizer, DCT):
+            maps = self._tokenizer.coefficients(images_N3HW)
+            ids = self._tokenizer.codebook.quantise(maps)
+            grids = ids.cpu().numpy().astype(np.uint16)
+            return [Encoded(*pair) for pair in zip(grids, maps.cpu().numpy(), strict=True)]
+        ids = self._tokenizer.encode(images_N3HW)
+        return [Encoded(grid) for grid in ids.cpu().numpy().astype(np.uint16)]
 
     def _read(
         self, sample: Sample, gone: set[int] | None
@@ -251,5 +261,6 @@ def _answer(
         "shard": [SHARD.dump_json(result.shard).decode() if result else ""],
         "code_counts": [result.code_counts.astype("<i8").tobytes() if result else b""],
         "grid_hashes": [result.grid_hashes.astype("<u8").tobytes() if result else b""],
+        "coefficients": [STATS.dump_json(result.coefficients if result else None).decode()],
         "picture_hashes": [hashes.astype("<u8").tobytes() if hashes is not None else b""],
     }

@@ -16,7 +16,7 @@ from services.pictures import check_unreadable
 from services.shards.manifest import MAX_SKIPPED
 from services.shards.writer import ShardResult
 from services.sources.sample import PictureSource
-from services.stream.ingest_actor import SHARD
+from services.stream.ingest_actor import SHARD, STATS
 from services.stream.ingest_config import IngestConfig
 from services.wire.seit import v1 as wire
 
@@ -63,6 +63,7 @@ class Intake:
                 np.frombuffer(row["code_counts"], "<i8").astype(np.int64),
                 np.frombuffer(row["grid_hashes"], "<u8").astype(np.uint64),
                 np.frombuffer(row["picture_hashes"], "<u8").astype(np.uint64),
+                STATS.validate_json(row["coefficients"]),
             )
             found = self.results.setdefault(row["split"], [])
             found.append((row["job"], row["number"], result))

@@ -9,14 +9,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from services.shards.coefficient_stats import add_stats, count_coefficients
+from services.shards.coefficients import sparse, to_rows
 from services.shards.column_file import arrow_type
 from services.shards.columns import write_values
 from services.shards.store import open_store
 from services.shards.writer import ShardResult, write_shard
 from services.sources.sample import PictureSource, Sample
 from services.stream.ingest_config import IngestConfig
-from services.types import CAPTION_COLUMN, MASK_COLUMN, IdArray, TokenRows
+from services.tokens.dct import PLANES
+from services.types import (
+    CAPTION_COLUMN,
+    COEFFICIENT_COLUMN,
+    MASK_COLUMN,
+    FloatArray,
+    IdArray,
+    TokenRows,
+)
 from services.wire.seit import v1 as wire
+
+
+class Encoded(NamedTuple):
+    """A picture's tokens (h, w), and its coefficients (D, h, w), whole numbers, if it has any."""
+
+    ids: IdArray
+    coefficients: FloatArray | None = None
 
 
 class Loaded(NamedTuple):
@@ -35,20 +52,27 @@ class Pending:
     samples: list[Sample] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
     ids: list[IdArray] = field(default_factory=list)
+    coefficients: list[bytes] = field(default_factory=list)
+    stats: wire.CoefficientStats | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def add(self, sample: Sample, loaded: Loaded, ids_HW: IdArray) -> None:
+    def add(self, sample: Sample, loaded: Loaded, encoded: Encoded) -> None:
         """One row; what it was made of is let go."""
         self.samples.append(replace(sample, picture=b""))
         self.loaded.append(loaded)
-        self.ids.append(ids_HW)
+        self.ids.append(encoded.ids)
+        if encoded.coefficients is not None:
+            maps = encoded.coefficients[None]
+            self.coefficients += to_rows(sparse(maps, maps.shape[1] // PLANES))
+            counted = count_coefficients(maps)
+            self.stats = add_stats([self.stats, counted] if self.stats else [counted])
 
     def write(
         self, config: IngestConfig, source: PictureSource, split: str, spec: wire.TokenSpec
     ) -> ShardResult:
-        """Write the shard of all rows, with its columns; nothing is pending afterwards."""
+        """Write the shard of all rows, with its columns."""
         rows = TokenRows(
             ids=np.stack(self.ids),
             labels=np.array([one.label for one in self.samples], np.int64),
@@ -64,10 +88,12 @@ class Pending:
         if source.captions:
             captions = [one.caption.encode() for one in self.samples]
             columns += _write_column(config, result.shard, CAPTION_COLUMN, "string", captions)
+        if self.coefficients:
+            kind, values = "coefficients", self.coefficients
+            columns += _write_column(config, result.shard, COEFFICIENT_COLUMN, kind, values)
         hashes = np.array([one.digest for one in self.loaded], np.uint64)
-        self.samples, self.loaded, self.ids = [], [], []
         shard = replace(result.shard, columns=columns)
-        return replace(result, shard=shard, picture_hashes=hashes)
+        return replace(result, shard=shard, picture_hashes=hashes, coefficients=self.stats)
 
 
 def _write_column(

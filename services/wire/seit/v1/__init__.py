@@ -8,6 +8,7 @@ __all__ = (
     "Cluster",
     "CodeCount",
     "CodeReport",
+    "CoefficientStats",
     "Column",
     "Cursor",
     "DatasetList",
@@ -226,6 +227,44 @@ default_message_pool.register_message("seit.v1", "CodeReport", CodeReport)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class CoefficientStats(betterproto2.Message):
+    """
+    Coefficients of a transform that stand beside the tokens, counted over all rows of a split.
+    """
+
+    nonzeros: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = (
+        betterproto2.field(1, betterproto2.TYPE_UINT64, repeated=True)
+    )
+    """
+    [D] those of each channel that are not 0
+    """
+
+    magnitudes: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = (
+        betterproto2.field(2, betterproto2.TYPE_UINT64, repeated=True)
+    )
+    """
+    [D] sum of their absolute values
+    """
+
+    low: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_SINT32
+    )
+    """
+    smallest of all
+    """
+
+    high: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_SINT32
+    )
+    """
+    largest
+    """
+
+
+default_message_pool.register_message("seit.v1", "CoefficientStats", CoefficientStats)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Column(betterproto2.Message):
     """
     Values of one column for consecutive rows of a shard, in a file of their own.
@@ -239,7 +278,7 @@ class Column(betterproto2.Message):
         2, betterproto2.TYPE_STRING
     )
     """
-    "int32", "int64", "float32", "float64", "string", "binary"
+    "int32", "int64", "float32", "float64", "string", "binary", "coefficients"
     """
 
     path: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -1392,6 +1431,13 @@ class Split(betterproto2.Message):
     rows - different picture files; absent: not known
     """
 
+    coefficients: "CoefficientStats | None" = betterproto2.field(
+        8, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    of the column "dct"; absent where there is none
+    """
+
 
 default_message_pool.register_message("seit.v1", "Split", Split)
 
@@ -1474,6 +1520,18 @@ class SplitStorage(betterproto2.Message):
     )
     """
     Rows whose picture's file another row of the same split has before them; absent: not known.
+    """
+
+    coefficient_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(17, betterproto2.TYPE_UINT64)
+    )
+    """
+    of the column "dct", part of column_bytes
+    """
+
+    coefficients_per_image: "float" = betterproto2.field(18, betterproto2.TYPE_DOUBLE)
+    """
+    of these, those that are not 0
     """
 
 

@@ -64,6 +64,7 @@ def _manifest() -> wire.Manifest:
                 shards=[shard("3f7a", (5000, 3192)), shard("91c0", (120, 8072))],
                 code_counts=[9_000_000, 5_000_000, 2_777_216, 0],
                 duplicate_rows=3,
+                duplicate_pictures=2,
             )
         ],
         message="first import",

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from services.errors import NotFoundError
+
 logger = logging.getLogger(__name__)
 
 
@@ -102,6 +104,20 @@ class Flag:
         """What was noted, None if nothing was."""
         error: Exception | None = ray.get(self._actor.error.remote())
         return error
+
+
+def dashboard() -> str:
+    """Where the dashboard of the cluster that this process has joined answers: http://HOST:PORT.
+
+    Raises: NotFoundError for a cluster without one.
+    """
+    context: Any = ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    if not context.dashboard_url:
+        raise NotFoundError(
+            "this Ray has no dashboard, through which jobs are submitted: install ray[default], or"
+            " name a head that has one"
+        )
+    return f"http://{context.dashboard_url}"
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class StepsDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
         self.share_rows = share_rows(request, world)
-        blank = _blank(self.share_rows, opened(request).size, opened(request).mask_size)
+        own = opened(request)
+        blank = _blank(self.share_rows, own.size, own.mask_size, own.map_shape)
         self.share_bytes: int = pack_share(blank).nbytes
         self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
@@ -105,12 +106,18 @@ def block_bytes(fetched: int, augmented: int) -> int:
     return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
 
 
-def _blank(rows: int, size: tuple[int, int], mask: tuple[int, int] | None = None) -> Share:
-    """A share of the right size with nothing in it."""
+def _blank(
+    rows: int,
+    size: tuple[int, int],
+    mask: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Share:
+    """A share of the right size with nothing in it. mask, shape: of a row's mask and map."""
     zeros = np.zeros(rows, np.int64)
     masks = None if mask is None else np.zeros((rows, *mask), np.uint8)
     ids = np.zeros((rows, *size), np.uint16)
-    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks)
+    maps = None if shape is None else np.zeros((rows, *shape), np.int16)
+    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks, maps)
 
 
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:

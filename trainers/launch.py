@@ -109,11 +109,11 @@ def _with_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from services.stream.cluster import Flag, capacity, connect
+    from services.stream.cluster import Flag, connect, reach
 
     connect()
     arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
-    _check_room(cluster, capacity("CPU"), capacity("GPU"))
+    _check_room(cluster, reach("CPU"), reach("GPU"))
     flag = Flag()
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
@@ -176,7 +176,7 @@ def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
         if need > have:
             raise InvalidInputError(
                 f"{fewest} workers of {each:g} {kind}s need {need:g}; the cluster has"
-                f" {have:g}, so the run would wait for ever: use fewer workers"
+                f" at most {have:g}, so the run would wait for ever: use fewer workers"
                 " (--cluster.workers) or a larger cluster"
             )
 
@@ -200,7 +200,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
-    from services.stream.pool import Pool, Sharing
+    from services.stream.pool import Beside, Pool, Sharing
 
     _log_ours()
     cluster: ClusterConfig = sent["cluster"]
@@ -212,6 +212,13 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         cpus=cluster.augment_cpus_per_actor,
         gpus=cluster.augment_gpus_per_actor,
         fetchers=cluster.fetch_tasks,
+        beside=Beside(
+            cluster.augment_cpu_actors,
+            cluster.augment_cpus_per_cpu_actor,
+            cluster.augment_cpu_share,
+        )
+        if cluster.augment_cpu_actors
+        else None,
     )
     place = Place(
         rank=context.get_world_rank(),

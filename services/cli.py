@@ -17,8 +17,9 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 from rich.console import Console
+from rich.filesize import decimal
 from rich.logging import RichHandler
-from rich.progress import MofNCompleteColumn, TextColumn
+from rich.progress import TextColumn
 from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
@@ -39,8 +40,10 @@ from services.cli_store import (
     progress_bar,
     standing,
 )
+from services.cli_tokenizer import ImportTokenizer
 from services.errors import SeitError
 
+_SHOWN = 20  # unreadable pictures that are named on the screen
 _CONNECTIONS = 1000  # open at a time; more are told to come back
 
 
@@ -139,7 +142,12 @@ class Serve:
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
         uvicorn.run(
-            app, host=self.host, port=self.port, log_level="warning", limit_concurrency=_CONNECTIONS
+            app,
+            host=self.host,
+            port=self.port,
+            log_level="warning",
+            limit_concurrency=_CONNECTIONS,
+            server_header=False,
         )
         return 0
 
@@ -180,6 +188,7 @@ Command: TypeAlias = (
     | Annotated[Renumber, subcommand("renumber")]
     | Annotated[ImportRelease, subcommand("import-release")]
     | Annotated[ExportRelease, subcommand("export-release")]
+    | Annotated[ImportTokenizer, subcommand("import-tokenizer")]
     | Annotated[Ingest, subcommand("ingest")]
     | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]
@@ -223,17 +232,25 @@ def _ingest(args: list[str]) -> int:
     from services.stream.ingest import IngestConfig, ingest
 
     config = tyro.cli(IngestConfig, args=args, prog="seit ingest")
-    with progress_bar(MofNCompleteColumn()) as progress:
-        task = progress.add_task("pictures", total=None)
-        report = ingest(
-            config, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with progress_bar(TextColumn("{task.fields[amount]}")) as progress:
+        task = progress.add_task("pictures", total=None, amount="")
+
+        def show(what: str, done: int, total: int, unit: str) -> None:
+            amount = f"{done:,}/{total:,}"
+            if unit == "bytes":
+                amount = f"{decimal(done)}/{decimal(total)}"
+            progress.update(task, description=what, completed=done, total=total, amount=amount)
+
+        report = ingest(config, show)
     out = Console()
     out.print(tables.manifest_view(report.committed))
-    for skip in report.skipped:
+    for skip in report.skipped[:_SHOWN]:
         out.print(f"skipped {skip.reason}", markup=False)
+    more = report.met.unreadable - len(report.skipped[:_SHOWN])
+    if more:
+        out.print(f"and {more:,} more, of which the manifest names the first")
     out.print(
-        f"{report.rows:,} pictures in {report.seconds:.1f} s; {len(report.skipped):,} skipped"
+        f"{report.rows:,} pictures in {report.seconds:.1f} s; {report.met.unreadable:,} skipped"
     )
     return 0
 

@@ -85,13 +85,36 @@ def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) 
         f" {total.bytes_per_image:,.1f} bytes an image"
         + (f": {' and '.join(compared)}." if compared else ".")
     )
+    if total.coefficient_bytes:
+        yield (
+            f"Beside them stand DCT coefficients, {total.coefficient_bytes / total.rows:,.1f} bytes"
+            f" an image, of which {total.coefficients_per_image:,.0f} are not 0."
+        )
     if manifest.classes:
         yield f"{len(manifest.classes):,} classes: {_shortened(manifest.classes)}."
     else:
         yield "No classes: the rows are not labelled."
+    for number, intake in enumerate(manifest.intakes, 1):
+        yield f"Ingest {number}: {_intake_words(intake)}."
     if manifest.skipped:
         listed = _shortened([f"{one.path} ({one.reason})" for one in manifest.skipped])
-        yield f"Pictures that could not be read, {len(manifest.skipped):,}: {listed}."
+        yield f"What could not be read, {len(manifest.skipped):,}: {listed}."
+
+
+def _intake_words(intake: wire.Intake) -> str:
+    """What one ingest met; parts that did not occur are left out."""
+    place = f"{intake.files:,} {intake.source} files" if intake.files else intake.source
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (intake.dropped, "left out as duplicates"),
+            (intake.unreadable, "unreadable"),
+            (intake.absent, "samples without a picture"),
+            (intake.uncaptioned, "rows without a caption"),
+        )
+        if count
+    ]
+    return ", ".join([f"{intake.pictures:,} pictures of {place} gave {intake.rows:,} rows", *parts])
 
 
 def storage_view(report: wire.StorageReport) -> RenderableType:
@@ -108,7 +131,12 @@ def storage_view(report: wire.StorageReport) -> RenderableType:
         "of\npixels>",
     )
     content = _table(
-        "split", "codes\nused>", "codes\ndead>", "entropy\nbits/token>", "repeated\ngrids>"
+        "split",
+        "codes\nused>",
+        "codes\ndead>",
+        "entropy\nbits/token>",
+        "repeated\ngrids>",
+        "repeated\npictures>",
     )
     for one in rows:
         style = "bold" if one is report.total else ""
@@ -129,6 +157,7 @@ def storage_view(report: wire.StorageReport) -> RenderableType:
             f"{one.dead_codes:,}",
             f"{one.entropy_bits:.3f}",
             _count(one.duplicate_rows),
+            _count(one.duplicate_pictures),
             style=style,
         )
     return Group(table, content)
@@ -232,11 +261,7 @@ def health_view(health: wire.HealthReport) -> RenderableType:
     """What is wrong, a line each, the gravest first."""
     if not health.findings:
         return plain("Nothing wrong was found.")
-    lines = (
-        f"{one.severity}: {f'{one.count:,} ' if one.count > 1 else ''}{one.text}"
-        for one in health.findings
-    )
-    return Group(*map(plain, lines))
+    return Group(*(plain(f"{one.severity}: {one.text}") for one in health.findings))
 
 
 def _troubles(stream: wire.StreamInfo) -> str:

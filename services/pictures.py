@@ -249,15 +249,25 @@ def open_picture(path: str | Path) -> Image.Image:
         return _to_rgb(image).convert("L") if grey else _to_rgb(image)
 
 
-def check_unreadable(reasons: Sequence[str], total: int, which: str, then: str) -> None:
-    """InvalidInputError where more than `MAX_UNREADABLE_SHARE` of `total` could not be read.
+def check_unreadable(
+    reasons: Sequence[str],
+    total: int,
+    which: str,
+    then: str,
+    *,
+    count: int | None = None,
+    share: float = MAX_UNREADABLE_SHARE,
+) -> None:
+    """InvalidInputError where more than the `share` of `total` could not be read.
 
-    reasons: one for each such picture. which: what the pictures are called, then: what follows.
+    reasons: of such pictures, the first ones. count: how many there are, as many as reasons by
+    default. which: what the pictures are called, then: what follows.
     """
-    if len(reasons) > MAX_UNREADABLE_SHARE * total:
+    count = len(reasons) if count is None else count
+    if count > share * total:
         raise InvalidInputError(
-            f"{len(reasons)} of {total} {which} cannot be read, more than"
-            f" {MAX_UNREADABLE_SHARE:.0%}; {then}. The first: {'; '.join(reasons[:5])}. Repair or"
+            f"{count} of {total} {which} cannot be read, more than"
+            f" {100 * share:.3g}%; {then}. The first: {'; '.join(reasons[:5])}. Repair or"
             " remove them, or look whether the folder is the right one"
         )
 

@@ -26,6 +26,12 @@ IGNORED = 255
 MASK_COLUMN = "mask"
 """Column of a dataset in which masks stand, one PNG file a row (docs/format.md)."""
 
+CAPTION_COLUMN = "caption"
+"""Column of a dataset in which captions of pictures stand, "" where one has none."""
+
+COEFFICIENT_COLUMN = "dct"
+"""Column of a dataset in which DCT coefficients of pictures stand (docs/format.md)."""
+
 MAX_CODES = 65_536
 """Largest codebook: ids travel as uint16."""
 

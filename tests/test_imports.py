@@ -33,12 +33,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.layouts": LEAVES,
     "services.pictures": LEAVES | {"services.layouts"},
     "services.masks": LEAVES | {"services.pictures"},
+    "services.sources": LEAVES | {"services.pictures", "services.masks", "services.shards.store"},
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES
     | {
         "services.pictures",
         "services.masks",
+        "services.sources",
         "services.tokens",
         "services.plan",
         "services.shards",
@@ -65,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.cli_simulate": {"services"},
     "services.cli_store": {"services"},
     "services.cli_tables": {"services"},
+    "services.cli_tokenizer": {"services"},
     "trainers": {"services"},
 }
 # Third-party packages of the rooms that are kept pure, besides the standard library.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from services.augment.tokenadapt import TokenAdapt
+from services.errors import InvalidInputError
 from services.plan.draws import Draws
 from trainers.evaluation import Batch, Rows
 from trainers.picture_config import ViewConfig
@@ -47,11 +48,16 @@ def augmented(
     def batches() -> Iterator[Batch]:
         first = 0
         for batch in rows.open():
-            count, (height, width) = len(batch.label), batch.ids.shape[1:]
+            if batch.inputs.is_floating_point():
+                raise InvalidInputError(
+                    "these rows are DCT coefficients, which TokenAdapt does not read: augment rows"
+                    " of tokens, or look at them as they stand"
+                )
+            count, (height, width) = len(batch.label), batch.inputs.shape[1:]
             numbers = np.arange(first, first + count, dtype=np.int64)
             first += count
             drawn = draw_views(alone, Draws(seed, 0, numbers), (height, width), count).to(device)
-            emb = codebook.embed(batch.ids.to(device))
+            emb = codebook.embed(batch.inputs.to(device))
             if kind == "naive":
                 ids = codebook.quantise(drawn.apply(emb, size))
             else:

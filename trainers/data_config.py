@@ -162,6 +162,9 @@ class AugmentConfig:
     """Recipe that the other options change; "scratch" gives the model embeddings, others ids."""
     crop: int = 28
     """Side of the grid that the model reads, tokens."""
+    coefficients: bool = False
+    """Read the DCT coefficients of the dataset as channels, not the codes that stand for them; for
+    classifiers from scratch. Needs no TokenAdapt weights: the transform itself leads to pixels."""
     tokenadapt: str = ""
     """TokenAdapt's weights (.safetensors): a path or URL; empty does without TokenAdapt."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -173,3 +176,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         require(self.crop >= 1, "augment.crop", self.crop, "at least 1 token")
+        require(
+            not (self.coefficients and self.tokenadapt),
+            "augment.tokenadapt",
+            self.tokenadapt,
+            "empty with augment.coefficients, whose transform takes its place",
+        )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from services.augment.boxes import centre_boxes
+from services.augment.coefficients import channel_spread
 from services.augment.recipe import RECIPES
 from services.errors import FormatError, InvalidInputError
 from services.pictures import Picture
@@ -29,6 +30,7 @@ from services.stream.pictures import PictureSet, PictureStream
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import pinned
 from services.tokens.codebook import Codebook
+from services.tokens.dct import DCT
 from services.tokens.tokenizer import TokenizerModel
 from services.types import IntArray
 from services.wire.seit import v1 as wire
@@ -45,24 +47,28 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model and what it was trained on. url: where it came from."""
+    """A trained model and what it was trained on.
+
+    url: where it came from. coefficients: whether it reads DCT coefficients rather than codes.
+    """
 
     url: str
     model: TokenClassifier
     spec: wire.TokenSpec
     classes: tuple[str, ...]
+    coefficients: bool = False
 
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width (tokens) of what it reads."""
         return self.model.config.grid
 
-    def inputs(self, ids_NHW: Tensor, codebook: Codebook) -> Tensor:
-        """What the model reads of these tokens: the ids, or their vectors."""
-        if self.model.config.input == "ids":
-            return ids_NHW
+    def inputs(self, rows: Tensor, codebook: Codebook) -> Tensor:
+        """What the model reads of a batch's inputs: ids, their vectors, or maps as they are."""
+        if rows.is_floating_point() or self.model.config.input == "ids":
+            return rows
         # In the 16 bits in which the stream carries them to training and validation.
-        return codebook.embed(ids_NHW).bfloat16().float()
+        return codebook.embed(rows).bfloat16().float()
 
 
 def load_classifier(url: str, device: torch.device) -> Classifier:
@@ -89,7 +95,7 @@ def load_classifier(url: str, device: torch.device) -> Classifier:
         ) from error
     model = TokenClassifier(ClassifyTask(run, spec, classes).model_config)
     load_published(model, tensors)
-    return Classifier(url, model.eval().to(device), spec, classes)
+    return Classifier(url, model.eval().to(device), spec, classes, run.augment.coefficients)
 
 
 def check_alike(classifiers: Sequence[Classifier]) -> None:
@@ -97,6 +103,11 @@ def check_alike(classifiers: Sequence[Classifier]) -> None:
     first = classifiers[0]
     for other in classifiers[1:]:
         _check_spec(other.spec, first.spec, other.url, first.url)
+        if other.coefficients != first.coefficients:
+            raise InvalidInputError(
+                f"one of {other.url} and {first.url} reads DCT coefficients, the other codes: rows"
+                " are read once for all; evaluate each by itself"
+            )
         if other.classes != first.classes:
             raise InvalidInputError(
                 f"{other.url} and {first.url} were trained on different classes: one table cannot"
@@ -119,9 +130,13 @@ def _check_spec(found: wire.TokenSpec, wanted: wire.TokenSpec, what: str, whose:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that exist. ids: (N, H, W) int64, the centre of the grid. label: (N,) int64."""
+    """Rows that exist.
 
-    ids: Tensor
+    inputs: (N, H, W) int64 ids of the centre of the grid, or (N, D, H, W) float32 coefficients as
+    a model reads them. label: (N,) int64.
+    """
+
+    inputs: Tensor
     label: Tensor
 
 
@@ -162,6 +177,7 @@ def token_rows(
         cache_dir=str(settings.cache_dir),
         cache_bytes=settings.cache_bytes,
         sequential=True,
+        coefficients=classifier.coefficients,
     )
     _check_spec(loaded.spec, classifier.spec, f"dataset {dataset!r}", classifier.url)
     classes = tuple(loaded.manifest.classes)
@@ -171,7 +187,10 @@ def token_rows(
             " with labels"
         )
     grid = (loaded.spec.grid_height, loaded.spec.grid_width)
-    request = StreamRequest(rows, RECIPES["eval"](loaded.spec, grid if whole else classifier.crop))
+    recipe = RECIPES["eval"](loaded.spec, grid if whole else classifier.crop)
+    if classifier.coefficients:
+        recipe = replace(recipe, output="embeddings")
+    request = StreamRequest(rows, recipe)
 
     def batches() -> Iterator[Batch]:
         for batch in Stream(request):
@@ -182,7 +201,8 @@ def token_rows(
                     f"split {split!r} of dataset {dataset!r} holds rows without a label: no answer"
                     " to them is right or wrong; name a labelled split"
                 )
-            yield Batch(batch.inputs.long()[there], label)
+            inputs = batch.inputs.float() if classifier.coefficients else batch.inputs.long()
+            yield Batch(inputs[there], label)
 
     total = sum(shard.rows for shard in find_split(loaded.manifest, split).shards)
     return Rows(classes, total, codebook_of(root, loaded), batches)
@@ -216,6 +236,7 @@ def picture_rows(
     found = PictureSet(name, pictures, size, border=border)
     top, left, height, width = centre_boxes(1, grid, classifier.crop)[0].tolist()
     tokenizer = tokenizer.to(device)
+    encode = _encoder(classifier, tokenizer)
 
     @torch.inference_mode()
     def batches() -> Iterator[Batch]:
@@ -224,11 +245,25 @@ def picture_rows(
             images = unit_range(batch.inputs[torch.from_numpy(there)])
             if change is not None:
                 images = change(images, batch.rows[there])
-            ids = tokenizer.encode(images.to(device))
-            cut = ids[:, top : top + height, left : left + width]
+            rows = encode(images.to(device))
+            cut = rows[..., top : top + height, left : left + width]
             yield Batch(cut, batch.label[torch.from_numpy(there)])
 
     return Rows(tuple(classes), len(pictures), tokenizer.codebook, batches)
+
+
+def _encoder(classifier: Classifier, tokenizer: TokenizerModel) -> Callable[[Tensor], Tensor]:
+    """Pictures to the whole grids, or maps, that the classifier's stream would hold."""
+    if not classifier.coefficients:
+        return tokenizer.encode
+    if not isinstance(tokenizer, DCT):
+        raise InvalidInputError(
+            f"{classifier.url} reads DCT coefficients, which a tokenizer of the kind"
+            f" {tokenizer.kind} does not make: give the one of trainers/tokenizer_dct.py that its"
+            " data was ingested with"
+        )
+    spread = channel_spread(tokenizer)
+    return lambda images: (tokenizer.coefficients(images) / spread).bfloat16().float()
 
 
 def _order(rows_per_batch: int) -> OrderSpec:
@@ -313,13 +348,13 @@ def count_answers(
     hits = torch.zeros(len(classifiers), 2, groups, dtype=torch.int64)
     for batch in rows.open():
         told(len(batch.label))
-        ids, label = batch.ids.to(device), batch.label.to(device)
-        ids, label = ids[counted_G[label]], label[counted_G[label]]
+        inputs, label = batch.inputs.to(device), batch.label.to(device)
+        inputs, label = inputs[counted_G[label]], label[counted_G[label]]
         if not len(label):
             continue
         for number, classifier in enumerate(classifiers):
             logits = (
-                classifier.model(classifier.inputs(ids, codebook))
+                classifier.model(classifier.inputs(inputs, codebook))
                 .float()
                 .masked_fill(~open_C, -math.inf)
             )

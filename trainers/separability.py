@@ -117,7 +117,7 @@ def features(
     codebook = rows.codebook.to(device)
     try:
         for batch in rows.open():
-            classifier.model(classifier.inputs(batch.ids.to(device), codebook))
+            classifier.model(classifier.inputs(batch.inputs.to(device), codebook))
             labels.append(batch.label)
     finally:
         hook.remove()

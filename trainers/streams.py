@@ -126,6 +126,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         "cache_bytes": settings.cache_bytes,
         "skip_damaged": data.skip_damaged,
         "masks": run.reads_masks,
+        "coefficients": run.augment.coefficients,
     }
     weights = (1.0, *data.mixture.values()) if data.mixture else ()
     training_rows = RowsRequest(sources=training_sources, weights=weights, **common)
@@ -178,7 +179,9 @@ def training_sources_of(data: DataConfig) -> tuple[SourceRequest, ...]:
 def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
     """The named recipe with the run's changes; without weights for it, TokenAdapt stays out."""
     config = RECIPES[augment.recipe](spec, (augment.crop, augment.crop))
-    if not augment.tokenadapt:
+    if augment.coefficients:
+        config = replace(config, eda=replace(config.eda, synonym_probability=0.0))  # of codes
+    elif not augment.tokenadapt:
         if config.adapt.share:
             logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
         config = replace(config, adapt=replace(config.adapt, share=0.0))

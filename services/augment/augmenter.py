@@ -8,6 +8,7 @@ Shape letters: N rows, D channels of a code, K codes, H and W stored grid, h and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.augment.choices import (
+    ColorChoice,
     MixChoice,
     choose_color,
     choose_eda,
     choose_mix,
     choose_warp,
 )
-from services.augment.color import color_adapt, emb_noise, normals_from_levels
+from services.augment.color import color_noise, normals_from_levels, recolored, statistics
 from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
@@ -40,7 +42,7 @@ from services.wire.seit import v1 as wire
 ADAPT_CROP = "adapt.crop"
 """Operation under which the crop of rows of the TokenAdapt path draws."""
 
-_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
+_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that networks and changes of colour see at a time
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Batch:
 
 
 @dataclass
-class _Path:
+class Path:
     """Inputs of the rows of one path (n, ...), and how they were mixed."""
 
     inputs: Tensor
@@ -152,10 +154,10 @@ class Augmenter(nn.Module):
         path come as the vectors of the ids that g chose.
         """
         rows = len(ids_NHW)
-        if ids_NHW.shape[1:] != self.grid:
+        if ids_NHW.shape[1:] != self.stored:
             raise InvalidInputError(
-                f"ids are {tuple(ids_NHW.shape)}, this recipe was built for (N, {self.grid[0]}, "
-                f"{self.grid[1]}): build it from the dataset's own spec"
+                f"rows are {tuple(ids_NHW.shape[1:])}, this recipe was built for {self.stored}: "
+                "build it from the dataset's own spec"
             )
         if blocks < 1 or rows < blocks or rows % blocks or len(draws.rows) != rows:
             raise InvalidInputError(
@@ -195,9 +197,14 @@ class Augmenter(nn.Module):
         return Batch(
             inputs=torch.cat([path.inputs for path in paths]),
             label=labels_N,
-            label_b=labels_N[_tensor(np.concatenate(partner), labels_N)],
-            mix=_tensor(np.concatenate([path.mix.share for path in paths]), labels_N),
+            label_b=labels_N[as_tensor(np.concatenate(partner), labels_N)],
+            mix=as_tensor(np.concatenate([path.mix.share for path in paths]), labels_N),
         )
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of a row as it is given to `forward`."""
+        return self.grid
 
     @property
     def _embeds(self) -> bool:
@@ -217,64 +224,59 @@ class Augmenter(nn.Module):
         if edited is ids_NHW:
             edited = edited.clone()
         if len(choice.synonym_rows):
-            rows = _tensor(choice.synonym_rows, edited)
-            replaced, pick = _tensor(choice.replace, edited), _tensor(choice.pick, edited)
+            rows = as_tensor(choice.synonym_rows, edited)
+            replaced, pick = as_tensor(choice.replace, edited), as_tensor(choice.pick, edited)
             shape = (len(rows), *self.grid)
             edited[rows] = replace_synonyms(
                 edited[rows], self.synonyms, replaced.view(shape), pick.view(shape)
             )
         if len(choice.swap_rows):
-            rows = _tensor(choice.swap_rows, edited)
-            edited[rows] = swap_windows(edited[rows], _tensor(choice.windows, edited))
+            rows = as_tensor(choice.swap_rows, edited)
+            edited[rows] = swap_windows(edited[rows], as_tensor(choice.windows, edited))
         return edited
 
     def _recolor(self, map_NDHW: Tensor, draws: Draws) -> Tensor:
         """Emb-Noise or ColorAdapt, in the given maps."""
-        config, shape = self.config.color, map_NDHW.shape[1:]
-        choice = choose_color(config, draws, shape[0], self.grid)
+        choice = choose_color(self.config.color, draws, map_NDHW.shape[1], self.grid)
         if len(choice.noise_rows):
-            rows = _tensor(choice.noise_rows, map_NDHW)
-            element = normals_from_levels(_tensor(choice.levels, map_NDHW))
-            noisy = emb_noise(
-                _select(map_NDHW, rows),
-                _tensor(choice.channel, map_NDHW),
-                element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale * self._spread,
-                config.noise_std * self._spread,
-            )
-            map_NDHW.index_copy_(0, rows, noisy)
+            self._add_noise(map_NDHW, choice)
         if len(choice.adapt_rows):
-            # Partners are read before any row changes: the mirror image may change as well.
-            rows, partner = _tensor(choice.adapt_rows, map_NDHW), _tensor(choice.partner, map_NDHW)
-            adapted = color_adapt(_select(map_NDHW, rows), _select(map_NDHW, partner))
-            map_NDHW.index_copy_(0, rows, adapted)
+            _adapt_colors(map_NDHW, choice)
         return map_NDHW
 
-    def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> _Path:
-        boxes, mix = self._plain_choices(draws)
-        cut = window(ids_NHW, _tensor(boxes, ids_NHW), self.config.crop)
-        if self.config.plain_mix.active:
-            cut = paste(cut, cut[_tensor(mix.partner, cut)], _tensor(mix.boxes, cut))
-        return _Path(cut if self.config.output == "ids" else self._lookup(cut), mix)
+    def _add_noise(self, map_NDHW: Tensor, choice: ColorChoice) -> None:
+        config = self.config.color
+        scale, std = config.noise_scale * self._spread, config.noise_std * self._spread
+        columns = (choice.noise_rows, choice.levels, choice.channel)
+        for rows, levels, channel in _pieces(map_NDHW, *columns):
+            element_NHWD = normals_from_levels(levels).view(len(rows), *self.grid, -1)
+            noise_NDHW = color_noise(channel, element_NHWD.permute(0, 3, 1, 2), scale, std)
+            map_NDHW.permute(0, 2, 3, 1).index_add_(0, rows, noise_NDHW.permute(0, 2, 3, 1))
 
-    def _plain_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
+    def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> Path:
         boxes, mix = self._plain_choices(draws)
-        cut = _cut(self.config.plain_crop, map_NDHW, boxes, self.config.crop)
-        cut = _mixed(self.config.plain_mix, cut, mix)
+        cut = window(ids_NHW, as_tensor(boxes, ids_NHW), self.config.crop)
+        if self.config.plain_mix.active:
+            cut = paste(cut, cut[as_tensor(mix.partner, cut)], as_tensor(mix.boxes, cut))
+        return Path(cut if self.config.output == "ids" else self._lookup(cut), mix)
+
+    def _plain_maps(self, map_NDHW: Tensor, draws: Draws) -> Path:
+        boxes, mix = self._plain_choices(draws)
+        cut = cut_map(self.config.plain_crop, map_NDHW, boxes, self.config.crop)
+        cut = mixed_map(self.config.plain_mix, cut, mix)
         if self.config.output == "ids":
             cut = Codebook(self.codebook, self.metric).quantise(cut)
-        return _Path(cut, mix)
+        return Path(cut, mix)
 
     def _plain_choices(self, draws: Draws) -> tuple[IntArray, MixChoice]:
         config = self.config
         boxes = choose_boxes(config.plain_crop, draws, PLAIN_CROP, self.grid, config.crop)
         return boxes, choose_mix(config.plain_mix, draws, "plain.mix", config.crop)
 
-    def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> _Path:
+    def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> Path:
         assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
         config, model = self.config.adapt, self.tokenadapt
-        # On a CPU the networks are bound by memory: pieces that stay in its cache are faster.
-        piece = _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
+        piece = _piece(map_NDHW)
         low = torch.autocast(
             map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
@@ -286,13 +288,13 @@ class Augmenter(nn.Module):
             matrices = chosen_matrices(config, draws, model.map_grid)
             spread = warp(spread, on_device(matrices, spread.device))
         boxes = choose_boxes(config.crop, draws, ADAPT_CROP, model.map_grid, model.out_map)
-        spread = _cut(config.crop, spread, boxes, model.out_map)
+        spread = cut_map(config.crop, spread, boxes, model.out_map)
         mix = choose_mix(config.mix, draws, "adapt.mix", model.out_map)
-        spread = _mixed(config.mix, spread, mix)
+        spread = mixed_map(config.mix, spread, mix)
         with low:
             ids = torch.cat([model.revert(part).argmax(-1) for part in torch.split(spread, piece)])
         ids = ids.view(-1, *self.config.crop)
-        return _Path(ids if self.config.output == "ids" else self._lookup(ids), mix)
+        return Path(ids if self.config.output == "ids" else self._lookup(ids), mix)
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
@@ -326,29 +328,54 @@ def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) ->
     )
 
 
-def _tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+def as_tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return on_device(torch.from_numpy(values), like.device)
 
 
-def _select(values: Tensor, index: Tensor) -> Tensor:
+def _adapt_colors(map_NDHW: Tensor, choice: ColorChoice) -> None:
+    """ColorAdapt, in the given maps."""
+    # All statistics are read before any row changes: partners may change as well.
+    used = np.union1d(choice.adapt_rows, choice.partner)
+    found = [statistics(select(map_NDHW, rows)) for (rows,) in _pieces(map_NDHW, used)]
+    mean, spread = (torch.cat(part) for part in zip(*found, strict=True))
+    own = np.searchsorted(used, choice.adapt_rows)
+    lent = np.searchsorted(used, choice.partner)
+    for rows, mine, theirs in _pieces(map_NDHW, choice.adapt_rows, own, lent):
+        maps = select(map_NDHW, rows)
+        adapted = recolored(maps, (mean[mine], spread[mine]), (mean[theirs], spread[theirs]))
+        map_NDHW.permute(0, 2, 3, 1).index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
+
+
+def _pieces(map_NDHW: Tensor, *columns: npt.NDArray[np.generic]) -> Iterator[tuple[Tensor, ...]]:
+    """As many entries of the columns at a time as rows of the map are worked on together."""
+    parts = (torch.split(as_tensor(column, map_NDHW), _piece(map_NDHW)) for column in columns)
+    return zip(*parts, strict=True)
+
+
+def _piece(map_NDHW: Tensor) -> int:
+    """Rows to work on at a time: on a CPU, whose memory is slow, as many as its cache holds."""
+    return _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
+
+
+def select(values: Tensor, index: Tensor) -> Tensor:
     """Rows in the memory order that they have: PyTorch itself would turn channels-last around."""
     if values.ndim == 4 and not values.is_contiguous():
         return values.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
     return values.index_select(0, index)
 
 
-def _cut(config: CropConfig, map_NDHW: Tensor, boxes: IntArray, size: tuple[int, int]) -> Tensor:
+def cut_map(config: CropConfig, map_NDHW: Tensor, boxes: IntArray, size: tuple[int, int]) -> Tensor:
     cut = resize_crop if config.kind == "resized" else window
-    return cut(map_NDHW, _tensor(boxes, map_NDHW), size)
+    return cut(map_NDHW, as_tensor(boxes, map_NDHW), size)
 
 
-def _mixed(config: MixConfig, map_NDhw: Tensor, mix: MixChoice) -> Tensor:
+def mixed_map(config: MixConfig, map_NDhw: Tensor, mix: MixChoice) -> Tensor:
     """Mixup and CutMix with partners of the same path, all as they were before."""
     if not config.active:
         return map_NDhw
-    partner = _select(map_NDhw, _tensor(mix.partner, map_NDhw))
+    partner = select(map_NDhw, as_tensor(mix.partner, map_NDhw))
     if config.mixup_alpha > 0:
-        map_NDhw = mixup(map_NDhw, partner, _tensor(mix.weight, map_NDhw))
+        map_NDhw = mixup(map_NDhw, partner, as_tensor(mix.weight, map_NDhw))
     if config.cutmix_alpha > 0:
-        map_NDhw = paste(map_NDhw, partner, _tensor(mix.boxes, map_NDhw))
+        map_NDhw = paste(map_NDhw, partner, as_tensor(mix.boxes, map_NDhw))
     return map_NDhw

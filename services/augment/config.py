@@ -254,3 +254,13 @@ def check_geometric(config: RecipeConfig) -> None:
             f"recipe {config.name!r} mixes rows or swaps windows, whose masks would no longer fit: "
             f"set {', '.join(moves)} to 0, or use the recipe `segment`"
         )
+
+
+def check_coefficients(config: RecipeConfig) -> None:
+    """Refuse, for rows of coefficients, what asks for codes: they have none."""
+    if config.output != "embeddings" or config.eda.synonym_probability > 0:
+        raise InvalidInputError(
+            f"recipe {config.name!r} gives {config.output} with synonyms at probability"
+            f" {config.eda.synonym_probability:g}; DCT coefficients are no codes: valid are"
+            " embeddings (the recipe `scratch`) without synonyms"
+        )

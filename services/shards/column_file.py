@@ -2,6 +2,8 @@
 
     value         int32, int64, float32, float64, string or binary, none of them null
 
+or, of the type "coefficients", the columns of `coefficient_file`.
+
 Key-value metadata: `seit.format` (checked before anything else), `seit.column`, JSON with the
 column's name and type, the xxh3 of the shard, the first of its rows and their number, and
 `seit.check`, its xxh3-64. A file holds at most `PART_BYTES` of values, so that one row, wherever
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from services.errors import FormatError
+from services.shards.coefficient_file import check_streams, rows_of_table, streams_table
 from services.shards.validate import COLUMN_TYPES
 from services.types import IntArray
 from services.wire.seit import v1 as wire
@@ -34,7 +37,8 @@ _FORMAT_KEY, _COLUMN_KEY, _CHECK_KEY = b"seit.format", b"seit.column", b"seit.ch
 _ZSTD_LEVEL = 3
 _PAGE_BYTES = 1 << 20
 _PAGE_SLACK = 1.05  # headers, relative to the values
-_VARIABLE = {"string": pa.string(), "binary": pa.binary()}
+_VARIABLE = {"string": pa.string(), "binary": pa.binary(), "coefficients": pa.binary()}
+_STREAMS = "coefficients"
 
 Values: TypeAlias = tuple[IntArray, npt.NDArray[Any]]
 """Of N rows: no offsets and (N,) numbers, or offsets (N + 1,) int64 into (B,) uint8 bytes."""
@@ -77,14 +81,20 @@ def arrow_type(kind: str) -> Any:
 
 def part_file(values: Any, part: Part) -> bytes:
     """The file of an Arrow array without nulls, of `arrow_type(part.type)`."""
-    schema = pa.schema([pa.field("value", arrow_type(part.type), nullable=False)])
     sink = pa.BufferOutputStream()
     described = part.describe()
+    streams = part.type == _STREAMS
+    more: dict[bytes, bytes] = {}
+    if streams:
+        table, more = streams_table(values)
+    else:
+        schema = pa.schema([pa.field("value", arrow_type(part.type), nullable=False)])
+        table = pa.Table.from_arrays([values], schema=schema)
     with pq.ParquetWriter(
         sink,
-        schema,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
+        table.schema,
+        compression="none" if streams else "zstd",
+        compression_level=None if streams else _ZSTD_LEVEL,
         use_dictionary=False,
         column_encoding="PLAIN",
         data_page_size=_PAGE_BYTES,
@@ -92,12 +102,13 @@ def part_file(values: Any, part: Part) -> bytes:
         write_statistics=False,
         store_schema=False,
     ) as writer:
-        writer.write_table(pa.Table.from_arrays([values], schema=schema), row_group_size=part.rows)
+        writer.write_table(table, row_group_size=len(table))
         writer.add_key_value_metadata(
             {
                 _FORMAT_KEY: str(FORMAT_VERSION).encode(),
                 _COLUMN_KEY: described,
                 _CHECK_KEY: xxhash.xxh3_64_hexdigest(described).encode(),
+                **more,
             }
         )
     return bytes(sink.getvalue())
@@ -112,7 +123,12 @@ def read_part(data: bytes, part: Part, name: str) -> Values:
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             _check_footer(file, part)
-            array = file.read(use_threads=False)["value"].combine_chunks()
+            table = file.read(use_threads=False)
+            if part.type == _STREAMS:
+                said = file.metadata.metadata
+                array = rows_of_table(table, said, part.rows, _most_bytes())
+            else:
+                array = table["value"].combine_chunks()
         array.validate(full=True)
         if len(array) != part.rows or array.null_count:  # a damaged page header can hide values
             raise FormatError(f"unpacks to {len(array)} values for {part.rows} rows")
@@ -125,6 +141,11 @@ def read_part(data: bytes, part: Part, name: str) -> Values:
             f"{name}: not a whole Parquet file ({reason}): restore it, or drop the column and add "
             "it again"
         ) from error
+
+
+def _most_bytes() -> int:
+    """What a part's file may unpack to."""
+    return int(PART_BYTES * _PAGE_SLACK) + _PAGE_BYTES
 
 
 def _check_footer(file: pq.ParquetFile, part: Part) -> None:
@@ -147,6 +168,9 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
             f"holds {described.decode(errors='replace')[:300]}, the manifest names it for "
             f"{part.describe().decode()}: it belongs to other rows; add the column again"
         )
+    if part.type == _STREAMS:
+        check_streams(file, _most_bytes())
+        return
     schema = pa.schema([pa.field("value", arrow_type(part.type), nullable=False)])
     if not file.schema_arrow.equals(schema, check_metadata=False):
         raise FormatError(f"columns {file.schema_arrow.to_string()!r}, expected {schema}")
@@ -155,9 +179,10 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
     column = metadata.row_group(0).column(0)
     if not metadata.num_rows == metadata.row_group(0).num_rows == column.num_values == part.rows:
         raise FormatError(f"has {column.num_values} values for {part.rows} rows")
-    limit = int(PART_BYTES * _PAGE_SLACK) + _PAGE_BYTES
-    if not 0 <= column.total_uncompressed_size <= limit:
-        raise FormatError(f"unpacks to {column.total_uncompressed_size} bytes, at most {limit}")
+    if not 0 <= column.total_uncompressed_size <= _most_bytes():
+        raise FormatError(
+            f"unpacks to {column.total_uncompressed_size} bytes, at most {_most_bytes()}"
+        )
 
 
 def values_of(array: Any) -> Values:

@@ -29,7 +29,8 @@ from services.errors import (
     NotFoundError,
 )
 from services.shards.checked import NamedFile, read_checked
-from services.shards.grid_hashes import join_hashes
+from services.shards.coefficient_stats import add_stats
+from services.shards.grid_hashes import PICTURES, join_hashes
 from services.shards.store import Store
 from services.shards.validate import MANIFEST_FORMAT, check_manifest, check_name
 from services.wire.seit import v1 as wire
@@ -40,6 +41,9 @@ Rebase = Callable[["LoadedManifest"], wire.Manifest]
 
 _VERSIONS = "versions"
 _VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
+MAX_SKIPPED = 10_000
+"""Pictures that could not be read which a manifest names; `Intake.unreadable` counts all."""
+
 _MAX_CONFLICTS = 10_000  # each one is a version that another writer committed meanwhile
 _ADAPTER = pydantic.TypeAdapter(wire.Manifest)
 
@@ -250,6 +254,7 @@ def every_file(manifest: wire.Manifest) -> Iterator[NamedFile]:
             yield shard
             yield from shard.columns
         yield from split.grid_hashes
+        yield from split.picture_hashes
 
 
 def file_sizes(manifest: wire.Manifest) -> dict[str, int]:
@@ -268,10 +273,11 @@ def extend(
     splits: Sequence[wire.Split],
     message: str,
     skipped: Sequence[wire.Skipped] = (),
+    intakes: Sequence[wire.Intake] = (),
 ) -> wire.Manifest:
     """The manifest with more shards: those of a known split follow its own, new splits come last.
 
-    skipped: pictures that could not be read, added to those of `base`.
+    skipped: pictures that could not be read, added to those of `base`; intakes: likewise.
 
     Shards of `base` are shared, not copied; of its files only the hashes of grids are read, to
     count duplicates over old and new rows. Pass the result to `commit`, with
@@ -285,18 +291,23 @@ def extend(
         if old is not None:
             counts = [a + b for a, b in zip(old.code_counts, split.code_counts, strict=True)]
             hashes, duplicates = join_hashes(root, dataset, old, split)
+            pictures, repeated = join_hashes(root, dataset, old, split, PICTURES)
             split = wire.Split(
                 name=split.name,
                 shards=[*old.shards, *split.shards],
                 code_counts=counts,
                 grid_hashes=hashes,
                 duplicate_rows=duplicates,
+                picture_hashes=pictures,
+                duplicate_pictures=repeated,
+                coefficients=add_stats([old.coefficients, split.coefficients]),
             )
         merged[split.name] = split
     return replace(
         base.manifest,
         splits=list(merged.values()),
-        skipped=[*base.manifest.skipped, *skipped],
+        skipped=[*base.manifest.skipped, *skipped][:MAX_SKIPPED],
+        intakes=[*base.manifest.intakes, *intakes],
         message=message,
         parent=base.digest,
         writer="",

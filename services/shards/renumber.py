@@ -71,7 +71,10 @@ def renumber_dataset(
             done += 1
             if progress is not None:
                 progress(done, total)
-        splits.append(build_split(root, dataset, split.name, results, spec.codes))
+        built = build_split(root, dataset, split.name, results, spec.codes)
+        built.picture_hashes = split.picture_hashes  # the pictures stay the same
+        built.duplicate_pictures = split.duplicate_pictures
+        splits.append(built)
     return commit(
         root,
         replace(

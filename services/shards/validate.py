@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from services.errors import FormatError, InvalidInputError
+from services.shards.grid_hashes import KIND, PICTURES, known_hashes
 from services.shards.store import check_path
 from services.types import MAX_CODES, MAX_GRID, UNLABELLED
 from services.wire.seit import v1 as wire
@@ -16,7 +17,7 @@ MAX_PIXELS = 65_536  # a side of an image; 0 stands for "not known"
 MAX_CHANNELS = 65_536
 MAX_SHARD_ROWS = 1 << 31
 MAX_FILE_BYTES = 1 << 40
-COLUMN_TYPES = ("int32", "int64", "float32", "float64", "string", "binary")
+COLUMN_TYPES = ("int32", "int64", "float32", "float64", "string", "binary", "coefficients")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -151,18 +152,20 @@ def _code_counts(split: wire.Split, spec: wire.TokenSpec) -> None:
 
 def _duplicates(split: wire.Split) -> None:
     """Files and count stand together; neither where the duplicates are not known."""
-    what = f"split {split.name}"
-    for asset in split.grid_hashes:
-        _named(asset.kind, "asset")
-        _file(f"{what}: hashes {asset.path}", "assets/", asset.path, asset.bytes, asset.xxh3)
-    rows, found = sum(shard.rows for shard in split.shards), split.duplicate_rows
-    if found is not None:
-        _within(f"{what}: duplicate_rows", found, 0, max(0, rows - 1))
-    if bool(split.grid_hashes) != (found is not None and rows > 0):
-        raise FormatError(
-            f"manifest: {what}: duplicate_rows is {found} with {len(split.grid_hashes)} files of "
-            f"grid hashes for {rows} rows; it has both, or neither where it is not known"
-        )
+    rows = sum(shard.rows for shard in split.shards)
+    for kind in (KIND, PICTURES):
+        what = f"split {split.name}: {kind}"
+        files, found = known_hashes(split, kind)
+        for asset in files:
+            _named(asset.kind, "asset")
+            _file(f"{what} {asset.path}", "assets/", asset.path, asset.bytes, asset.xxh3)
+        if found is not None:
+            _within(f"{what}: duplicates", found, 0, max(0, rows - 1))
+        if bool(files) != (found is not None and rows > 0):
+            raise FormatError(
+                f"manifest: {what}: {found} duplicates with {len(files)} files of hashes for "
+                f"{rows} rows; it has both, or neither where it is not known"
+            )
 
 
 def _columns(shard: wire.Shard, types: dict[str, str]) -> None:

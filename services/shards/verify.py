@@ -14,6 +14,7 @@ from services.shards import codec, layout
 from services.shards.checked import NamedFile, check_file, read_checked
 from services.shards.column_file import Part, column_parts, read_part
 from services.shards.grid_hashes import (
+    PICTURES,
     HashArray,
     count_duplicates,
     hash_grids,
@@ -106,13 +107,17 @@ def _checks(
                 hashes.append(found.grid_hashes)
             yield check
         sound = len(hashes) == len(split.shards)
-        for asset in split.grid_hashes:
+        for asset in (*split.grid_hashes, *split.picture_hashes):
             failure = _failure(partial(read_hashes, root, dataset, asset))
             sound = sound and failure is None
             yield Check(asset.path, asset.bytes, failure)
         wrong: str | None = "not all of its files are sound, so its counts cannot be checked"
         if sound:
-            wrong = _wrong_counts(split, counts_K) or _wrong_hashes(root, dataset, split, hashes)
+            wrong = (
+                _wrong_counts(split, counts_K)
+                or _wrong_hashes(root, dataset, split, hashes)
+                or _wrong_pictures(root, dataset, split)
+            )
         yield Check(f"split {split.name}", 0, wrong)
 
 
@@ -201,4 +206,17 @@ def _wrong_hashes(
             f"{count_duplicates(wanted_N)} of its rows repeat a grid, the manifest says "
             f"{split.duplicate_rows}"
         )
+    return None
+
+
+def _wrong_pictures(root: Store, dataset: str, split: wire.Split) -> str | None:
+    """The same of the hashes of its pictures, of which nothing but the hashes is left."""
+    if not split.picture_hashes:
+        return None
+    try:
+        found = count_duplicates(split_hashes(root, dataset, [split], PICTURES))
+    except SeitError as error:
+        return str(error)
+    if found != split.duplicate_pictures:
+        return f"{found} of its pictures repeat, the manifest says {split.duplicate_pictures}"
     return None

@@ -14,7 +14,15 @@ import xxhash
 
 from services.errors import InvalidInputError
 from services.shards import codec, layout
-from services.shards.grid_hashes import HashArray, count_duplicates, hash_grids, put_hashes
+from services.shards.coefficient_stats import add_stats
+from services.shards.grid_hashes import (
+    KIND,
+    PICTURES,
+    HashArray,
+    count_duplicates,
+    hash_grids,
+    put_hashes,
+)
 from services.shards.store import Store
 from services.shards.validate import check_name, check_spec
 from services.types import IntArray, TokenRows
@@ -31,11 +39,16 @@ class ShardResult:
 
     shard: its manifest entry. code_counts: (K,) int64, how often it holds each code.
     grid_hashes: (N,) uint64, hash of each row's grid (`grid_hashes.hash_grids`).
+    picture_hashes: (N,) uint64, of each row's picture (`grid_hashes.hash_picture`), where the
+        pictures are at hand.
+    coefficients: counts over its rows, where they have any.
     """
 
     shard: wire.Shard
     code_counts: IntArray
     grid_hashes: HashArray
+    picture_hashes: HashArray | None = None
+    coefficients: wire.CoefficientStats | None = None
 
 
 def write_shard(
@@ -80,20 +93,34 @@ def build_split(
 ) -> wire.Split:
     """The manifest entry of a split whose rows stand in these shards, in this order.
 
-    Writes the hashes of its grids below ROOT/DATASET/assets.
+    Writes the hashes of its grids, and of its pictures, below ROOT/DATASET/assets.
     """
+    check_name(dataset)
     counts = np.zeros(codes, np.int64)
     for result in results:
         counts += result.code_counts
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(one.grid_hashes for one in results)])
-    hashes.sort()
-    return wire.Split(
+    pictures = [one.picture_hashes for one in results if one.picture_hashes is not None]
+    split = wire.Split(
         name=check_name(name, "split"),
         shards=[result.shard for result in results],
         code_counts=counts.tolist(),
-        grid_hashes=put_hashes(root, check_name(dataset), hashes),
-        duplicate_rows=count_duplicates(hashes),
     )
+    split.grid_hashes, split.duplicate_rows = _hashed(
+        root, dataset, [one.grid_hashes for one in results], KIND
+    )
+    if len(pictures) == len(results):
+        split.picture_hashes, split.duplicate_pictures = _hashed(root, dataset, pictures, PICTURES)
+    split.coefficients = add_stats([result.coefficients for result in results])
+    return split
+
+
+def _hashed(
+    root: Store, dataset: str, parts: Sequence[HashArray], kind: str
+) -> tuple[list[wire.Asset], int]:
+    """The files of a split's hashes, which are written here, and how many rows repeat one."""
+    hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+    hashes.sort()
+    return put_hashes(root, dataset, hashes, kind), count_duplicates(hashes)
 
 
 class ShardWriter:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.shards.coefficient_stats import add_stats
+from services.types import COEFFICIENT_COLUMN
 from services.wire.seit import v1 as wire
 
 PIXEL_CHANNELS = 3
@@ -73,8 +76,10 @@ def _storage(manifest: wire.Manifest, name: str, splits: Sequence[wire.Split]) -
         share_of_pixels=_ratio(size.stored, pixels),
         used_codes=used,
         dead_codes=spec.codes - used,
-        duplicate_rows=_duplicates(splits),
+        duplicate_rows=_known_sum([s.duplicate_rows if s.shards else 0 for s in splits]),
+        duplicate_pictures=_known_sum([s.duplicate_pictures if s.shards else 0 for s in splits]),
         column_bytes=size.columns,
+        **_coefficients(splits),
     )
 
 
@@ -101,10 +106,24 @@ def _sizes(splits: Sequence[wire.Split]) -> _Sizes:
     )
 
 
-def _duplicates(splits: Sequence[wire.Split]) -> int | None:
-    """Rows whose grid another of the same split has before them; None if one does not know."""
-    found = [split.duplicate_rows if split.shards else 0 for split in splits]
-    return None if None in found else sum(count for count in found if count is not None)
+def _coefficients(splits: Sequence[wire.Split]) -> dict[str, Any]:
+    """Bytes of the coefficients of all rows, and how many of them are not 0; {} without."""
+    shards = [shard for split in splits for shard in split.shards]
+    files = {c.path: c for shard in shards for c in shard.columns if c.name == COEFFICIENT_COLUMN}
+    stats = add_stats([split.coefficients for split in splits])
+    if not files or stats is None:
+        return {}
+    rows = sum(shard.rows for shard in shards)
+    return {
+        "coefficient_bytes": sum(file.bytes for file in files.values()),
+        "coefficients_per_image": _ratio(sum(stats.nonzeros), rows),
+    }
+
+
+def _known_sum(counts: Sequence[int | None]) -> int | None:
+    """The sum, of duplicates within each split; None if one is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def entropy_bits(counts: NDArray[np.float64]) -> float:

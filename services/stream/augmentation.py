@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 
 from services.augment.augmenter import Augmenter, on_device
+from services.augment.coefficients import CoefficientAugmenter
 from services.augment.masks import augment_masks
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import NotFoundError
@@ -25,6 +26,8 @@ from services.stream.batch import StreamBatch, of_share
 from services.stream.fetch import Share
 from services.stream.request import StreamRequest
 from services.tokens.codebook import Codebook
+from services.tokens.dct import DCT
+from services.tokens.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,20 @@ def codebook_of(root: str, loaded: LoadedManifest) -> Codebook:
     )
 
 
+def dct_of(root: str, loaded: LoadedManifest) -> DCT:
+    """The transform that a dataset's coefficients were made by, checked against its digest."""
+    store, dataset = open_store(root), loaded.manifest.dataset
+    for asset in loaded.manifest.assets:
+        if asset.kind == "tokenizer":
+            found = load_tokenizer(read_asset(store, dataset, asset))
+            if isinstance(found, DCT):
+                return found
+    raise NotFoundError(
+        f"dataset {dataset!r} version {loaded.manifest.version} has no DCT beside its shards: its"
+        " coefficients would mean nothing; ingest the pictures again"
+    )
+
+
 @lru_cache(maxsize=4)
 def augmenter_for(request: StreamRequest, device: str) -> Augmenter:
     """The request's recipe with its networks, in evaluation mode, built once a process.
@@ -49,6 +66,10 @@ def augmenter_for(request: StreamRequest, device: str) -> Augmenter:
     """
     first = request.rows.sources[0]  # all sources share one codebook
     loaded = load_manifest(open_store(first.root), first.dataset, first.version)
+    if request.rows.coefficients:
+        transform = dct_of(first.root, loaded)
+        adapted: Augmenter = CoefficientAugmenter(request.recipe, loaded.spec, transform)
+        return adapted.eval().to(device)
     codebook = codebook_of(first.root, loaded)
     tokenadapt = None
     if request.tokenadapt:
@@ -78,7 +99,9 @@ def augment_batch(request: StreamRequest, batch: StreamBatch, device: str) -> St
     waits for the device.
     """
     ids = on_device(batch.inputs, device)
-    if ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
+    if request.rows.coefficients:
+        ids = ids.float()
+    elif ids.device.type != "cpu":  # where 16-bit words cannot be indexed or compared
         ids = ids.long()
     augmenter = augmenter_for(request, device)
     draws = Draws(seed=request.rows.order.seed, epoch=batch.row_epochs, rows=batch.rows)

@@ -26,7 +26,7 @@ class StreamBatch:
     row_epochs: (N,) int64, how often each row's source was gone through before: what draws for
         the row are keyed by.
     inputs: (N, h, w) ids, uint16 until they reach a device and int64 there, or (N, D, h, w)
-        embeddings, bfloat16 and there float32.
+        embeddings, bfloat16 and there float32; before augmentation also coefficients, int16.
     label, label_b: (N,) int64; mix: (N,) float32, the share of `label` in the soft target.
     weight: (N,) float32, 0 for rows that do not exist, else 1.
     account: what it cost to make.
@@ -82,7 +82,7 @@ def of_share(share: Share) -> StreamBatch:
         epoch=share.epoch,
         rows=share.rows,
         row_epochs=share.row_epochs,
-        inputs=torch.from_numpy(share.ids),
+        inputs=torch.from_numpy(share.ids if share.maps is None else share.maps),
         label=label,
         label_b=label,
         mix=torch.ones(len(label)),

@@ -49,6 +49,15 @@ def capacity(kind: str) -> float:
     return total.get(kind, 0.0)
 
 
+def reach(kind: str) -> float:
+    """How much of it the cluster may come to have: where nodes come when something waits for them,
+    all that its autoscaler may start, else its capacity.
+    """
+    # What Ray's own libraries ask before they wait for nodes; there is no public way.
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return max(capacity(kind), float(most.get(kind, 0)))
+
+
 class _Flag:
     def __init__(self) -> None:
         self._set = False

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from services.shards import tally
+from services.shards.coefficients import CoefficientArray
 from services.stream.account import Account
 from services.stream.request import RowsRequest
 from services.stream.sources import Sources
@@ -40,6 +41,7 @@ class Share:
     ids: (N, h, w) uint16. label: (N,) int64. Both 0 where the row does not exist.
     account: what it cost so far.
     masks: (N, h, w) uint8 in pixels, or None where none were asked for.
+    maps: (N, D, H, W) int16 coefficients, or None likewise.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Share:
     label: IntArray
     account: Account
     masks: MaskArray | None = None
+    maps: CoefficientArray | None = None
 
 
 @lru_cache(maxsize=16)
@@ -109,6 +112,7 @@ def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: i
                 label=taken.labels[part],
                 account=account,
                 masks=None if taken.masks is None else taken.masks[part],
+                maps=None if taken.maps is None else taken.maps[part],
             )
         )
     return shares

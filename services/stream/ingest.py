@@ -6,21 +6,17 @@ unseen until the manifest that names them is committed, which happens once, at t
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
-from services.errors import CapacityError, InvalidInputError
-from services.masks import check_sample, list_masked
-from services.pictures import Picture, check_unreadable, list_pictures
+from services.errors import InvalidInputError
+from services.shards.coefficients import MAX_KEPT
+from services.shards.grid_hashes import HashArray
 from services.shards.manifest import (
     LoadedManifest,
     commit,
@@ -31,12 +27,17 @@ from services.shards.manifest import (
     put_asset,
 )
 from services.shards.store import absolute_url, open_store, read_url
-from services.shards.writer import ShardResult, build_split
-from services.stream.cluster import Flag, capacity, connect
-from services.stream.ingest_actor import SHARD, Listing, TokenizeActor
+from services.shards.writer import build_split
+from services.sources.sample import PictureSource
+from services.stream.cluster import Flag, connect
+from services.stream.ingest_actor import TokenizeActor
 from services.stream.ingest_config import IngestConfig
-from services.stream.pictures import picture_splits
-from services.tokens.tokenizer import load_tokenizer
+from services.stream.ingest_duplicates import survey
+from services.stream.ingest_intake import Intake
+from services.stream.ingest_jobs import Progress, run_jobs
+from services.stream.ingest_source import open_source
+from services.tokens.dct import DCT
+from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from services.types import MASK_COLUMN
 from services.wire.seit import v1 as wire
 
@@ -47,7 +48,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did. bytes: of shards. seconds: of the whole job."""
+    """What an ingest did. bytes: of shards. seconds: of the whole job.
+
+    skipped: the first of what could not be read; `met.unreadable` counts all of it.
+    """
 
     committed: LoadedManifest
     rows: int
@@ -55,18 +59,18 @@ class IngestReport:
     bytes: int
     source_bytes: int
     skipped: Sequence[wire.Skipped]
+    met: wire.Intake
     seconds: float
 
 
-def ingest(
-    config: IngestConfig, progress: Callable[[int, int], None] | None = None
-) -> IngestReport:
+def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestReport:
     """Run the job and commit the new version.
 
-    progress: called with (pictures done, pictures in all) whenever a shard stands.
+    progress: called whenever a shard stands with ("ingest", how much is read, how much there is,
+    "pictures" or "bytes"), and with "duplicates" before, where those are looked for first.
 
     Raises: NotFoundError, InvalidInputError for bad input (nothing is written); InvalidInputError
-    when more than 1 % of the pictures cannot be read (the shards written so far are removed).
+    when more cannot be read than `max_unreadable` (the shards written so far are removed).
     """
     began = time.monotonic()
     config = replace(
@@ -81,79 +85,68 @@ def ingest(
     standing = _standing(config)
     weights = read_url(config.tokenizer)
     tokenizer = load_tokenizer(weights)
-    listing = _list(config, tokenizer.spec)
-    _check_same(standing, tokenizer.spec, listing.classes)
-    _check_masks(config, standing, listing)
-    jobs = _jobs(listing.splits, config.rows_per_shard)
-    total = sum(len(pictures) for pictures in listing.splits.values())
+    _check_kept(tokenizer)
+    source = open_source(config, tokenizer.spec)
+    _check_same(standing, tokenizer.spec, source.classes)
+    _check_masks(config, standing, source)
+    total = sum(source.sizes)
 
     connect()
-    results: dict[str, list[tuple[int, ShardResult]]] = {name: [] for name in listing.splits}
-    skipped: list[wire.Skipped] = []
-    cancelled = Flag()
-    rows = _run(config, listing, weights, jobs, cancelled)
-
-    def collect(row: dict[str, Any]) -> int:
-        skipped.extend(wire.Skipped(path=p, reason=r) for p, r in json.loads(row["skipped"]))
-        if not row["shard"]:
-            return 0
-        counts = np.frombuffer(row["code_counts"], "<i8").astype(np.int64)
-        hashes = np.frombuffer(row["grid_hashes"], "<u8").astype(np.uint64)
-        shard = SHARD.validate_json(row["shard"])
-        results[row["split"]].append((row["start"], ShardResult(shard, counts, hashes)))
-        return shard.rows
-
-    done = 0
+    shared, cancelled = ray.put(source), Flag()
+    drop: Mapping[int, HashArray] = {}
+    if config.duplicates == "drop":
+        drop = survey(config, source, shared, standing, cancelled, progress)
+    jobs = [
+        {"job": n, "drop": drop[n].astype("<u8").tobytes() if n in drop else b""}
+        for n in range(len(source.sizes))
+    ]
+    intake = Intake(source, config)
+    rows = run_jobs(config, TokenizeActor, jobs, (config, shared, weights, cancelled))
     try:
         for row in rows:
-            done += collect(row)
-            reasons = [picture.reason for picture in skipped]
-            check_unreadable(reasons, total, "pictures", "the job stopped and wrote nothing")
+            intake.add(row)
+            intake.check(ended=False)
             if progress is not None:
-                progress(done + len(skipped), total)
+                progress("ingest", intake.done, total, source.unit)
+        intake.check(ended=True)
+        if not intake.results:
+            raise InvalidInputError(
+                f"{config.images}: {intake.met.pictures} pictures were met, and none of them"
+                " became a row; nothing was written"
+            )
     except BaseException:
         # Shards under way are waited for, so that they can be taken back too; others never start.
         cancelled.set()
         for row in rows:
-            collect(row)
-        _remove(config, results)
+            intake.add(row)
+        _remove(config, intake)
         raise
-    ordered = {name: sorted(found, key=lambda item: item[0]) for name, found in results.items()}
     built = [
-        build_split(root, config.dataset, name, [one for _, one in found], tokenizer.spec.codes)
-        for name, found in ordered.items()
-        if found
+        build_split(root, config.dataset, name, results, tokenizer.spec.codes)
+        for name, results in intake.ordered().items()
     ]
-    committed = _commit(config, tokenizer, weights, listing.classes, built, skipped, standing)
+    committed = _commit(config, tokenizer, weights, source.classes, built, intake, standing)
     shards = [shard for s in built for shard in s.shards]
-    logger.info("ingested %d pictures of %d into %s", done, total, root.url)
+    logger.info("ingested %d pictures into %s", intake.met.rows, root.url)
     return IngestReport(
         committed=committed,
-        rows=sum(s.rows for s in shards),
+        rows=intake.met.rows,
         shards=len(shards),
         bytes=sum(s.bytes for s in shards),
         source_bytes=sum(s.source_bytes for s in shards),
-        skipped=skipped,
+        skipped=intake.skipped,
+        met=intake.met,
         seconds=time.monotonic() - began,
     )
 
 
-def _list(config: IngestConfig, spec: wire.TokenSpec) -> Listing:
-    """The folders' pictures, with their masks where those are asked for."""
-    if not config.masks:
-        found = list_pictures(config.images)
-        splits = picture_splits(found.splits, config.validation_fraction, config.seed)
-        return Listing(found.classes, splits)
-    if spec.image_height % spec.grid_height or spec.image_width % spec.grid_width:
+def _check_kept(tokenizer: TokenizerModel) -> None:
+    """A block's coefficients must fit their stored form."""
+    if isinstance(tokenizer, DCT) and tokenizer.config.keep > MAX_KEPT:
         raise InvalidInputError(
-            f"the tokenizer makes {spec.grid_height}x{spec.grid_width} tokens of"
-            f" {spec.image_height}x{spec.image_width} pixels: a token is no whole number of pixels,"
-            " so masks could not be cut with it; use a tokenizer whose patch divides the picture"
+            f"the tokenizer keeps {tokenizer.config.keep} coefficients of a block, shards store at"
+            f" most {MAX_KEPT}: fit it with a smaller --keep; nothing was read"
         )
-    masked = list_masked(config.images, config.masks, config.mask_classes)
-    check_sample(masked)
-    splits = picture_splits(masked.splits, config.validation_fraction, config.seed)
-    return Listing(masked.classes.names, splits, masked.masks, masked.classes)
 
 
 def _standing(config: IngestConfig) -> LoadedManifest | None:
@@ -191,13 +184,15 @@ def _check_same(
         )
 
 
-def _check_masks(config: IngestConfig, standing: LoadedManifest | None, listing: Listing) -> None:
+def _check_masks(
+    config: IngestConfig, standing: LoadedManifest | None, source: PictureSource
+) -> None:
     """Rows of one version have masks or not; a run could not read half of it."""
     if config.mode != "append" or standing is None:
         return
     shards = [shard for split in standing.manifest.splits for shard in split.shards]
     masked = any(column.name == MASK_COLUMN for shard in shards for column in shard.columns)
-    if masked != (listing.mask_classes is not None):
+    if masked != (source.mask_classes is not None):
         has, lacks = ("masks", "no masks") if masked else ("no masks", "masks")
         raise InvalidInputError(
             f"dataset {config.dataset!r} has {has}, the pictures to append have {lacks}: nothing"
@@ -205,55 +200,15 @@ def _check_masks(config: IngestConfig, standing: LoadedManifest | None, listing:
         )
 
 
-def _jobs(splits: dict[str, list[Picture]], rows: int) -> list[dict[str, Any]]:
-    return [
-        {"split": name, "start": at, "stop": min(at + rows, len(pictures))}
-        for name, pictures in splits.items()
-        for at in range(0, len(pictures), rows)
-    ]
-
-
-def _run(
-    config: IngestConfig,
-    listing: Listing,
-    weights: bytes,
-    jobs: list[dict[str, Any]],
-    cancelled: Flag,
-) -> Iterator[dict[str, Any]]:
-    room = int(capacity("CPU") // config.cpus) - 1
-    actors = min(config.actors or max(1, room), len(jobs))
-    for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if actors * each > capacity(kind):
-            raise CapacityError(
-                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
-                f" {capacity(kind):g}, so the job would wait for ever: use fewer or smaller actors"
-                " (--actors, --cpus, --gpus) or a larger cluster"
-            )
-    # One block a job, made here: no task that would need a CPU beside the actors'.
-    listed = ray.data.from_arrow([pa.Table.from_pylist([job]) for job in jobs])
-    dataset = listed.map_batches(
-        TokenizeActor,
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_args=(config, ray.put(listing), weights, cancelled),
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=config.cpus,
-        num_gpus=config.gpus or None,
-    )
-    dataset.context.enable_progress_bars = False
-    rows: Iterator[dict[str, Any]] = iter(dataset.iter_rows())
-    return rows
-
-
-def _remove(config: IngestConfig, results: dict[str, list[tuple[int, ShardResult]]]) -> None:
+def _remove(config: IngestConfig, intake: Intake) -> None:
     """Take back the shards of a run that failed, but for those that any version names."""
     root = open_store(config.root)
     versions = list_versions(root, config.dataset)
     loaded = (load_manifest(root, config.dataset, version) for version in versions)
     named = {path for version in loaded for path in named_files(version.manifest)}
     folder = root.child(config.dataset)
-    for found in results.values():
-        for _, result in found:
+    for found in intake.results.values():
+        for _, _, result in found:
             for path in (result.shard.path, *(column.path for column in result.shard.columns)):
                 if path not in named:
                     folder.delete(path)
@@ -265,7 +220,7 @@ def _commit(
     weights: bytes,
     classes: Sequence[str],
     built: list[wire.Split],
-    skipped: list[wire.Skipped],
+    intake: Intake,
     standing: LoadedManifest | None,
 ) -> LoadedManifest:
     root = open_store(config.root)
@@ -273,8 +228,10 @@ def _commit(
     if config.mode == "append" and standing is not None:
         return commit(
             root,
-            extend(root, standing, built, message, skipped),
-            rebase=lambda newest: extend(root, newest, built, message, skipped),
+            extend(root, standing, built, message, intake.skipped, [intake.met]),
+            rebase=lambda newest: extend(
+                root, newest, built, message, intake.skipped, [intake.met]
+            ),
         )
     assets = [
         put_asset(root, config.dataset, "codebook", tokenizer.codebook.to_bytes()),
@@ -289,7 +246,8 @@ def _commit(
             assets=assets,
             classes=list(classes),
             splits=built,
-            skipped=skipped,
+            skipped=intake.skipped,
+            intakes=[intake.met],
             message=message,
         ),
     )

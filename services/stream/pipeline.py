@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from services.errors import CapacityError
 from services.stream.account import Account
 from services.stream.actors import AugmentActor
-from services.stream.cluster import capacity
+from services.stream.cluster import reach
 from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
@@ -50,7 +50,8 @@ class StepsDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
         self.share_rows = share_rows(request, world)
-        blank = _blank(self.share_rows, opened(request).size, opened(request).mask_size)
+        own = opened(request)
+        blank = _blank(self.share_rows, own.size, own.mask_size, own.map_shape)
         self.share_bytes: int = pack_share(blank).nbytes
         self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
 
@@ -105,12 +106,18 @@ def block_bytes(fetched: int, augmented: int) -> int:
     return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
 
 
-def _blank(rows: int, size: tuple[int, int], mask: tuple[int, int] | None = None) -> Share:
-    """A share of the right size with nothing in it."""
+def _blank(
+    rows: int,
+    size: tuple[int, int],
+    mask: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Share:
+    """A share of the right size with nothing in it. mask, shape: of a row's mask and map."""
     zeros = np.zeros(rows, np.int64)
     masks = None if mask is None else np.zeros((rows, *mask), np.uint8)
     ids = np.zeros((rows, *size), np.uint16)
-    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks)
+    maps = None if shape is None else np.zeros((rows, *shape), np.int16)
+    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks, maps)
 
 
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:
@@ -248,13 +255,16 @@ def reserve(
 ) -> None:
     """Keep the datasets' executors off the trainers' CPUs, and refuse what cannot be placed.
 
+    What a cluster may come to have counts: Ray Data never asks an autoscaler for more than the
+    limit that is set here.
+
     datasets: one for each kind of the pool's actors, those beside last.
     trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
     """
-    total, total_gpus = capacity("CPU"), capacity("GPU")
+    total, total_gpus = reach("CPU"), reach("GPU")
     free = total - trainer_cpus
     actors, cpus = (pool.all_actors, pool.all_cpus) if augments else (0, 0.0)
     need, need_gpus = world * cpus, world * (pool.actors * pool.gpus if augments else 0)
@@ -262,8 +272,8 @@ def reserve(
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors that take {cpus:g} CPUs and"
             f" {pool.actors * pool.gpus:g} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the"
-            f" cluster has {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g}"
-            " CPUs. The run would never start: use fewer or smaller actors"
+            f" cluster has at most {total:g} and {total_gpus:g}, and the trainers hold"
+            f" {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
             " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
             " larger cluster"
         )

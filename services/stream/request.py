@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from services.augment.config import CropConfig, RecipeConfig, check_geometric
+from services.augment.config import CropConfig, RecipeConfig, check_coefficients, check_geometric
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.plan.subset import SubsetSpec
@@ -50,6 +50,7 @@ class RowsRequest:
     skip_damaged: rows of a shard whose bytes on storage are wrong come as rows that do not exist,
         where otherwise the stream ends.
     masks: rows come with their masks, from the column `mask` of each source.
+    coefficients: rows come with their DCT coefficients, from the column `dct`, in place of ids.
     """
 
     sources: tuple[SourceRequest, ...]
@@ -61,6 +62,7 @@ class RowsRequest:
     cut: Cut | None = None
     skip_damaged: bool = False
     masks: bool = False
+    coefficients: bool = False
 
     def __post_init__(self) -> None:
         if self.cache_bytes <= 0 or not self.cache_dir:
@@ -85,20 +87,29 @@ class StreamRequest:
     """Rows, and the recipe that they go through.
 
     tokenadapt: URL of TokenAdapt's weights, or "" for a recipe that does without.
+    whole: rows travel as they are stored, for a consumer that augments them itself.
     """
 
     rows: RowsRequest
     recipe: RecipeConfig
     tokenadapt: str = ""
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.rows.masks:
             check_geometric(self.recipe)
+        if self.rows.coefficients and not self.whole:
+            check_coefficients(self.recipe)
+            if self.rows.masks:
+                raise InvalidInputError(
+                    f"{self.rows.name}: masks and coefficients at once: masks follow tokens, and"
+                    " nothing moves them along with coefficients; ask for one of both"
+                )
 
     @property
     def only_cuts(self) -> bool:
         """Whether the recipe does nothing but cut ids: fetching does that on its way."""
-        return self.recipe.only_cuts
+        return self.whole or (self.recipe.only_cuts and not self.rows.coefficients)
 
     @property
     def fetched(self) -> RowsRequest:
@@ -109,5 +120,5 @@ class StreamRequest:
 
     def unaugmented(self, grid: tuple[int, int]) -> StreamRequest:
         """The same rows as they are stored: whole grids of `grid` (height, width) tokens."""
-        whole = RecipeConfig("whole grids", grid, plain_crop=CropConfig(kind="centre"))
-        return StreamRequest(self.rows, whole)
+        centre = RecipeConfig("whole grids", grid, plain_crop=CropConfig(kind="centre"))
+        return StreamRequest(self.rows, centre, whole=True)

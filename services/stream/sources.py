@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,13 @@ from services.plan.epoch import RowPlan, SequentialPlan
 from services.plan.mixture import plan_of
 from services.plan.subset import Subset
 from services.shards.cache import ShardCache
+from services.shards.coefficients import CoefficientArray
 from services.shards.manifest import load_manifest
 from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
 from services.shards.tally import Reading
 from services.stream.ahead import Ahead, Place
+from services.stream.coefficients import Coefficients
 from services.stream.masks import Masks
 from services.stream.request import Cut, RowsRequest, SourceRequest
 from services.types import UNLABELLED, IdArray, IntArray, MaskArray
@@ -52,6 +55,7 @@ class Taken:
     ids: (N, h, w) uint16. labels: (N,) int64. rows: (N,) int64, -1 where nothing could be read:
     ids and label are 0 there. lost: damaged shards that some of them may have stood in.
     masks: (N, h, w) uint8 in pixels, all `IGNORED` where nothing could be read; None without masks.
+    maps: (N, D, H, W) int16 coefficients, 0 where nothing could be read; None without.
     """
 
     ids: IdArray
@@ -59,6 +63,7 @@ class Taken:
     rows: IntArray
     lost: tuple[str, ...]
     masks: MaskArray | None = None
+    maps: CoefficientArray | None = None
 
 
 class Sources:
@@ -100,6 +105,7 @@ class Sources:
                     " that their masks would say different things; mix datasets of one class list"
                 )
             self._masks = Masks(self._readers)
+        self._coefficients = Coefficients(self._readers) if request.coefficients else None
         self._ahead = Ahead(self._bring)
         self._subsets = [
             _subset_of(reader, source)
@@ -133,6 +139,11 @@ class Sources:
         return self._cut.size if self._cut else (self.spec.grid_height, self.spec.grid_width)
 
     @property
+    def map_shape(self) -> tuple[int, ...] | None:
+        """(D, H, W) of the coefficients that `take` gives; None without."""
+        return None if self._coefficients is None else self._coefficients.shape
+
+    @property
     def mask_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels of the masks that `take` gives; None without masks."""
         return None if self._masks is None else self._masks.size(self.size)
@@ -150,16 +161,16 @@ class Sources:
         boxes = _boxes(self._cut, self.spec, Draws(self._seed, epochs, rows))
         self._leave_out(source, shard)
         try:
-            ids, labels, masks = self._gather(source, shard, inside, boxes)
+            taken = self._gather(source, shard, inside, boxes)
         except IntegrityError:
             if not self._skip_damaged:
                 raise
             self._find_damaged(source, shard)
             self._leave_out(source, shard)
-            ids, labels, masks = self._gather(source, shard, inside, boxes)
-        labels[shard < 0] = 0
+            taken = self._gather(source, shard, inside, boxes)
+        taken.labels[shard < 0] = 0
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
-        return Taken(ids, labels, np.where(shard < 0, -1, rows), lost, masks)
+        return replace(taken, rows=np.where(shard < 0, -1, rows), lost=lost)
 
     def prepare(self, rows: IntArray) -> None:
         """Begin to fetch the shards of rows that are due later."""
@@ -183,12 +194,16 @@ class Sources:
 
     def _gather(
         self, source: IntArray, shard: IntArray, inside: IntArray, boxes: IntArray | None
-    ) -> tuple[IdArray, IntArray, MaskArray | None]:
+    ) -> Taken:
         inside = self._in_shard(source, shard, inside)
-        masks = None if self._masks is None else self._masks.take(source, shard, inside, boxes)
+        beside: dict[str, Any] = {}
+        if self._masks is not None:
+            beside["masks"] = self._masks.take(source, shard, inside, boxes)
+        if self._coefficients is not None:
+            beside["maps"] = self._coefficients.take(source, shard, inside)
         if len(self._readers) == 1:
             ids, labels = self._readers[0].take(shard, inside, boxes)
-            return ids, self._renumbered(0, labels), masks
+            return Taken(ids, self._renumbered(0, labels), shard, (), **beside)
         ids = np.zeros((len(source), *self.size), np.uint16)
         labels = np.full(len(source), UNLABELLED, np.int64)
         for number in np.unique(source[source >= 0]).tolist():
@@ -196,7 +211,7 @@ class Sources:
             part = None if boxes is None else boxes[own]
             ids[own], found = self._readers[number].take(shard[own], inside[own], part)
             labels[own] = self._renumbered(number, found)
-        return ids, labels, masks
+        return Taken(ids, labels, shard, (), **beside)
 
     def _in_shard(self, source: IntArray, shard: IntArray, inside: IntArray) -> IntArray:
         """(N,) rows of their shards, from rows of what a subset takes of each."""
@@ -223,11 +238,13 @@ class Sources:
         return chosen
 
     def _bring(self, place: Place) -> None:
-        """Fetch a shard, and its masks, into the node's cache, or find them there."""
+        """Fetch a shard, and what stands beside it, into the node's cache, or find it there."""
         number, shard = place
         self._readers[number].shard(shard)
         if self._masks is not None:
             self._masks.bring(number, shard)
+        if self._coefficients is not None:
+            self._coefficients.bring(number, shard)
 
     def _leave_out(self, source: IntArray, shard: IntArray) -> None:
         """Mark the rows of shards that are known to be damaged as not there, in `shard`."""

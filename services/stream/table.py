@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from services.errors import FormatError
+from services.shards.coefficients import CoefficientArray
 from services.stream.account import Account
 from services.stream.fetch import Share
 from services.types import MaskArray
@@ -28,7 +29,7 @@ class Head:
 
     Not in the schema's metadata, which is one for a whole block of several shares.
     shape: of one row's inputs. kind: what their 16-bit words stand for. mask: shape of one row's
-    mask, () without masks.
+    mask, () without masks. map: of one row's coefficients, likewise.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Head:
     kind: Kind
     account: Account
     mask: tuple[int, ...] = ()
+    map: tuple[int, ...] = ()
 
 
 def pack(
@@ -46,16 +48,19 @@ def pack(
     inputs: npt.NDArray[Any],
     kind: Kind,
     masks: MaskArray | None = None,
+    maps: CoefficientArray | None = None,
     **columns: npt.NDArray[Any],
 ) -> pa.Table:
-    """An Arrow table of one share; `inputs` (N, ...) and `masks` (N, h, w) travel as fixed-size
-    binary, uncopied.
+    """An Arrow table of one share; `inputs` (N, ...), `masks` (N, h, w) and `maps`
+    (N, D, H, W) travel as fixed-size binary, uncopied.
 
     kind: numpy has no bfloat16, which travels as int16.
     """
     count = len(inputs)
     mask = () if masks is None else masks.shape[1:]
-    said = json.dumps(asdict(Head(step, epoch, inputs.shape[1:], kind, account, mask))).encode()
+    whole = () if maps is None else maps.shape[1:]
+    head_said = Head(step, epoch, inputs.shape[1:], kind, account, mask, whole)
+    said = json.dumps(asdict(head_said)).encode()
     offsets = np.full(count + 1, len(said), np.int32)
     offsets[0] = 0
     head = pa.Array.from_buffers(
@@ -64,6 +69,8 @@ def pack(
     arrays = {name: pa.array(value) for name, value in columns.items()}
     if masks is not None:
         arrays["mask"] = _binary(masks)
+    if maps is not None:
+        arrays["map"] = _binary(maps)
     return pa.table({"head": head, "inputs": _binary(inputs), **arrays})
 
 
@@ -87,7 +94,7 @@ def head_of(table: pa.Table) -> Head:
     raw = json.loads(said)
     told = raw.pop("account")
     account = Account(**{**told, "lost": tuple(told["lost"])})
-    return Head(account=account, **{**raw, **{n: tuple(raw[n]) for n in ("shape", "mask")}})
+    return Head(account=account, **{**raw, **{n: tuple(raw[n]) for n in ("shape", "mask", "map")}})
 
 
 def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
@@ -102,6 +109,13 @@ def inputs_of(table: pa.Table, head: Head) -> npt.NDArray[Any]:
 def masks_of(table: pa.Table, head: Head) -> MaskArray | None:
     """The masks (N, h, w) uint8, if there are any; memory as `inputs_of`."""
     return _raw(table, "mask").reshape(len(table), *head.mask) if head.mask else None
+
+
+def maps_of(table: pa.Table, head: Head) -> CoefficientArray | None:
+    """The coefficients (N, D, H, W) int16, if there are any; memory as `inputs_of`."""
+    if not head.map:
+        return None
+    return _raw(table, "map").view(np.int16).reshape(len(table), *head.map)
 
 
 def _raw(table: pa.Table, name: str) -> npt.NDArray[np.uint8]:
@@ -128,6 +142,7 @@ def pack_share(share: Share) -> pa.Table:
         share.ids,
         "uint16",
         share.masks,
+        share.maps,
         row=share.rows,
         row_epoch=share.row_epochs,
         label=share.label,
@@ -137,7 +152,7 @@ def pack_share(share: Share) -> pa.Table:
 def unpack_share(table: pa.Table) -> Share:
     """The inverse of `pack_share`, in memory of its own: the table's may be shared."""
     head = head_of(table)
-    masks = masks_of(table, head)
+    masks, maps = masks_of(table, head), maps_of(table, head)
     return Share(
         step=head.step,
         epoch=head.epoch,
@@ -147,4 +162,5 @@ def unpack_share(table: pa.Table) -> Share:
         label=numbers(table, "label"),
         account=head.account,
         masks=None if masks is None else masks.copy(),
+        maps=None if maps is None else maps.copy(),
     )

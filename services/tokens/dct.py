@@ -2,8 +2,9 @@
 
 Each square block of each of the three channels (Y, Cb, Cr as in JPEG) goes through an orthonormal
 type-II DCT, and its lowest `keep` coefficients are divided by their step and rounded. These
-vectors, one a block, are the map that a model reads. To store them as rows of ids like every other
-dataset, a codebook of K such vectors is fitted by k-means, and an id is the nearest of them.
+vectors, one a block, are the map that a model reads; they are stored as they are, in a column
+beside the tokens. For what needs tokens (masked modelling), a codebook of K such vectors is fitted
+by k-means, and an id is the nearest of them.
 
 Shape letters: N rows, H and W pixels, h and w blocks, S side of a block, Q kept coefficients,
 M any number of vectors, K codes, D = 3*Q channels of a code.
@@ -24,7 +25,8 @@ from services.tokens.vitvqgan import Quantizer, patch_grid
 from services.types import MAX_CODES, MAX_GRID
 from services.wire.seit import v1 as wire
 
-_PLANES = 3  # Y, Cb, Cr
+PLANES = 3
+"""Y, Cb, Cr."""
 _MAX_BLOCK = 64
 # ITU-R BT.601 as JPEG uses it (JFIF): rows give Y, Cb - 1/2 and Cr - 1/2 of R, G, B.
 _YCBCR = (
@@ -82,7 +84,7 @@ class DCTConfig:
     @property
     def channels(self) -> int:
         """D: kept coefficients of the three channels, Y's first."""
-        return _PLANES * self.keep
+        return PLANES * self.keep
 
 
 def zigzag(side: int) -> list[tuple[int, int]]:
@@ -120,8 +122,8 @@ class DCT(nn.Module):
         self.quantizer = Quantizer(config.codes, config.channels).requires_grad_(False)
         nn.init.zeros_(self.quantizer.embedding.weight)
         frequency = torch.tensor([float(sum(at)) for at in zigzag(config.block)[: config.keep]])
-        steps = (config.step * (1 + config.slope * frequency)).repeat(_PLANES)
-        filters = dct_filters(config.block, config.keep)[:, None].repeat(_PLANES, 1, 1, 1)
+        steps = (config.step * (1 + config.slope * frequency)).repeat(PLANES)
+        filters = dct_filters(config.block, config.keep)[:, None].repeat(PLANES, 1, 1, 1)
         # All three follow from the config, so they are not saved.
         self.register_buffer("filters", filters, persistent=False)  # (D, 1, S, S)
         self.register_buffer("steps", steps.view(1, -1, 1, 1), persistent=False)
@@ -140,29 +142,33 @@ class DCT(nn.Module):
 
     def coefficients(self, images_N3HW: Tensor) -> Tensor:
         """Quantised coefficients, whole numbers as float32: (N, 3, H, W) -> (N, D, h, w)."""
-        if images_N3HW.shape[-3:] != (_PLANES, *self.config.image_size):
+        if images_N3HW.shape[-3:] != (PLANES, *self.config.image_size):
             raise InvalidInputError(
                 f"got pictures of {tuple(images_N3HW.shape[-3:])}, this tokenizer reads "
-                f"{(_PLANES, *self.config.image_size)}: resize them, or set it to their size"
+                f"{(PLANES, *self.config.image_size)}: resize them, or set it to their size"
             )
         # Grey becomes 0 in Y as it is in Cb and Cr.
-        planes = torch.einsum("pc,nchw->nphw", self.colours, images_N3HW - 0.5)
-        return (
-            F.conv2d(planes, self.filters, stride=self.config.block, groups=_PLANES)
-            .div(self.steps)
-            .round()
-        )
+        return self.of_planes(torch.einsum("pc,nchw->nphw", self.colours, images_N3HW - 0.5))
+
+    def of_planes(self, planes_N3HW: Tensor) -> Tensor:
+        """`coefficients` of Y, Cb and Cr around 0, of any whole number of blocks."""
+        blocks = F.conv2d(planes_N3HW, self.filters, stride=self.config.block, groups=PLANES)
+        return blocks.div(self.steps).round()
 
     def pixels(self, coefficients_NDhw: Tensor) -> Tensor:
         """Inverse of `coefficients` up to rounding and what `keep` left out, clamped to [0, 1]."""
-        planes = F.conv_transpose2d(
+        inverse = torch.linalg.inv(self.colours)
+        images = torch.einsum("cp,nphw->nchw", inverse, self.planes(coefficients_NDhw))
+        return (images + 0.5).clamp(0, 1)
+
+    def planes(self, coefficients_NDhw: Tensor) -> Tensor:
+        """Inverse of `of_planes`, as `pixels` is: (N, D, h, w) -> (N, 3, H, W) around 0."""
+        return F.conv_transpose2d(
             coefficients_NDhw * self.steps,
             self.filters,
             stride=self.config.block,
-            groups=_PLANES,
+            groups=PLANES,
         )
-        images = torch.einsum("cp,nphw->nchw", torch.linalg.inv(self.colours), planes)
-        return (images + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode(self, images_N3HW: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_every_picture_stands_once_as_its_tokens_and_versions_grow(
     folder = pictures(tmp_path / "images")
     seen: list[tuple[int, int]] = []
     made = config(tmp_path, tokenizer)
-    report = ingest(made, lambda done, total: seen.append((done, total)))
+    report = ingest(made, lambda _, done, total, unit: seen.append((done, total)))
     assert (report.rows, report.shards, list(report.skipped)) == (30, 4, [])
     assert seen[-1] == (30, 30)
     root, model = open_store(made.root), load_tokenizer(tokenizer)

@@ -43,7 +43,7 @@ def test_features_are_what_the_head_reads_and_the_program_reports_the_probe(
         by_split[split] = features(classifier, rows, cpu)
         points, labels = by_split[split]
         assert labels.tolist() == [picture.label for picture in world.splits[split]]
-        ids = torch.cat([batch.ids for batch in rows.open()])
+        ids = torch.cat([batch.inputs for batch in rows.open()])
         with torch.inference_mode():
             logits = classifier.model.head(torch.from_numpy(points))
             assert torch.allclose(logits, classifier.model(ids), atol=1e-5)

@@ -120,7 +120,7 @@ export const showDataset = async (main, name, signal, tell) => {
     ask(base), ask(`${base}/health`), ask(`${base}/storage`), ask(`${base}/growth?limit=12`), ask(`${base}/labels?limit=12`), ask(`${base}/codes?limit=1`)]);
   if (signal.aborted) return;
   const [shards, read] = shardCard(base, summary.splits, tell);
-  const wrong = make("div", {}, findings(health.findings)), stored = make("div", {}, storageCard(storage));
+  const wrong = make("div", {}, findings(health.findings)), stored = make("div", { class: "wide" }, storageCard(storage));
   const gallery = make("div", { class: "wide" });
   main.replaceChildren(make("p", {}, make("a", { href: "#/" }, "← all datasets")), make("h1", {}, name),
     make("p", { class: "quiet" }, `Version ${summary.version}, committed ${day(summary.created)} UTC. ${summary.message}`),

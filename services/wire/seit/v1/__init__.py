@@ -8,6 +8,7 @@ __all__ = (
     "Cluster",
     "CodeCount",
     "CodeReport",
+    "CoefficientStats",
     "Column",
     "Cursor",
     "DatasetList",
@@ -17,6 +18,7 @@ __all__ = (
     "FolderAudit",
     "GrowthReport",
     "HealthReport",
+    "Intake",
     "Job",
     "JobList",
     "LabelCounts",
@@ -225,6 +227,44 @@ default_message_pool.register_message("seit.v1", "CodeReport", CodeReport)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class CoefficientStats(betterproto2.Message):
+    """
+    Coefficients of a transform that stand beside the tokens, counted over all rows of a split.
+    """
+
+    nonzeros: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = (
+        betterproto2.field(1, betterproto2.TYPE_UINT64, repeated=True)
+    )
+    """
+    [D] those of each channel that are not 0
+    """
+
+    magnitudes: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = (
+        betterproto2.field(2, betterproto2.TYPE_UINT64, repeated=True)
+    )
+    """
+    [D] sum of their absolute values
+    """
+
+    low: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_SINT32
+    )
+    """
+    smallest of all
+    """
+
+    high: "typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_SINT32
+    )
+    """
+    largest
+    """
+
+
+default_message_pool.register_message("seit.v1", "CoefficientStats", CoefficientStats)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Column(betterproto2.Message):
     """
     Values of one column for consecutive rows of a shard, in a file of their own.
@@ -238,7 +278,7 @@ class Column(betterproto2.Message):
         2, betterproto2.TYPE_STRING
     )
     """
-    "int32", "int64", "float32", "float64", "string", "binary"
+    "int32", "int64", "float32", "float64", "string", "binary", "coefficients"
     """
 
     path: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -685,6 +725,69 @@ default_message_pool.register_message("seit.v1", "HealthReport", HealthReport)
 
 
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
+class Intake(betterproto2.Message):
+    """
+    What one ingest met in its source.
+    """
+
+    source: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        1, betterproto2.TYPE_STRING
+    )
+    """
+    "classes", "masks", "plain", "webdataset", "parquet"
+    """
+
+    files: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        2, betterproto2.TYPE_UINT64
+    )
+    """
+    archives, of which each holds many pictures; 0 where there are none
+    """
+
+    pictures: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        3, betterproto2.TYPE_UINT64
+    )
+    """
+    met, also those that became no row
+    """
+
+    rows: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        4, betterproto2.TYPE_UINT64
+    )
+
+    dropped: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        5, betterproto2.TYPE_UINT64
+    )
+    """
+    left out because an earlier picture of the split has the same bytes
+    """
+
+    unreadable: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        6, betterproto2.TYPE_UINT64
+    )
+    """
+    pictures, and parts of archives; `Manifest.skipped` names them
+    """
+
+    absent: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        7, betterproto2.TYPE_UINT64
+    )
+    """
+    samples without a picture, as a URL that was never fetched
+    """
+
+    uncaptioned: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = betterproto2.field(
+        8, betterproto2.TYPE_UINT64
+    )
+    """
+    rows without a caption, where captions were asked for
+    """
+
+
+default_message_pool.register_message("seit.v1", "Intake", Intake)
+
+
+@dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Job(betterproto2.Message):
     """
     A job of the cluster. Its command line and its logs may hold secrets and are not told.
@@ -945,12 +1048,20 @@ class Manifest(betterproto2.Message):
     splits: "list[Split]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
 
     skipped: "list[Skipped]" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    the first of them where they are very many
+    """
 
     message: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
         13, betterproto2.TYPE_STRING
     )
     """
     what this version changed, in the writer's words
+    """
+
+    intakes: "list[Intake]" = betterproto2.field(14, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    of the ingests that made these rows, in their order
     """
 
 
@@ -1210,7 +1321,7 @@ default_message_pool.register_message("seit.v1", "ShardList", ShardList)
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class Skipped(betterproto2.Message):
     """
-    A picture that ingest could not read.
+    A picture, or a part of an archive, that ingest could not read.
     """
 
     path: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -1308,6 +1419,25 @@ class Split(betterproto2.Message):
     rows - different grids; absent: not known
     """
 
+    picture_hashes: "list[Asset]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    xxh3-64 of the file of each row's picture, sorted within a file; none where they are not known
+    """
+
+    duplicate_pictures: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)] | None" = (
+        betterproto2.field(7, betterproto2.TYPE_UINT64, optional=True)
+    )
+    """
+    rows - different picture files; absent: not known
+    """
+
+    coefficients: "CoefficientStats | None" = betterproto2.field(
+        8, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    of the column "dct"; absent where there is none
+    """
+
 
 default_message_pool.register_message("seit.v1", "Split", Split)
 
@@ -1383,6 +1513,25 @@ class SplitStorage(betterproto2.Message):
     )
     """
     of added columns; not part of `bytes`
+    """
+
+    duplicate_pictures: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)] | None" = (
+        betterproto2.field(16, betterproto2.TYPE_UINT64, optional=True)
+    )
+    """
+    Rows whose picture's file another row of the same split has before them; absent: not known.
+    """
+
+    coefficient_bytes: "typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]" = (
+        betterproto2.field(17, betterproto2.TYPE_UINT64)
+    )
+    """
+    of the column "dct", part of column_bytes
+    """
+
+    coefficients_per_image: "float" = betterproto2.field(18, betterproto2.TYPE_DOUBLE)
+    """
+    of these, those that are not 0
     """
 
 

@@ -256,14 +256,16 @@ def check_unreadable(
     then: str,
     *,
     count: int | None = None,
-    share: float = MAX_UNREADABLE_SHARE,
+    share: float | None = None,
 ) -> None:
     """InvalidInputError where more than the `share` of `total` could not be read.
 
     reasons: of such pictures, the first ones. count: how many there are, as many as reasons by
-    default. which: what the pictures are called, then: what follows.
+    default. share: `MAX_UNREADABLE_SHARE` by default. which: what the pictures are called, then:
+    what follows.
     """
     count = len(reasons) if count is None else count
+    share = MAX_UNREADABLE_SHARE if share is None else share
     if count > share * total:
         raise InvalidInputError(
             f"{count} of {total} {which} cannot be read, more than"

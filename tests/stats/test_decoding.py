@@ -31,9 +31,7 @@ def weights() -> bytes:
     return TokenAdapt(config).to_bytes()
 
 
-def test_every_view_is_a_picture_and_no_two_are_alike(
-    root: Store, tmp_path: Path, weights: bytes
-) -> None:
+def test_every_view_is_a_picture_of_its_own(root: Store, tmp_path: Path, weights: bytes) -> None:
     write_digits_dataset(root, versions=1)
     file = tmp_path / "tokenadapt.safetensors"
     file.write_bytes(weights)
@@ -52,11 +50,14 @@ def test_every_view_is_a_picture_and_no_two_are_alike(
             assert pixels.shape == (32, 32, 3)
             return pixels.tobytes()
 
-        shown = {view: picture(view) for view in VIEWS}
-        assert len(set(shown.values())) == len(VIEWS)
-        assert picture(ADAPTED) == shown[ADAPTED], "the same draw shows the same"
-        assert picture(ADAPTED, draw=2) != shown[ADAPTED]
-        assert picture(PLAIN, draw=2) == shown[PLAIN]
+        plain = picture(PLAIN)
+        assert picture(PLAIN, draw=2) == plain
+        for view in VIEWS[1:]:
+            # A draw of swap may exchange two windows of the same code.
+            drawn = {picture(view, draw) for draw in range(8)}
+            assert drawn - {plain}, view
+        assert picture(ADAPTED) == picture(ADAPTED), "the same draw shows the same"
+        assert picture(ADAPTED) != picture(ADAPTED, draw=2)
         assert client.get(f"{SAMPLES}/train/3/picture?view=none").status_code == 422
 
 

@@ -84,12 +84,14 @@ const samplesCard = async (base, splits, tell) => {
   const list = make("ul", { class: "gallery" }), views = make("div"), words = make("p", { class: "quiet" });
   const node = card("Samples");
   node.classList.add("wide");
-  const showViews = (found, sample) => {
+  const showViews = (found, sample, draw = 1) => {
     const where = `${base}/samples/${found.split}/${sample.row}/picture?version=${found.version}`;
+    const again = make("button", { onclick: () => { showViews(found, sample, draw + 1); views.querySelector("button").focus(); } }, "Draw again");
     views.replaceChildren(make("h3", {}, `Row ${sample.row} under the augmentations`),
+      make("div", { class: "controls" }, again, make("p", { class: "quiet", role: "status" }, `draw ${draw}`)),
       make("ul", { class: "gallery" }, ...found.views.map((view) => {
         const image = make("img", { alt: `row ${sample.row}, ${view}` });
-        picture(image, `${where}&view=${view}&draw=1`);
+        picture(image, `${where}&view=${view}&draw=${draw}`);
         return make("li", {}, image, make("p", {}, view));
       })));
   };

@@ -188,7 +188,7 @@ def test_what_is_wrong_is_seen_without_scrolling(page: playwright.Page, site: Si
     opened(page, site, "digits")
     section = page.locator("section", has=page.get_by_role("heading", name="What is wrong"))
     gravest = section.locator("li").first
-    playwright.expect(gravest).to_contain_text("Bad: run asleep has said nothing for")
+    playwright.expect(gravest).to_contain_text("bad: run asleep has said nothing for")
     place = gravest.bounding_box()
     assert place is not None
     assert place["y"] + place["height"] < 900

@@ -22,7 +22,8 @@ class ImportTokenizer:
         tyro.conf.arg(metavar="FILE", help="torch.save'd state (.ckpt, .pt, .pth) or .safetensors"),
     ]
     to: Annotated[
-        Positional[Path], tyro.conf.arg(metavar="OUT", help="tokenizer's .safetensors file to write")
+        Positional[Path],
+        tyro.conf.arg(metavar="OUT", help="tokenizer's .safetensors file to write"),
     ]
     kind: Annotated[
         Literal["vitvqgan", "vqgan"],
@@ -37,7 +38,9 @@ class ImportTokenizer:
         from services.tokens.tokenizer import load_published, save_tokenizer
 
         if not self.checkpoint.is_file():
-            raise NotFoundError(f"there is no file {self.checkpoint}: give the published checkpoint")
+            raise NotFoundError(
+                f"there is no file {self.checkpoint}: give the published checkpoint"
+            )
         if self.to.exists():
             raise InvalidInputError(f"{self.to} stands already: nothing was written; name another")
         size = self.image_size if any(self.image_size) else None

@@ -157,6 +157,13 @@ class ClusterConfig:
     """CPU cores that an augmentation actor asks for; fractions are allowed."""
     augment_gpus_per_actor: float = 0.0
     """GPUs that an augmentation actor asks for, and computes on; fractions share one."""
+    augment_cpu_actors: int = 0
+    """Further augmentation actors of each stream (count), which compute on CPUs beside those with
+    GPUs, where CPUs would idle."""
+    augment_cpus_per_cpu_actor: float = 1.0
+    """CPU cores that each of these asks for."""
+    augment_cpu_share: float = 0.25
+    """Share of the batches that these make: as many as they can while the others make the rest."""
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     share_lag: int = 0
@@ -176,9 +183,28 @@ class ClusterConfig:
         for name in (
             *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
             *("augment_cpus_per_actor", "augment_gpus_per_actor", "max_failures"),
-            "share_lag",
+            *("share_lag", "augment_cpu_actors"),
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
+        require(
+            not self.augment_cpu_actors or self.augment_gpus_per_actor > 0,
+            "cluster.augment_cpu_actors",
+            self.augment_cpu_actors,
+            "0 unless the other actors have GPUs (--cluster.augment-gpus-per-actor); actors of one"
+            " kind are --cluster.augment-actors",
+        )
+        require(
+            self.augment_cpus_per_cpu_actor > 0,
+            "cluster.augment_cpus_per_cpu_actor",
+            self.augment_cpus_per_cpu_actor,
+            "above 0",
+        )
+        require(
+            0 < self.augment_cpu_share < 1,
+            "cluster.augment_cpu_share",
+            self.augment_cpu_share,
+            "between 0 and 1",
+        )
         require(
             0 <= self.min_workers <= self.workers,
             "cluster.min_workers",

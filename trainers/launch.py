@@ -200,7 +200,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
-    from services.stream.pool import Pool, Sharing
+    from services.stream.pool import Beside, Pool, Sharing
 
     _log_ours()
     cluster: ClusterConfig = sent["cluster"]
@@ -212,6 +212,13 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         cpus=cluster.augment_cpus_per_actor,
         gpus=cluster.augment_gpus_per_actor,
         fetchers=cluster.fetch_tasks,
+        beside=Beside(
+            cluster.augment_cpu_actors,
+            cluster.augment_cpus_per_cpu_actor,
+            cluster.augment_cpu_share,
+        )
+        if cluster.augment_cpu_actors
+        else None,
     )
     place = Place(
         rank=context.get_world_rank(),

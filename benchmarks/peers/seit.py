@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import s3fs  # noqa: F401 - as the peers' modules import their clients of storage: before the clock
 import torch
 
 from peers.child import Batches

@@ -15,7 +15,7 @@ Shape letters: S shards, L lanes, M segments, V windows, J blocks asked for, B r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +115,10 @@ class RowPlan(ABC):
         self.source_shards = np.array([0, len(self.shard_rows)], dtype=np.int64)
 
     @abstractmethod
-    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
-        """(J,) slots to their epochs (J,) and row numbers (J, B), -1 where there is none."""
+    def blocks(self, steps: IntArray, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """Blocks of any steps, (J,) and (J,), to their epochs (J,) and row numbers (J, B), -1
+        where there is none. Steps and slots must be there.
+        """
 
     def _check_step(self, step: int) -> None:
         if step < 0:
@@ -134,8 +136,21 @@ class RowPlan(ABC):
                 f"slot={wanted[outside][0]} is outside of [0, {self.blocks_per_step}): a step has "
                 "no such block; take slots from rank_slots()"
             )
-        epochs, rows = self._blocks(step, wanted)  # (J,), (J, B)
+        epochs, rows = self.blocks(np.full(len(wanted), step), wanted)  # (J,), (J, B)
         return [Span(step, int(j), int(epochs[at]), rows[at]) for at, j in enumerate(wanted)]
+
+    def step_rows(self, steps: Sequence[int], slots: range) -> tuple[IntArray, IntArray]:
+        """Epochs (T, J) and row numbers (T, J * B) of the same slots of T rising steps.
+
+        Several steps at a time cost little more than one. Raises InvalidInputError for a step that
+        is not there; slots are those of `rank_slots`.
+        """
+        for step in (steps[0], steps[-1]):
+            self._check_step(step)
+        step_of = np.repeat(np.array(steps, dtype=np.int64), len(slots))  # (T * J,)
+        slot_of = np.tile(np.array(slots, dtype=np.int64), len(steps))
+        epochs, rows = self.blocks(step_of, slot_of)
+        return epochs.reshape(len(steps), -1), rows.reshape(len(steps), -1)
 
     def span(self, step: int, slot: int) -> Span:
         """One block. Raises InvalidInputError for a step or slot that does not exist."""
@@ -184,14 +199,15 @@ class RowPlan(ABC):
         share = self.blocks_per_step // world
         return range(rank * share, (rank + 1) * share)
 
-    def _present(self, turn: int | IntArray, slots: IntArray) -> IntArray:
+    def _present(self, turn: IntArray, slots: IntArray) -> IntArray:
         """(J,) how many rows of each block exist: all, except at the end of an epoch's last step.
 
         turn: which step of its epoch each block belongs to.
         """
         block = self.order.block_rows
         rows_left = self.rows - turn * self.order.global_batch_rows
-        return np.clip(rows_left - slots * block, 0, block)
+        present: IntArray = np.clip(rows_left - slots * block, 0, block)
+        return present
 
 
 class SequentialPlan(RowPlan):
@@ -204,11 +220,11 @@ class SequentialPlan(RowPlan):
                 "stop after steps_per_epoch steps"
             )
 
-    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
+    def blocks(self, steps: IntArray, slots: IntArray) -> tuple[IntArray, IntArray]:
         block = self.order.block_rows
         inside = np.arange(block)  # (B,)
-        begin = step * self.order.global_batch_rows + slots * block  # (J,)
-        present = self._present(step, slots)  # (J,)
+        begin = steps * self.order.global_batch_rows + slots * block  # (J,)
+        present = self._present(steps, slots)  # (J,)
         rows = np.where(inside < present[:, None], begin[:, None] + inside, -1)  # (J, B)
         return np.zeros(len(slots), dtype=np.int64), rows
 
@@ -308,12 +324,7 @@ class Plan(RowPlan):
             lanes[lane].append((at, np.unique(shards[first:end])))
         return lanes
 
-    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
-        epoch, turn = divmod(step, self.steps_per_epoch)
-        return np.full(len(slots), epoch, dtype=np.int64), self._rows_in(epoch, turn, slots)
-
     def blocks(self, steps: IntArray, slots: IntArray) -> tuple[IntArray, IntArray]:
-        """Blocks of any steps, (J,) and (J,), to their epochs (J,) and row numbers (J, B)."""
         epochs, turns = np.divmod(steps, self.steps_per_epoch)
         rows = np.empty((len(steps), self.order.block_rows), dtype=np.int64)
         for epoch in np.unique(epochs):
@@ -321,7 +332,7 @@ class Plan(RowPlan):
             rows[own] = self._rows_in(int(epoch), turns[own], slots[own])
         return epochs, rows
 
-    def _rows_in(self, epoch: int, turn: int | IntArray, slots: IntArray) -> IntArray:
+    def _rows_in(self, epoch: int, turn: IntArray, slots: IntArray) -> IntArray:
         """(J, B) row numbers of blocks of one epoch; turn: which of its steps each belongs to."""
         order, block = self.order, self.order.block_rows
         lane_block = turn * self._turns + slots // order.lanes  # (J,) blocks the lane gave before

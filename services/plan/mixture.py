@@ -145,9 +145,9 @@ class MixturePlan(RowPlan):
         """Each source's own plan, whose rows count from 0: for measuring how well it shuffles."""
         return [source.plan for source in self._sources]
 
-    def _blocks(self, step: int, slots: IntArray) -> tuple[IntArray, IntArray]:
+    def blocks(self, steps: IntArray, slots: IntArray) -> tuple[IntArray, IntArray]:
         lane = slots % self.order.lanes  # (J,)
-        turn = step * self._turns + slots // self.order.lanes  # (J,) blocks the lane gave before
+        turn = steps * self._turns + slots // self.order.lanes  # (J,) blocks the lane gave before
         owner = self._owner[lane, turn % CYCLE]  # (J,)
         epochs = np.empty(len(slots), dtype=np.int64)
         rows = np.empty((len(slots), self.order.block_rows), dtype=np.int64)

@@ -13,7 +13,8 @@ does with its two tables (`to_streams`). For each component:
 
     dc       of each block, coefficient 0 less that of the block to its left (above, in column 0)
     count    of each block, its other coefficients that are not 0
-    run k    of each block with more than k of these: zeros between the k-th and the one before
+    run p    of each of these that follows one at position p (the first: p = 0): zeros in between;
+             first all first ones of the blocks, then all second ones, and so on
     value q  of each block where coefficient q > 0 is not 0: it
 
 dc and values are whole numbers z folded to 2z or -2z - 1. Those below 255 take one byte; a byte 255
@@ -91,7 +92,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Stream:
-    """Numbers of one kind: (component, index) is (g, k) or (g, q), (g, 0), or (0, 0)."""
+    """Numbers of one kind: (component, index) is (g, p), (g, q), (g, 0), or (0, 0)."""
 
     kind: str
     component: int
@@ -219,8 +220,9 @@ def to_streams(rows: Sparse) -> list[Stream]:
         add("dc", g, 0, predicted[own])
         add("count", g, 0, rest[own])
         mine = owner == g
-        for k, numbers in _grouped(order[mine], run[mine]):
-            add("run", g, k, numbers)
+        by_order = np.argsort(order[mine].astype(np.uint8), kind="stable")
+        for p, numbers in _grouped(before[mine][by_order], run[mine][by_order]):
+            add("run", g, p, numbers)
         for q, numbers in _grouped(position[mine].astype(np.int64), value[mine].astype(np.int64)):
             add("value", g, q, numbers)
     escaped = np.concatenate([np.zeros(0, "<u4"), *escapes])
@@ -242,9 +244,10 @@ def from_streams(streams: Sequence[Stream], shape: MapShape, count: int) -> Spar
     escaped = np.frombuffer(raw, "<u4").astype(np.int64)
     used = 0
 
-    def take(kind: str, g: int, index: int, size: int) -> npt.NDArray[Any]:
+    def take(kind: str, g: int, index: int, size: int | None) -> npt.NDArray[Any]:
         nonlocal used
-        data = by_place.pop((kind, g, index), b"") if size else b""
+        data = by_place.pop((kind, g, index), b"") if size != 0 else b""
+        size = len(data) if size is None else size
         if len(data) != size:
             raise FormatError(f"stream {kind} {g}, {index} has {len(data)} numbers, not {size}")
         numbers = np.frombuffer(data, np.uint8)
@@ -283,13 +286,22 @@ def _component(
     """(block, position, value) of the coefficients of one component, by block."""
     total = int(rest.sum())
     starts = np.cumsum(rest) - rest
+    runs = [take("run", g, p, None) for p in range(kept)]
+    used = np.zeros(kept, np.int64)
     position, at = np.zeros(total, np.int64), np.zeros(len(own), np.int64)
     for k in range(int(rest.max(initial=0))):
         there = np.flatnonzero(rest > k)
-        at[there] += take("run", g, k, len(there)).astype(np.int64) + 1
+        for p, blocks in _grouped(at[there], there):
+            found = runs[p][used[p] : used[p] + len(blocks)]
+            if len(found) < len(blocks):
+                raise FormatError(f"stream run {g}, {p} has {len(runs[p])} numbers, too few")
+            used[p] += len(blocks)
+            at[blocks] += found.astype(np.int64) + 1
+        if len(there) and int(at[there].max()) >= kept:
+            raise FormatError(f"a coefficient at position {at[there].max()} of {kept}")
         position[starts[there] + k] = at[there]
-    if total and int(position.max()) >= kept:
-        raise FormatError(f"a coefficient at position {position.max()} of {kept}")
+    if any(len(one) != count for one, count in zip(runs, used.tolist(), strict=True)):
+        raise FormatError("runs of coefficients are left over")
     value = np.zeros(total, np.int64)
     for q, places in _grouped(position, np.arange(total)):
         value[places] = take("value", g, q, len(places))

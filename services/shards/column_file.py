@@ -37,7 +37,6 @@ _FORMAT_KEY, _COLUMN_KEY, _CHECK_KEY = b"seit.format", b"seit.column", b"seit.ch
 _ZSTD_LEVEL = 3
 _PAGE_BYTES = 1 << 20
 _PAGE_SLACK = 1.05  # headers, relative to the values
-_MOST_BYTES = int(PART_BYTES * _PAGE_SLACK) + _PAGE_BYTES
 _VARIABLE = {"string": pa.string(), "binary": pa.binary(), "coefficients": pa.binary()}
 _STREAMS = "coefficients"
 
@@ -127,7 +126,7 @@ def read_part(data: bytes, part: Part, name: str) -> Values:
             table = file.read(use_threads=False)
             if part.type == _STREAMS:
                 said = file.metadata.metadata
-                array = rows_of_table(table, said, part.rows, _MOST_BYTES)
+                array = rows_of_table(table, said, part.rows, _most_bytes())
             else:
                 array = table["value"].combine_chunks()
         array.validate(full=True)
@@ -142,6 +141,11 @@ def read_part(data: bytes, part: Part, name: str) -> Values:
             f"{name}: not a whole Parquet file ({reason}): restore it, or drop the column and add "
             "it again"
         ) from error
+
+
+def _most_bytes() -> int:
+    """What a part's file may unpack to."""
+    return int(PART_BYTES * _PAGE_SLACK) + _PAGE_BYTES
 
 
 def _check_footer(file: pq.ParquetFile, part: Part) -> None:
@@ -165,7 +169,7 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
             f"{part.describe().decode()}: it belongs to other rows; add the column again"
         )
     if part.type == _STREAMS:
-        check_streams(file, _MOST_BYTES)
+        check_streams(file, _most_bytes())
         return
     schema = pa.schema([pa.field("value", arrow_type(part.type), nullable=False)])
     if not file.schema_arrow.equals(schema, check_metadata=False):
@@ -175,9 +179,9 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
     column = metadata.row_group(0).column(0)
     if not metadata.num_rows == metadata.row_group(0).num_rows == column.num_values == part.rows:
         raise FormatError(f"has {column.num_values} values for {part.rows} rows")
-    if not 0 <= column.total_uncompressed_size <= _MOST_BYTES:
+    if not 0 <= column.total_uncompressed_size <= _most_bytes():
         raise FormatError(
-            f"unpacks to {column.total_uncompressed_size} bytes, at most {_MOST_BYTES}"
+            f"unpacks to {column.total_uncompressed_size} bytes, at most {_most_bytes()}"
         )
 
 

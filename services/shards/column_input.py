@@ -29,8 +29,10 @@ from services.types import IntArray
 MAX_VALUE_BYTES = PART_BYTES - ROW_BYTES
 
 _KEYS = {pa.string(), pa.large_string()}
-_GIVEN = tuple(kind for kind in COLUMN_TYPES if kind != "coefficients")  # those an ingest makes
-_TYPES = {arrow_type(kind): kind for kind in _GIVEN}
+GIVEN_TYPES = tuple(kind for kind in COLUMN_TYPES if kind != "coefficients")
+"""Types of columns that are given; coefficients come with their pictures' ingest."""
+
+_TYPES = {arrow_type(kind): kind for kind in GIVEN_TYPES}
 _LARGE = {pa.large_string(): "string", pa.large_binary(): "binary"}
 _BATCH_BYTES = 1 << 25
 _BATCH_ROWS = 1 << 16
@@ -72,7 +74,7 @@ class ColumnInput:
         if found is None or schema.field("key").type not in _KEYS:
             raise InvalidInputError(
                 f"{path}: key is {schema.field('key').type}, value is {kind}; valid are string "
-                f"keys and values of {', '.join(_GIVEN)}: cast them"
+                f"keys and values of {', '.join(GIVEN_TYPES)}: cast them"
             )
         if not self._file.metadata.num_rows:
             raise InvalidInputError(f"{path} has no rows: give one for each row of the dataset")

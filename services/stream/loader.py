@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
 
 from services.errors import InvalidInputError
 from services.plan import cursor
 from services.stream.augmentation import augment_batch, augment_share, augmenter_for
 from services.stream.batch import StreamBatch, unpack_batch
-from services.stream.fetch import fetch_share, opened
+from services.stream.fetch import fetch_shares, groups, opened
 from services.stream.meter import Meter
 from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
@@ -30,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 THREADS = 4
 """Threads that prepare shares without a cluster; more than cores, as some wait for disks."""
+
+_GROUPS_AHEAD = 2  # of steps that are read together: one is consumed while the next is made
+
+ItemT = TypeVar("ItemT")
+MadeT = TypeVar("MadeT")
 
 
 class Stream:
@@ -94,7 +101,7 @@ class Stream:
             stop,
             step=start,
             fetchers=THREADS if pool is None else pool.fetchers,
-            augmenters=THREADS if pool is None else pool.actors,
+            augmenters=THREADS if pool is None else pool.all_actors,
         )
         self.cursor(start)  # refuses more sources than a position can name
 
@@ -141,7 +148,7 @@ class Stream:
                 member = join(*place, left, pool, self._trainer_cpus, sharing)
                 self.meter.shared("shared")
                 # The member ends first: those who wait for its batches then end, too.
-                with closing(in_order(member.batch, step, self.stop, AHEAD)) as shares, member:
+                with closing(in_order(member.batch, left, AHEAD)) as shares, member:
                     for batch in shares:
                         step = batch.step + 1
                         yield batch
@@ -165,12 +172,19 @@ class Stream:
                 yield unpack_batch(table)
 
     def _in_threads(self) -> Generator[StreamBatch, None, None]:
-        request = self._made
+        request, steps = self._made, range(self.start, self.stop)
 
-        def prepare(step: int) -> StreamBatch:
-            return augment_share(request, fetch_share(request.fetched, step, self.rank, self.world))
+        def prepare(part: Sequence[int]) -> list[StreamBatch]:
+            shares = fetch_shares(request.fetched, part, self.rank, self.world)
+            return [augment_share(request, share) for share in shares]
 
-        yield from in_order(prepare, self.start, self.stop, self._prefetch)
+        if request.only_cuts:
+            made = in_order(prepare, groups(request.fetched, self.world, steps), _GROUPS_AHEAD)
+        else:  # the recipe takes far longer than what reading several together saves
+            made = in_order(prepare, ([step] for step in steps), self._prefetch)
+        with closing(made):
+            for batches in made:
+                yield from batches
 
 
 def _check_recipe(request: StreamRequest, sources: Sources) -> None:
@@ -209,23 +223,18 @@ def metered(shares: Generator[StreamBatch, None, None], meter: Meter) -> Iterato
 
 
 def in_order(
-    prepare: Callable[[int], StreamBatch], start: int, stop: int, ahead: int
-) -> Generator[StreamBatch, None, None]:
-    """`prepare(step)` for each step, up to `ahead` of them at work, given out in order."""
-    waiting: deque[Future[StreamBatch]] = deque()
+    prepare: Callable[[ItemT], MadeT], items: Iterable[ItemT], ahead: int
+) -> Generator[MadeT, None, None]:
+    """`prepare(item)` for each item, up to `ahead` of them at work, given out in order."""
+    waiting: deque[Future[MadeT]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
     try:
-        upcoming = iter(range(start, stop))
-        for step in upcoming:
-            waiting.append(pool.submit(prepare, step))
-            if len(waiting) >= ahead:
-                break
+        upcoming = iter(items)
+        waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, ahead))
         while waiting:
-            batch = waiting.popleft().result()
-            following = next(upcoming, None)
-            if following is not None:
-                waiting.append(pool.submit(prepare, following))
-            yield batch
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, 1))
+            yield made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

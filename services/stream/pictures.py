@@ -170,7 +170,7 @@ class PictureStream:
         return self._meter.snapshot()
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        return metered(in_order(self._batch, self._start, self._stop, _AHEAD), self._meter)
+        return metered(in_order(self._batch, range(self._start, self._stop), _AHEAD), self._meter)
 
     def _batch(self, step: int) -> StreamBatch:
         began = time.perf_counter()

@@ -9,7 +9,9 @@ epoch costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ from services.errors import CapacityError
 from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import capacity
-from services.stream.fetch import Share, fetch_share, opened, share_rows
+from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.table import pack_share
@@ -40,10 +42,10 @@ more than so many of the largest tasks (134 million rows) goes on with a new exe
 
 
 class StepsDatasource(Datasource):
-    """Steps [start, stop) of one rank's share, consecutive ones of `task_steps` a read task."""
+    """Steps of one rank's share in their order, `task_steps` of them a read task."""
 
     def __init__(
-        self, request: RowsRequest, rank: int, world: int, steps: range, task_steps: int
+        self, request: RowsRequest, rank: int, world: int, steps: Sequence[int], task_steps: int
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
@@ -83,10 +85,11 @@ class StepsDatasource(Datasource):
         return tasks
 
 
-def _fetch(request: RowsRequest, rank: int, world: int, steps: range) -> Iterator[pa.Table]:
-    """Shares of consecutive steps."""
-    for step in steps:
-        yield pack_share(fetch_share(request, step, rank, world))
+def _fetch(request: RowsRequest, rank: int, world: int, steps: Sequence[int]) -> Iterator[pa.Table]:
+    """Shares of some steps."""
+    for group in groups(request, world, steps):
+        for share in fetch_shares(request, group, rank, world):
+            yield pack_share(share)
 
 
 def block_bytes(fetched: int, augmented: int) -> int:
@@ -156,15 +159,54 @@ def tables(
     """
     rows = share_rows(request.fetched, world)
     for part, task_steps in executions(rows, steps.start, steps.stop):
-        dataset = build(request, rank, world, part, task_steps, pool)
-        reserve(dataset, pool, world, trainer_cpus, augments=not request.only_cuts)
-        yield from dataset.iter_batches(
-            batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch
-        )
+        sides = [(pool, part)] if request.only_cuts else pool.sides(part)
+        datasets = [build(request, rank, world, own, task_steps, side) for side, own in sides]
+        reserve(datasets, pool, world, trainer_cpus, augments=not request.only_cuts)
+        made = [_batches(dataset, rows, prefetch) for dataset in datasets]
+        if len(made) == 1:
+            yield from made[0]
+        else:
+            yield from _merged(part, sides[1][1], *made)
+
+
+def _batches(
+    dataset: ray.data.Dataset, rows: int, prefetch: int
+) -> Generator[pa.Table, None, None]:
+    yield from dataset.iter_batches(
+        batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch
+    )
+
+
+def _merged(
+    steps: range,
+    others: Sequence[int],
+    one: Generator[pa.Table, None, None],
+    other: Generator[pa.Table, None, None],
+) -> Generator[pa.Table, None, None]:
+    """Tables of all `steps`, those of `others` from the other pipeline. Both work all the while."""
+    theirs = iter([*others, steps.stop])
+    due = next(theirs)
+    with closing(one), closing(other), ThreadPoolExecutor(1) as starter:
+        first: Future[pa.Table] | None = starter.submit(next, other)  # now, not when it is due
+        for step in steps:
+            if step < due:
+                yield next(one)
+                continue
+            due = next(theirs)
+            if first is None:
+                yield next(other)
+            else:
+                ready, first = first.result(), None
+                yield ready
 
 
 def build(
-    request: StreamRequest, rank: int, world: int, steps: range, task_steps: int, pool: Pool
+    request: StreamRequest,
+    rank: int,
+    world: int,
+    steps: Sequence[int],
+    task_steps: int,
+    pool: Pool,
 ) -> Any:
     """The `ray.data.Dataset` of augmented shares of `steps` in their order, each a whole batch."""
     source = StepsDatasource(request.fetched, rank, world, steps, task_steps)
@@ -204,10 +246,16 @@ def build(
 
 
 def reserve(
-    dataset: ray.data.Dataset, pool: Pool, world: int, trainer_cpus: float, *, augments: bool
+    datasets: Sequence[ray.data.Dataset],
+    pool: Pool,
+    world: int,
+    trainer_cpus: float,
+    *,
+    augments: bool,
 ) -> None:
-    """Keep the dataset's executor off the trainers' CPUs, and refuse what cannot be placed.
+    """Keep the datasets' executors off the trainers' CPUs, and refuse what cannot be placed.
 
+    datasets: one for each kind of the pool's actors, those beside last.
     trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
@@ -215,16 +263,17 @@ def reserve(
     """
     total, total_gpus = capacity("CPU"), capacity("GPU")
     free = total - trainer_cpus
-    actors = pool.actors if augments else 0
-    need, need_gpus = world * actors * pool.cpus, world * actors * pool.gpus
+    actors, cpus = (pool.all_actors, pool.all_cpus) if augments else (0, 0.0)
+    need, need_gpus = world * cpus, world * (pool.actors * pool.gpus if augments else 0)
     if need > free or need_gpus > total_gpus:
         raise CapacityError(
-            f"{world} streams with {actors} augmentation actors of {pool.cpus} CPUs and"
-            f" {pool.gpus} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the cluster has"
-            f" {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g} CPUs. The run"
-            " would never start: use fewer or smaller actors (--cluster.augment-actors,"
-            " --cluster.augment-cpus-per-actor), fewer workers, or a larger cluster"
+            f"{world} streams with {actors} augmentation actors that take {cpus:g} CPUs and"
+            f" {pool.actors * pool.gpus:g} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the"
+            f" cluster has {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g}"
+            " CPUs. The run would never start: use fewer or smaller actors"
+            " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
+            " larger cluster"
         )
-    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
-        cpu=free / world
-    )
+    beside = pool.beside.actors * pool.beside.cpus if pool.beside and len(datasets) > 1 else 0.0
+    for dataset, limit in zip(datasets, (free / world - beside, beside), strict=False):
+        dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=limit)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from services.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Actors on CPUs that make a part of a stream's batches, beside actors that have GPUs.
+
+    actors: how many. cpus: what each takes. share: of the batches, spread evenly over the run.
+    """
+
+    actors: int
+    cpus: float = 1.0
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.actors < 1 or self.cpus <= 0 or not 0 < self.share < 1:
+            raise InvalidInputError(
+                f"actors beside those with GPUs: at least 1, each with a share of a CPU > 0, for a"
+                f" share of the batches between 0 and 1, got {self.actors} actors with"
+                f" {self.cpus} CPUs each and a share of {self.share}; a share of 0 or 1 needs one"
+                " kind of actors only"
+            )
+
+    def makes(self, step: int) -> bool:
+        """Whether these actors make the batch of `step`, rather than the others."""
+        return math.floor((step + 1) * self.share) > math.floor(step * self.share)
 
 
 @dataclass(frozen=True)
@@ -16,6 +43,7 @@ class Pool:
     fetchers: fetch tasks at a time. Each is a process; more of them than cores only compete. They
         take no logical CPU: one always finds room, even where actors that came back after a node's
         death hold all that is left, and would else wait for its rows, and it for their CPUs.
+    beside: actors on CPUs that work at the same time as those with GPUs; None for none.
     """
 
     actors: int = 1
@@ -23,6 +51,7 @@ class Pool:
     cpus: float = 0.5
     gpus: float = 0.0
     fetchers: int = 2
+    beside: Beside | None = None
 
     def __post_init__(self) -> None:
         if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
@@ -36,6 +65,33 @@ class Pool:
             )
         if self.fetchers < 1:
             raise InvalidInputError(f"fetchers is {self.fetchers}, a stream needs at least 1")
+
+    @property
+    def all_actors(self) -> int:
+        """Augmentation actors at least, of both kinds."""
+        return self.actors + (self.beside.actors if self.beside else 0)
+
+    @property
+    def all_cpus(self) -> float:
+        """What they take of CPUs together."""
+        beside = self.beside.actors * self.beside.cpus if self.beside else 0.0
+        return self.actors * self.cpus + beside
+
+    def sides(self, steps: Sequence[int]) -> list[tuple[Pool, Sequence[int]]]:
+        """Pools of one kind of actors each, with the steps that they make; none without steps.
+
+        The first one's fetch tasks are all of them; those beside have one of their own.
+        """
+        if self.beside is None:
+            return [(self, steps)]
+        makes = self.beside.makes
+        one = replace(self, beside=None)
+        other = Pool(self.beside.actors, cpus=self.beside.cpus, fetchers=1)
+        sides = [
+            (one, [step for step in steps if not makes(step)]),
+            (other, [step for step in steps if makes(step)]),
+        ]
+        return [(pool, made) for pool, made in sides if made]
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,26 @@ def test_a_resume_at_every_step_gives_the_rest(case: Case) -> None:
 
 
 @quick
+@given(case=cases(), start=st.integers(0, 10**6), sequential=st.booleans(), data=st.data())
+def test_steps_planned_together_are_those_planned_one_by_one(
+    case: Case, start: int, sequential: bool, data: st.DataObject
+) -> None:
+    plan: RowPlan = case.plan()
+    end = start + 7
+    if sequential:
+        plan, end = SequentialPlan(case.shard_rows, case.order), plan.steps_per_epoch
+        start = start % end
+    steps = range(start, data.draw(st.integers(start + 1, min(end, start + 7))))
+    world = data.draw(st.sampled_from([w for w in WORLDS if plan.blocks_per_step % w == 0]))
+    slots = plan.rank_slots(data.draw(st.integers(0, world - 1)), world)
+    epochs, rows = plan.step_rows(steps, slots)
+    for number, step in enumerate(steps):
+        spans = plan.spans(step, slots)
+        assert [span.epoch for span in spans] == epochs[number].tolist()
+        np.testing.assert_array_equal(np.concatenate([s.rows for s in spans]), rows[number])
+
+
+@quick
 @given(case=cases(), steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
 def test_blocks_of_any_steps_are_those_of_each(case: Case, steps: list[int]) -> None:
     plan = case.plan()

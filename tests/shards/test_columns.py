@@ -24,6 +24,7 @@ from services.errors import (
 from services.shards import columns
 from services.shards.cache import ShardCache
 from services.shards.column_file import arrow_type
+from services.shards.column_input import GIVEN_TYPES
 from services.shards.columns import add_column, drop_column
 from services.shards.manifest import (
     commit,
@@ -35,7 +36,6 @@ from services.shards.manifest import (
 from services.shards.orphans import find_orphans
 from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
-from services.shards.validate import COLUMN_TYPES
 from services.shards.verify import verify_dataset
 from services.stats.report import storage_report
 from tests.shards.column_values import (
@@ -57,7 +57,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", COLUMN_TYPES)
+@pytest.mark.parametrize("kind", GIVEN_TYPES)
 def test_each_type_goes_round(root: Store, tmp_path: Path, kind: str) -> None:
     before = write_dataset(root, shards=3, rows=5)
     keys = keys_of(root, "train", tmp_path / "a") + keys_of(root, "validation", tmp_path / "a")

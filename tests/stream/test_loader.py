@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from services.errors import CursorMismatchError, InvalidInputError
-from services.stream.batch import StreamBatch
+from services.stream.batch import StreamBatch, of_share
+from services.stream.fetch import fetch_share
 from services.stream.loader import Stream, resume_step
 
 EPOCH_STEPS = 7  # 157 rows in steps of 24
@@ -54,6 +55,19 @@ def test_ranks_share_out_the_same_steps(world: Any, recipe: str, workers: int) -
     ranks = [list(Stream(request, rank=r, world=workers, stop=3)) for r in range(workers)]
     for step, batch in enumerate(whole):
         assert same(joined([rank[step] for rank in ranks]), batch)
+
+
+@pytest.mark.parametrize("group_rows", [1, 24, 49, 200])
+def test_steps_that_are_read_together_are_those_read_one_by_one(
+    world: Any, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    request = world.request("crop")
+    alone = [fetch_share(request.fetched, step, 0, 1) for step in range(2 * EPOCH_STEPS)]
+    monkeypatch.setattr("services.stream.fetch.GROUP_ROWS", group_rows)
+    found = list(Stream(request, stop=2 * EPOCH_STEPS))
+    assert [batch.step for batch in found] == list(range(2 * EPOCH_STEPS))
+    assert all(same(batch, of_share(share)) for batch, share in zip(found, alone, strict=True))
+    assert [b.epoch for b in found] == [share.epoch for share in alone]
 
 
 @pytest.mark.parametrize("recipe", ["mtm", "finetune", "scratch"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.util.state import list_actors
 
 from services.augment.config import CropConfig, RecipeConfig
 from services.augment.recipe import RECIPES
-from services.errors import CapacityError, IntegrityError
+from services.errors import CapacityError, IntegrityError, InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.stream.cluster import connect
 from services.stream.loader import Stream
 from services.stream.pipeline import build
-from services.stream.pool import Pool
+from services.stream.pool import Beside, Pool
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.table import head_of
 from services.wire.seit import v1 as wire
@@ -101,6 +103,63 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     there = list(Stream(request, start=2, stop=17, rank=1, world=2, pool=Pool(actors=2)))
     assert [b.step for b in there] == [b.step for b in here] == list(range(2, 17))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.75])
+def test_two_kinds_of_actors_at_once_give_the_batches_of_one(world: Any, share: float) -> None:
+    request = world.request("mtm")
+    pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=2, cpus=0.25, share=share))
+    here = list(Stream(request, start=2, stop=40))
+    made = iter(Stream(request, start=2, stop=2000, pool=pool))
+    there = [next(made) for _ in here]
+    assert [b.step for b in there] == list(range(2, 40))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    address = ray.get_runtime_context().gcs_address
+    assert len(_actors(address)) == 3
+    made.close()  # type: ignore[attr-defined]
+    until(lambda: not _actors(address))
+
+
+def test_a_run_in_which_those_beside_have_next_to_nothing_to_do_ends(world: Any) -> None:
+    request = world.request("mtm")
+    pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=1, cpus=0.5, share=0.1))
+    for stop in (5, 10):  # none of the steps is theirs, or the last one
+        here = list(Stream(request, stop=stop))
+        there = list(Stream(request, stop=stop, pool=pool))
+        assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_actors_beside_others_are_counted_before_anything_starts(world: Any) -> None:
+    pool = Pool(actors=1, cpus=1.0, beside=Beside(actors=4, cpus=1.0))
+    with pytest.raises(CapacityError, match=r"5 augmentation actors .* need 5 CPUs"):
+        next(iter(Stream(world.request("mtm"), stop=9, pool=pool)))
+
+
+@given(share=st.floats(0.001, 0.999), start=st.integers(0, 10**6))
+def test_the_share_of_those_beside_holds_over_any_stretch(share: float, start: int) -> None:
+    beside = Beside(actors=1, share=share)
+    for steps in (1, 10, 1000):
+        made = sum(beside.makes(step) for step in range(start, start + steps))
+        assert abs(made - share * steps) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("wrong", [{"actors": 0}, {"cpus": 0.0}, {"share": 0.0}, {"share": 1.0}])
+def test_actors_beside_others_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="beside"):
+        Beside(**{"actors": 1, **wrong})
+
+
+def _actors(address: str) -> list[Any]:
+    """Augmentation actors that live now."""
+    found = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
+    return [actor for actor in found if "MapWorker" in actor.class_name]
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) -> None:

@@ -22,7 +22,10 @@ STEPS = 160
 
 
 class Job:
-    """A consumer that goes on by as many steps as it is told to."""
+    """A consumer that goes on by as many steps as it is told to.
+
+    ip: of the node on which it runs. share_lag: 0 for a stream of its own.
+    """
 
     def __init__(
         self,
@@ -34,13 +37,16 @@ class Job:
         stop: int = STEPS,
         actors: int = 2,
         place: tuple[int, int] = (0, 1),
+        ip: str = "127.0.0.2",
+        share_lag: int = 0,
     ) -> None:
+        folder.mkdir(exist_ok=True)
         write_request(request, folder / "request.json")
         words = [str(folder / "request.json"), str(start), str(stop), made.address]
         self._log = (folder / "job.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, str(JOB), *words, str(actors), "0.5", *map(str, place)],
-            env={**made.environment, "SEIT_TEST_IP": "127.0.0.2"},
+            env={**made.environment, "SEIT_TEST_IP": ip, "SEIT_TEST_SHARE_LAG": str(share_lag)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -28,7 +28,7 @@ from services.augment.config import (
 from services.plan.epoch import OrderSpec
 from services.stream.batch import StreamBatch
 from services.stream.loader import Stream
-from services.stream.pool import Pool
+from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 
 
@@ -81,12 +81,14 @@ def read_request(path: Path) -> StreamRequest:
 def main() -> None:
     path, start, stop, address, actors, cpus, *place = sys.argv[1:]
     rank, world = map(int, place or ("0", "1"))
-    pool = None
+    pool = sharing = None
     if address != "-":
         import ray
 
         ray.init(address=address, _node_ip_address=os.environ["SEIT_TEST_IP"], log_to_driver=False)
         pool = Pool(actors=int(actors), cpus=float(cpus))
+        lag = int(os.environ.get("SEIT_TEST_SHARE_LAG", "0"))
+        sharing = Sharing(lag, 30.0) if lag else None
     stream = Stream(
         read_request(Path(path)),
         rank=rank,
@@ -94,6 +96,7 @@ def main() -> None:
         start=int(start),
         stop=int(stop),
         pool=pool,
+        sharing=sharing,
     )
     batches = iter(stream)
     out = sys.stdout

@@ -3,7 +3,8 @@
 Manifests are put on an S3 server of its own process (moto), `seit serve` is started on it as its
 own process too, and 50 connections ask it as fast as they get answers: lists, one dataset,
 versions, pages of shards in many orders, storage, growth, labels, codes, health, streams, jobs.
-While they ask, a new version is committed. Once more without the answers at hand, as the peer.
+Half-way a new version is committed. Each kind of answer has its own p99, and the slowest of them
+is held against the goal. Once more without the answers at hand, as the peer.
 """
 
 from __future__ import annotations
@@ -155,9 +156,15 @@ async def client(port: int, names: list[str], seed: int, until: float) -> list[t
             raise AssertionError(f"{path}: {answer[:200]!r}")
         fields = answer.lower().split(b"content-length: ")
         await reader.readexactly(int(fields[1].split(b"\r\n", 1)[0]))
-        taken.append((path.partition("?")[0].rpartition("/")[2], time.perf_counter() - began))
+        taken.append((kind_of(path), time.perf_counter() - began))
     writer.close()
     return taken
+
+
+def kind_of(path: str) -> str:
+    """datasets, dataset, versions, shards, storage, ..., streams, jobs."""
+    parts = path.partition("?")[0].strip("/").split("/")[1:]
+    return "dataset" if len(parts) == 2 else parts[-1]
 
 
 def load(port: int, names: list[str], seconds: float, results: object) -> None:
@@ -183,7 +190,7 @@ def ask(port: int, path: str) -> dict[str, object]:
 def measure(
     root: Store, names: list[str], shards: int, seconds: float, version: int, answer_bytes: str
 ) -> dict[str, float]:
-    """p50, p99 (ms), answers a second, seconds until a new version is seen, memory."""
+    """The figures of one server, by their names."""
     port = free_port()
     command = [sys.executable, "-m", "services.cli", "serve", root.url, "--port", str(port)]
     limits = {"SEIT_STATS_RATE": "1M", "SEIT_STATS_ANSWER_BYTES": answer_bytes}
@@ -204,22 +211,22 @@ def measure(
         seen = time.monotonic() - committed
         taken = results.get(timeout=seconds * 10 + 60)
         loading.join()
-        memory = psutil.Process(pid).memory_info().rss
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        memory = sum(one.memory_info().rss for one in processes)
     times = np.array([one for _, one in taken]) * 1000
-    figures = {
+    kinds = {kind: times[[one == kind for one, _ in taken]] for kind in {one for one, _ in taken}}
+    by_kind = {kind: float(np.percentile(found, 99)) for kind, found in sorted(kinds.items())}
+    return {
         "p50_ms": float(np.percentile(times, 50)),
         "p99_ms": float(np.percentile(times, 99)),
+        "slowest_kind_p99_ms": max(by_kind.values()),
+        "longest_ms": float(times.max()),
         "answers_per_second": len(times) / seconds,
         "new_version_seconds": seen,
         "memory_bytes": float(memory),
         "warm_seconds": warm,
+        **{f"p99_{kind}_ms": value for kind, value in by_kind.items()},
     }
-    kinds = {kind for kind, _ in taken}
-    figures["worst_kind_p99_ms"] = max(
-        float(np.percentile([1000 * one for name, one in taken if name == kind], 99))
-        for kind in kinds
-    )
-    return figures
 
 
 def main() -> None:
@@ -234,20 +241,17 @@ def main() -> None:
             put(root, manifest(name, 1, shards))
         found = measure(root, names, shards, seconds, 2, "64M")
         peer = measure(root, names, shards, seconds, 3, "0")
-    report.add("p50_ms", found["p50_ms"], "ms", peer=peer["p50_ms"])
-    report.add("p99_ms", found["p99_ms"], "ms", peer=peer["p99_ms"], at_most=50)
-    report.add(
-        "worst_kind_p99_ms", found["worst_kind_p99_ms"], "ms", peer=peer["worst_kind_p99_ms"]
-    )
-    rate = "answers_per_second"
-    report.add(rate, found[rate], "1/s", peer=peer[rate])
-    report.add("new_version_seconds", found["new_version_seconds"], "s", at_most=5)
-    report.add("memory_bytes", found["memory_bytes"], "B", peer=peer["memory_bytes"])
-    report.add("warm_seconds", found["warm_seconds"], "s")
+    units = {"answers_per_second": "1/s", "new_version_seconds": "s", "warm_seconds": "s"}
+    units["memory_bytes"] = "B"
+    goals = {"p99_ms": 50.0, "slowest_kind_p99_ms": 50.0, "new_version_seconds": 5.0}
+    for key, value in found.items():
+        goal = 50.0 if key.startswith("p99_") else goals.get(key)
+        report.add(key, value, units.get(key, "ms"), peer=peer.get(key), at_most=goal)
     report.note(
         f"{datasets * shards:,} shards in {datasets} datasets, {CLIENTS} connections without a"
-        " pause between questions. Server, S3 server and clients share the machine's cores. The"
-        " peer is the same service without answers at hand (SEIT_STATS_ANSWER_BYTES=0)."
+        " pause between questions. Server, S3 server and clients share the machine's cores; memory"
+        " is the server's and that of its process for the storage. The peer is the same service"
+        " without answers at hand (SEIT_STATS_ANSWER_BYTES=0)."
     )
     report.finish()
 

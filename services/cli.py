@@ -142,7 +142,12 @@ class Serve:
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
         uvicorn.run(
-            app, host=self.host, port=self.port, log_level="warning", limit_concurrency=_CONNECTIONS
+            app,
+            host=self.host,
+            port=self.port,
+            log_level="warning",
+            limit_concurrency=_CONNECTIONS,
+            server_header=False,
         )
         return 0
 
@@ -160,6 +165,11 @@ class Stream:
 @dataclass(frozen=True)
 class Demo:
     """Train on real pictures, end to end; `seit demo --help` shows the options."""
+
+
+@dataclass(frozen=True)
+class StorageStudy:
+    """Bytes against accuracy of ways to keep pictures; see `seit storage-study --help`."""
 
 
 Command: TypeAlias = (
@@ -182,6 +192,7 @@ Command: TypeAlias = (
     | Annotated[Ingest, subcommand("ingest")]
     | Annotated[Stream, subcommand("stream")]
     | Annotated[Demo, subcommand("demo")]
+    | Annotated[StorageStudy, subcommand("storage-study")]
 )
 
 
@@ -258,16 +269,21 @@ def _stream(args: list[str]) -> int:
     return 0
 
 
-def _demo(args: list[str]) -> int:
+def _program(module: str) -> Callable[[list[str]], int]:
     """A program of its own: `services` never imports `trainers`."""
-    # In place of this process, so that a signal reaches the demo and its end is awaited.
-    os.execv(sys.executable, [sys.executable, "-m", "trainers.demo", *args])
+
+    def run(args: list[str]) -> int:
+        # In place of this process, so that a signal reaches the program and its end is awaited.
+        os.execv(sys.executable, [sys.executable, "-m", module, *args])
+
+    return run
 
 
 _PASSED_ON: Mapping[str, Callable[[list[str]], int]] = {
     "ingest": _ingest,
     "stream": _stream,
-    "demo": _demo,
+    "demo": _program("trainers.demo"),
+    "storage-study": _program("trainers.storage_study"),
 }
 """Commands whose options are read by what they start."""
 

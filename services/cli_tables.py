@@ -261,11 +261,7 @@ def health_view(health: wire.HealthReport) -> RenderableType:
     """What is wrong, a line each, the gravest first."""
     if not health.findings:
         return plain("Nothing wrong was found.")
-    lines = (
-        f"{one.severity}: {f'{one.count:,} ' if one.count > 1 else ''}{one.text}"
-        for one in health.findings
-    )
-    return Group(*map(plain, lines))
+    return Group(*(plain(f"{one.severity}: {one.text}") for one in health.findings))
 
 
 def _troubles(stream: wire.StreamInfo) -> str:

@@ -1,6 +1,7 @@
 """Fine-grained datasets in the layouts that they ship in, found by the files that describe them.
 
-- Oxford Flowers-102: `jpg/image_NNNNN.jpg`, `imagelabels.mat`, `setid.mat`.
+- Oxford Flowers-102: `jpg/image_NNNNN.jpg`, `imagelabels.mat`, `setid.mat`. Its training and its
+  validation part train together, 2,040 pictures, and its 6,149 test pictures validate, as in DeiT.
 - Stanford Cars: `cars_train/`, `cars_test/`, `devkit/cars_train_annos.mat`, and
   `cars_test_annos_withlabels.mat` there or beside it.
 - iNaturalist 2018 and 2019: `train2018.json`, `val2018.json` (or 2019) in COCO's form, pictures
@@ -66,7 +67,7 @@ def _checked(folder: Path, listed: Listed) -> Listed:
             if name in seen:
                 raise InvalidInputError(
                     f"{folder}: {name!r} is listed twice, for {seen[name]} and for {split}: it"
-                    " would be trained and validated on; mend the description"
+                    " would count twice, or be trained and validated on; mend the description"
                 )
             seen[name] = split
         first = folder / pictures[0][0]
@@ -82,12 +83,12 @@ def _flowers(folder: Path) -> Listed:
     labels = _field(folder / "imagelabels.mat", "labels").reshape(-1)
     sets = folder / "setid.mat"
     count = int(labels.max(initial=0))
-    splits = {}
-    for split, name in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
+    splits: dict[str, list[tuple[str, int]]] = {"train": [], "validation": []}
+    for split, name in (("train", "trnid"), ("train", "valid"), ("validation", "tstid")):
         numbers = _field(sets, name).reshape(-1)
         if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= len(labels):
             raise FormatError(f"{sets}: {name} names pictures outside of 1..{len(labels)}")
-        splits[split] = [(f"jpg/image_{n:05d}.jpg", int(labels[n - 1]) - 1) for n in numbers]
+        splits[split] += [(f"jpg/image_{n:05d}.jpg", int(labels[n - 1]) - 1) for n in numbers]
     return Listed(tuple(f"{number:03d}" for number in range(1, count + 1)), splits)
 
 

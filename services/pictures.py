@@ -13,7 +13,8 @@ import os
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,11 +229,24 @@ def read_picture(path: str | Path, height: int, width: int, border: int = 0) -> 
     Raises `InvalidInputError`, with path and reason, where it cannot be read (see
     `decode_picture`).
     """
+    return decode_picture(_file(path), str(path), height, width, border)
+
+
+def _file(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
-    return decode_picture(data, str(path), height, width, border)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture in its own size, as RGB, or as 8-bit grey where its file is grey.
+
+    Raises `InvalidInputError` as `read_picture`.
+    """
+    with _opened(_file(path), str(path)) as image:
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        return _to_rgb(image).convert("L") if grey else _to_rgb(image)
 
 
 def check_unreadable(
@@ -242,14 +256,16 @@ def check_unreadable(
     then: str,
     *,
     count: int | None = None,
-    share: float = MAX_UNREADABLE_SHARE,
+    share: float | None = None,
 ) -> None:
     """InvalidInputError where more than the `share` of `total` could not be read.
 
     reasons: of such pictures, the first ones. count: how many there are, as many as reasons by
-    default. which: what the pictures are called, then: what follows.
+    default. share: `MAX_UNREADABLE_SHARE` by default. which: what the pictures are called, then:
+    what follows.
     """
     count = len(reasons) if count is None else count
+    share = MAX_UNREADABLE_SHARE if share is None else share
     if count > share * total:
         raise InvalidInputError(
             f"{count} of {total} {which} cannot be read, more than"
@@ -265,14 +281,22 @@ def decode_picture(data: bytes, name: str, height: int, width: int, border: int 
     Raises `InvalidInputError` for anything that is not a whole picture of a known format, or
     claims more than `MAX_PIXELS` pixels.
     """
+    with _opened(data, name) as image:
+        inside = (border, border, image.width - border, image.height - border)
+        rgb = _to_rgb(image).crop(inside) if border else _to_rgb(image)
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The picture of a file's bytes; damage that shows inside the context is named, too."""
     try:
         with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
             pixels = image.width * image.height
             if pixels <= MAX_PIXELS:
-                inside = (border, border, image.width - border, image.height - border)
-                rgb = _to_rgb(image).crop(inside) if border else _to_rgb(image)
-                rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-                return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+                yield image
+                return
     except DAMAGE as error:
         raise InvalidInputError(
             f"{name}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"

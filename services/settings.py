@@ -7,7 +7,7 @@ the cache may lie, how large it may grow) stands here.
 |---|---|---|
 | `SEIT_CACHE_DIR` | folder of the node's shard cache | `$XDG_CACHE_HOME/seit` or `~/.cache/seit` |
 | `SEIT_CACHE_BYTES` | most bytes that the cache may hold | `20G` |
-| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `3` |
+| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `4.5` |
 | `SEIT_STATS_SHARDS` | shards whose descriptions the stats service keeps in memory | `200K` |
 | `SEIT_STATS_RUNS` | folders of runs whose streams it shows, separated by commas | none |
 | `SEIT_STATS_STREAM_BYTES` | bytes of what their ranks wrote that it keeps in memory | `64M` |
@@ -63,7 +63,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         cache_dir=_cache_dir(env),
         cache_bytes=int(_number(env, "SEIT_CACHE_BYTES", "20G", least=1)),
-        stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "3", least=0),
+        stats_fresh_seconds=_number(env, "SEIT_STATS_FRESH_SECONDS", "4.5", least=0),
         stats_shards=int(_number(env, "SEIT_STATS_SHARDS", "200K", least=1)),
         stats_runs=tuple(
             url.strip() for url in env.get("SEIT_STATS_RUNS", "").split(",") if url.strip()

@@ -82,7 +82,7 @@ def listed(folder: Path) -> dict[str, list[tuple[str, int]]]:
 def test_flowers(tmp_path: Path) -> None:
     folder = flowers(tmp_path)
     assert list_pictures(folder).classes == ("001", "002", "003")
-    wanted = {"train": [1, 2, 3], "validation": [4, 5], "test": [6, 7]}
+    wanted = {"train": [1, 2, 3, 4, 5], "validation": [6, 7]}  # as DeiT trains: both first parts
     assert listed(folder) == {
         split: [(f"jpg/image_{n:05d}.jpg", LABELS[n - 1] - 1) for n in numbers]
         for split, numbers in wanted.items()
@@ -112,8 +112,10 @@ def test_inaturalist(year: int, tmp_path: Path) -> None:
 
 
 def test_descriptions_that_do_not_hold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="listed twice, for train and for validation"):
+    with pytest.raises(InvalidInputError, match="listed twice, for train and for train"):
         list_pictures(flowers(tmp_path / "twice", valid=[3, 4]))
+    with pytest.raises(InvalidInputError, match="listed twice, for train and for validation"):
+        list_pictures(flowers(tmp_path / "both", tstid=[3, 6]))
     with pytest.raises(FormatError, match=r"outside of 1\.\.7"):
         list_pictures(flowers(tmp_path / "far", tstid=[6, 8]))
     gone = flowers(tmp_path / "gone")

@@ -43,12 +43,14 @@ from trainers.evaluation import (
     ClassMap,
     Rows,
     Tally,
+    accepted,
     check_alike,
     count_answers,
     load_classifier,
     picture_rows,
     token_rows,
 )
+from trainers.objectnet import locate, shipped_map
 from trainers.program import program
 from trainers.reports import as_text, machine
 from trainers.robustness import (
@@ -83,9 +85,10 @@ class ShiftedConfig:
     sketch_classes: str = ""
     """Its class map."""
     objectnet: str = ""
-    """Folder in ObjectNet's layout; its frame of 2 pixels is cut off."""
+    """Folder in ObjectNet's layout; its frame of 2 pixels is cut off. For a model of ImageNet-1k
+    the class map follows from the `mappings` beside the pictures."""
     objectnet_classes: str = ""
-    """Its class map."""
+    """Its class map, in the place of these."""
 
     def __post_init__(self) -> None:
         for name in LAYOUTS:
@@ -190,7 +193,9 @@ def _robustness(
 ) -> None:
     tokenizer = load_tokenizer(read_url(absolute_url(config.tokenizer)))
     pictures, classes = _pictures(config)
-    shifted = _shifted(config.shifted)  # every folder is looked at before any work
+    shifted = _shifted(
+        config.shifted, classifiers[0].classes
+    )  # every folder is looked at before any work
 
     def rows(change: Change | None) -> Rows:
         return picture_rows(
@@ -287,16 +292,25 @@ def _pictures(config: EvaluateConfig) -> tuple[list[Picture], tuple[str, ...]]:
 
 
 def _shifted(
-    config: ShiftedConfig,
+    config: ShiftedConfig, known: Sequence[str]
 ) -> dict[str, tuple[list[Picture], tuple[str, ...], ClassMap | None]]:
     """By layout: pictures, their classes, and the class map, of those folders that were given."""
     found = {}
     for name in LAYOUTS:
-        if folder := getattr(config, name):
-            listing = list_pictures(folder)
-            pictures = listing.splits.get("validation", listing.splits["train"])
-            given = getattr(config, f"{name}_classes")
-            found[name] = (pictures, listing.classes, read_class_map(given) if given else None)
+        if not (folder := getattr(config, name)):
+            continue
+        mappings = None
+        if name == "objectnet":
+            folder, mappings = locate(folder)
+        listing = list_pictures(folder)
+        given, by_name = getattr(config, f"{name}_classes"), None
+        if given:
+            by_name = read_class_map(given)
+        elif mappings is not None:
+            by_name = shipped_map(mappings, known)
+        accepted(listing.classes, known, by_name)  # refuses classes that the model does not know
+        pictures = listing.splits.get("validation", listing.splits["train"])
+        found[name] = (pictures, listing.classes, by_name)
     return found
 
 

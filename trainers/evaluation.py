@@ -160,8 +160,12 @@ def token_rows(
     split: str,
     version: int | None,
     rows_per_batch: int,
+    *,
+    whole: bool = False,
 ) -> Rows:
     """A split of a dataset of tokens.
+
+    whole: give the whole grids instead of their centres.
 
     Raises: NotFoundError; InvalidInputError where the dataset does not fit the model.
     """
@@ -182,7 +186,8 @@ def token_rows(
             f"dataset {dataset!r} has no classes: nothing says which answers are right; ingest it"
             " with labels"
         )
-    recipe = RECIPES["eval"](loaded.spec, classifier.crop)
+    grid = (loaded.spec.grid_height, loaded.spec.grid_width)
+    recipe = RECIPES["eval"](loaded.spec, grid if whole else classifier.crop)
     if classifier.coefficients:
         recipe = replace(recipe, output="embeddings")
     request = StreamRequest(rows, recipe)

@@ -109,11 +109,11 @@ def _with_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from services.stream.cluster import Flag, capacity, connect
+    from services.stream.cluster import Flag, connect, reach
 
     connect()
     arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
-    _check_room(cluster, capacity("CPU"), capacity("GPU"))
+    _check_room(cluster, reach("CPU"), reach("GPU"))
     flag = Flag()
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
@@ -176,7 +176,7 @@ def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
         if need > have:
             raise InvalidInputError(
                 f"{fewest} workers of {each:g} {kind}s need {need:g}; the cluster has"
-                f" {have:g}, so the run would wait for ever: use fewer workers"
+                f" at most {have:g}, so the run would wait for ever: use fewer workers"
                 " (--cluster.workers) or a larger cluster"
             )
 

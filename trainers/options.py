@@ -16,11 +16,13 @@ from services.shards.store import absolute_url
 from trainers.config import Run
 
 R = TypeVar("R", bound=Run)
+Recipes = Mapping[str, Callable[[], R]]
+"""Runs by the name that --recipe takes; the first is the default."""
 
 
 def parse(
     kind: type[R],
-    recipes: Mapping[str, Callable[[], R]],
+    recipes: Recipes[R],
     argv: Sequence[str] | None = None,
 ) -> R:
     """The run that a command line asks for: the recipe's, changed by the other options.
@@ -53,7 +55,7 @@ def parse(
 
 _PLACES = {
     *("out", "root", "images", "tokenizer", "tokenadapt", "init"),
-    "perceptual_weights",
+    *("perceptual_weights", "keys"),
 }
 """Options that name a file or folder."""
 

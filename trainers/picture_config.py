@@ -1,13 +1,14 @@
-"""Runs that learn from pictures: the tokenizer's, and TokenAdapt's."""
+"""Runs that learn from pictures: the tokenizer's, TokenAdapt's, and the pixel classifier's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from services.augment.config import AdaptConfig, CropConfig, MixConfig
 from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
-from trainers.config import Run
-from trainers.data_config import check_share, require
+from trainers.config import Run, ViTConfig
+from trainers.data_config import check_rate, check_share, require
 from trainers.tokenizer_losses import check_sides
 
 
@@ -21,6 +22,9 @@ class PicturesConfig:
     """Share of the pictures set apart for validation, where the folder has no split of its own."""
     seed: int = 0
     """Seed of that split; `seit ingest` with the same seed and share makes the same split."""
+    keys: str = ""
+    """File that names the training pictures to learn from, one a line, as paths below the folder;
+    the number of steps stays that of all. Empty takes all."""
 
     def __post_init__(self) -> None:
         require(bool(self.images), "pictures.images", self.images, "a folder")
@@ -194,6 +198,28 @@ class PictureRun(Run):
     """A run on pictures."""
 
     pictures: PicturesConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in fields(self.cluster):
+            value = getattr(self.cluster, field.name)
+            if field.name.startswith("augment_") or field.name == "share_lag":
+                name = f"cluster.{field.name}"
+                valid = f"{field.default} here: pictures have no stream of tokens"
+                require(value == field.default, name, value, valid)
+
+    def identity(self) -> dict[str, Any]:
+        """As `Run`; without `keys` as earlier programs noted it, which knew no subsets."""
+        parts = super().identity()
+        if not self.pictures.keys:
+            del parts["pictures"]["keys"]
+        return parts
+
+
+@dataclass(frozen=True)
+class ViewRun(PictureRun):
+    """A run on pictures that are moved about, and have no labels."""
+
     views: ViewConfig
 
     def __post_init__(self) -> None:
@@ -201,18 +227,12 @@ class PictureRun(Run):
         for name, only in (("smoothing", 0.0), ("layer_decay", 1.0)):
             value = getattr(self.optim, name)
             require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
-        for field in fields(self.cluster):
-            value = getattr(self.cluster, field.name)
-            if field.name.startswith("augment_") or field.name == "share_lag":
-                name = f"cluster.{field.name}"
-                valid = f"{field.default} here: pictures have no stream of tokens"
-                require(value == field.default, name, value, valid)
         valid = "ddp here: these networks are small, and change between the optimizer's steps"
         require(self.cluster.parallel == "ddp", "cluster.parallel", self.cluster.parallel, valid)
 
 
 @dataclass(frozen=True)
-class TokenizerRun(PictureRun):
+class TokenizerRun(ViewRun):
     """Training a ViT-VQGAN tokenizer: pictures to grids of codes and back."""
 
     model: TokenizerModelConfig
@@ -228,7 +248,7 @@ class TokenizerRun(PictureRun):
 
 
 @dataclass(frozen=True)
-class TokenAdaptRun(PictureRun):
+class TokenAdaptRun(ViewRun):
     """Training TokenAdapt's f and g on pairs (tokens of x, tokens of A(x))."""
 
     tokenizer: str
@@ -240,3 +260,62 @@ class TokenAdaptRun(PictureRun):
         require(
             bool(self.tokenizer), "tokenizer", self.tokenizer, "the file of trainers/tokenizer.py"
         )
+
+
+@dataclass(frozen=True)
+class PixelAugmentConfig:
+    """Ordinary augmentation of pictures: mirror, crop and resize, then CutMix or Mixup."""
+
+    flip_probability: float = 0.5
+    """Share of the pictures that are mirrored left and right."""
+    crop_area: float = 0.08
+    """Smallest area of a crop, as a share of the picture's; 1 takes the whole picture."""
+    mix_probability: float = 1.0
+    """Share of the pictures that are mixed with another one of their block."""
+    mixup_alpha: float = 0.8
+    """Alpha of the Beta distribution of Mixup's weight; 0 does without Mixup."""
+    cutmix_alpha: float = 1.0
+    """Alpha of the Beta distribution of CutMix's kept share; 0 does without CutMix."""
+
+    def __post_init__(self) -> None:
+        check_share("augment.flip_probability", self.flip_probability)
+        self.crop()
+        self.mix()
+
+    def crop(self) -> CropConfig:
+        """The crop as recipes of tokens describe theirs."""
+        return CropConfig(area=(self.crop_area, 1.0))
+
+    def mix(self) -> MixConfig:
+        """The mixing, likewise."""
+        return MixConfig(self.mixup_alpha, self.cutmix_alpha, self.mix_probability)
+
+
+@dataclass(frozen=True)
+class PixelModelConfig(ViTConfig):
+    """The vision transformer of the token classifiers, on pixels."""
+
+    patch: int = 16
+    """Side of a patch, pixels; it divides `crop`."""
+    image_size: int = 256
+    """Side that pictures are resized to, pixels."""
+    crop: int = 224
+    """Side of the crop that the model reads, pixels; validation takes the centre."""
+    drop_path: float = 0.1
+    """Share of residual branches dropped in the last block; grows linearly from 0 in the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rate("model.drop_path", self.drop_path)
+        valid = f"from model.patch to model.image_size, {self.image_size}"
+        require(self.patch <= self.crop <= self.image_size, "model.crop", self.crop, valid)
+        valid = f"a divisor of model.crop, {self.crop} pixels"
+        require(self.crop % self.patch == 0, "model.patch", self.patch, valid)
+
+
+@dataclass(frozen=True)
+class PixelRun(PictureRun):
+    """Training a classifier on pixels: what token classifiers are compared with."""
+
+    augment: PixelAugmentConfig
+    model: PixelModelConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 from services.errors import InvalidInputError
@@ -10,11 +9,11 @@ from services.pictures import Picture, list_pictures
 from services.stream.pictures import PictureSet, PictureStream, picture_splits
 from services.wire.seit import v1 as wire
 from trainers.context import Place
-from trainers.picture_config import PictureRun
+from trainers.picture_config import PictureRun, PicturesConfig
+from trainers.picture_subsets import chosen, read_keys
 from trainers.task import WorkerContext
 
-_TRAIN, _VALIDATION = "train", "validation"
-
+TRAIN, VALIDATION = "train", "validation"
 
 P = TypeVar("P", bound=PictureRun)
 
@@ -24,16 +23,19 @@ def check_pictures(run: P) -> P:
 
     Raises: as `open_pictures`.
     """
-    _splits(run)
+    _kept(run.pictures, split_pictures(run.pictures)[1][TRAIN])
     return run
 
 
-def _splits(run: PictureRun) -> tuple[Sequence[str], dict[str, list[Picture]]]:
-    """(classes, pictures of each split)."""
-    config = run.pictures
+def split_pictures(config: PicturesConfig) -> tuple[tuple[str, ...], dict[str, list[Picture]]]:
+    """(classes, pictures of each split, all that train among them).
+
+    Raises: NotFoundError for a missing folder; InvalidInputError for one without pictures for
+    both splits.
+    """
     listing = list_pictures(config.images)
     splits = picture_splits(listing.splits, config.validation_fraction, config.seed)
-    for name in (_TRAIN, _VALIDATION):
+    for name in (TRAIN, VALIDATION):
         if name not in splits:
             raise InvalidInputError(
                 f"{config.images} gives no {name} pictures with pictures.validation_fraction"
@@ -42,16 +44,22 @@ def _splits(run: PictureRun) -> tuple[Sequence[str], dict[str, list[Picture]]]:
     return listing.classes, splits
 
 
+def _kept(config: PicturesConfig, pictures: list[Picture]) -> list[Picture]:
+    """The training pictures that the run learns from, in their order."""
+    return chosen(pictures, read_keys(config.keys), config.keys) if config.keys else pictures
+
+
 def open_pictures(run: PictureRun, place: Place, spec: wire.TokenSpec) -> WorkerContext:
     """A worker's place together with its streams of pictures, in the size that `spec` names.
 
-    Raises: NotFoundError for a missing folder; InvalidInputError for one without pictures for
-    both splits.
+    Raises: NotFoundError for a missing folder or list of keys; InvalidInputError for a folder
+    without pictures for both splits, or keys of other pictures.
     """
-    classes, splits = _splits(run)
+    classes, splits = split_pictures(run.pictures)
     size = (spec.image_height, spec.image_width)
-    training = PictureSet(_TRAIN, splits[_TRAIN], size)
-    validation = PictureSet(_VALIDATION, splits[_VALIDATION], size)
+    training = PictureSet(TRAIN, _kept(run.pictures, splits[TRAIN]), size)
+    validation = PictureSet(VALIDATION, splits[VALIDATION], size)
+    whole = len(splits[TRAIN])
     order = run.order.spec(run.loop.seed)
     rank, world, epochs = place.rank, place.world, run.loop.epochs
     return WorkerContext(
@@ -61,7 +69,7 @@ def open_pictures(run: PictureRun, place: Place, spec: wire.TokenSpec) -> Worker
         spec=spec,
         classes=classes,
         open_train=lambda saved: PictureStream(
-            training, order, rank=rank, world=world, epochs=epochs, saved=saved
+            training, order, rank=rank, world=world, epochs=epochs, saved=saved, whole=whole
         ),
         open_validation=lambda: PictureStream(
             validation, order, rank=rank, world=world, sequential=True

@@ -1,18 +1,19 @@
 """How well classes lie apart in a classifier's last features: `python trainers/separability.py`.
 
 The features before the head are drawn in two dimensions, and a linear probe that learns on the
-training split says in one number how far apart they are. As the paper's Figure A (appendix 0.A.1),
-but on rows as they stand rather than on augmented ones.
+training split says in one number how far apart they are: of rows as they stand, and of rows that
+are augmented naively or through TokenAdapt, as in the paper's Figure A (appendix 0.A.1).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +26,28 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError
-from services.shards.store import absolute_url, open_store
+from services.plan.draws import hash_key
+from services.shards.store import absolute_url, open_store, read_url
 from services.types import FloatArray, IntArray
+from trainers.augmented_rows import Kind, augmented
 from trainers.charts import save_figure
 from trainers.data_config import require
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
+from trainers.picture_config import ViewConfig
 from trainers.program import program
 from trainers.reports import as_text, machine
+from trainers.tokenadapt_report import check_belongs
 
 logger = logging.getLogger(__name__)
 
 REPORT = "separability.json"
+_TITLES: Mapping[Kind, str] = {
+    "none": "as they stand",
+    "naive": "augmented naively",
+    "tokenadapt": "through TokenAdapt",
+}
 _SHOWN_CLASSES = 20  # in the picture: more colours cannot be told apart
 
 
@@ -58,10 +69,16 @@ class SeparabilityConfig:
     """Split that the probe learns on."""
     validation_split: str = "validation"
     """Split that it is tested on, and that is drawn."""
+    augment: tuple[Kind, ...] = ("none",)
+    """What is done to both splits: nothing; naive: flip, affine and crop of the tokens' vectors;
+    tokenadapt: the same through f and g. Each gives a column of the table."""
+    tokenadapt: str = ""
+    """TokenAdapt's weights (.safetensors) for it: a path or URL."""
+    views: ViewConfig = field(default_factory=ViewConfig)
     rows: int = 2000
     """Rows that are drawn at most (count)."""
     seed: int = 0
-    """Seed of the embedding in two dimensions."""
+    """Seed of the augmentation, and of the embedding in two dimensions."""
     batch: int = 64
     """Rows that are computed at a time (count)."""
 
@@ -69,6 +86,20 @@ class SeparabilityConfig:
         require(bool(self.model), "model", self.model, "at least one run")
         require(self.batch >= 1, "batch", self.batch, "at least 1")
         require(self.rows >= 2, "rows", self.rows, "at least 2")
+        distinct = bool(self.augment) and len(set(self.augment)) == len(self.augment)
+        require(distinct, "augment", self.augment, "different kinds, one at least")
+        needed = "tokenadapt" in self.augment
+        valid = "given with --augment tokenadapt, and empty without"
+        require(bool(self.tokenadapt) == needed, "tokenadapt", self.tokenadapt, valid)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One cloud of points: (N, 2), and their labels (N,)."""
+
+    title: str
+    points: FloatArray
+    labels: IntArray
 
 
 @torch.inference_mode()
@@ -126,25 +157,23 @@ def separability(config: SeparabilityConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifiers = [load_classifier(absolute_url(url), device) for url in config.model]
     check_alike(classifiers)
-    train, validation = (
-        token_rows(
-            *(classifiers[0], absolute_url(config.root), config.dataset),
-            *(split, config.version, config.batch),
-        )
-        for split in (config.train_split, config.validation_split)
-    )
-    names, drawn, table = [], [], Table("model", "linear probe, top-1", title="separability")
-    figures = {}
+    kinds = {kind: _splits(config, kind, classifiers[0], device) for kind in config.augment}
+    table = Table("model", *(_TITLES[kind] for kind in kinds), title="linear probe, top-1")
+    figures: dict[str, dict[str, float]] = {}
+    panels: list[list[Panel]] = []
     for number, classifier in enumerate(classifiers, start=1):
-        there = features(classifier, validation, device)
-        top1 = probe(features(classifier, train, device), there)
         name = Path(classifier.url.rstrip("/")).stem
         name = name if name not in figures else f"{name}-{number}"
-        figures[name] = top1
-        names.append(f"{name}\nlinear probe {top1:.1%}")
-        table.add_row(name, f"{top1:.2%}")
-        points, labels = there[0][: config.rows], there[1][: config.rows]
-        drawn.append((in_two_dimensions(points, config.seed), labels))
+        figures[name], line = {}, []
+        for kind, (train, validation) in kinds.items():
+            there = features(classifier, validation, device)
+            top1 = figures[name][kind] = probe(features(classifier, train, device), there)
+            points, labels = there[0][: config.rows], there[1][: config.rows]
+            title = f"{name}, {_TITLES[kind]}\nlinear probe {top1:.1%}"
+            line.append(Panel(title, in_two_dimensions(points, config.seed), labels))
+        panels.append(line)
+        table.add_row(name, *(f"{top1:.2%}" for top1 in figures[name].values()))
+    train, validation = next(iter(kinds.values()))
     content = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -155,26 +184,50 @@ def separability(config: SeparabilityConfig) -> None:
     store.write(REPORT, (json.dumps(content, indent=2) + "\n").encode())
     logger.info("%s", as_text(table))
     logger.info("written: %s", config.out / REPORT)
-    logger.info("written: %s", _draw(names, drawn, validation.classes, config.out))
+    logger.info("written: %s", _draw(panels, validation.classes, config.out))
 
 
-def _draw(
-    names: Sequence[str],
-    drawn: Sequence[tuple[FloatArray, IntArray]],
-    classes: Sequence[str],
-    out: Path,
-) -> Path:
-    figure = Figure(figsize=(4.2 * len(names) + 1.2, 4.4))
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+def _splits(
+    config: SeparabilityConfig, kind: Kind, classifier: Classifier, device: torch.device
+) -> tuple[Rows, Rows]:
+    """Rows that the probe learns on, and those that it is tested on."""
+    adapt = None
+    if kind == "tokenadapt":
+        adapt = TokenAdapt.from_bytes(read_url(absolute_url(config.tokenadapt)))
+
+    def rows(split: str) -> Rows:
+        place = (absolute_url(config.root), config.dataset, split, config.version)
+        found = token_rows(classifier, *place, config.batch, whole=kind != "none")
+        if kind == "none":
+            return found
+        if adapt is not None:
+            check_belongs(adapt, classifier.spec, found.codebook)
+            valid = f"for a crop of {classifier.crop}, which the models read"
+            crop = adapt.config.out_grid
+            require(crop == classifier.crop, "tokenadapt", f"weights for {crop}", valid)
+        how: dict[str, Any] = {"adapt": adapt, "views": config.views, "device": device}
+        seed = hash_key("separability", split, config.seed)
+        return augmented(found, kind, classifier.crop, seed=seed, **how)
+
+    return rows(config.train_split), rows(config.validation_split)
+
+
+def _draw(panels: Sequence[Sequence[Panel]], classes: Sequence[str], out: Path) -> Path:
+    """A row a model, a column a kind of augmentation; one row where there is one kind."""
+    if all(len(line) == 1 for line in panels):
+        panels = [[panel for line in panels for panel in line]]
+    rows, columns = len(panels), len(panels[0])
+    figure = Figure(figsize=(4.2 * columns + 1.2, 4.4 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
-    for axis, name, (points, labels) in zip(axes, names, drawn, strict=True):
+    for axis, panel in zip(axes.flat, (p for line in panels for p in line), strict=True):
         for label, title in enumerate(classes[:_SHOWN_CLASSES]):
-            own = points[labels == label]
+            own = panel.points[panel.labels == label]
             axis.scatter(own[:, 0], own[:, 1], s=7, color=colours(label), label=title)
-        axis.set_title(name, fontsize=9)
+        axis.set_title(panel.title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-    axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save_figure(figure, out / "separability.png")
 
 

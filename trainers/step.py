@@ -25,6 +25,7 @@ from trainers.loop import train
 from trainers.models.classifier import (
     ClassifierConfig,
     TokenClassifier,
+    right_answers,
     soft_cross_entropy,
 )
 from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
@@ -187,8 +188,7 @@ class ClassifyTask(PlainTask):
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         logits = model(batch.inputs).float()
         loss = F.cross_entropy(logits, batch.label, reduction="none")
-        best = logits.topk(min(5, logits.shape[1])).indices == batch.label[:, None]  # (N, <=5)
-        figures = torch.stack([loss, best[:, 0].float(), best.any(1).float()])  # (3, N)
+        figures = torch.stack([loss, *right_answers(logits, batch.label)])  # (3, N)
         return (figures * batch.weight).sum(1)
 
 

@@ -205,7 +205,7 @@ class Sweep:
             self._train("mtm", self._mtm_words(setting, seed))
         began = time.monotonic()
         self._train("classify", self._classify_words(setting, seed))
-        folder = self._folder("classify", setting, seed)
+        folder = self.folder("classify", setting, seed)
         last = {name: read_curve(folder, f"validation_{name}")[1][-1] for name in FIGURES}
         point = Point(**last, seconds=time.monotonic() - began)
         about = {
@@ -234,7 +234,7 @@ class Sweep:
     def _mtm_words(self, setting: Setting, seed: int) -> list[str]:
         return [
             *("--recipe", self._config.mtm, *self._common_words(setting, seed)),
-            *("--out", str(self._folder("mtm", setting, seed))),
+            *("--out", str(self.folder("mtm", setting, seed))),
             *shlex.split(self._config.mtm_options),
         ]
 
@@ -245,10 +245,10 @@ class Sweep:
             **self._overrides,
             _COLORADAPT: self._config.coloradapt if setting.coloradapt else 0.0,
         }
-        init = ["--model.init", str(self._folder("mtm", setting, seed))] if setting.mtm else []
+        init = ["--model.init", str(self.folder("mtm", setting, seed))] if setting.mtm else []
         return [
             *("--recipe", recipe, *self._common_words(setting, seed), *init),
-            *("--out", str(self._folder("classify", setting, seed))),
+            *("--out", str(self.folder("classify", setting, seed))),
             *("--augment.overrides", *(str(word) for pair in overrides.items() for word in pair)),
             *shlex.split(self._config.classify_options),
         ]
@@ -264,7 +264,7 @@ class Sweep:
         if not self._config.ray:
             yield "--cluster.no-ray"
 
-    def _folder(self, program: str, setting: Setting, seed: int) -> Path:
+    def folder(self, program: str, setting: Setting, seed: int) -> Path:
         """Where a run lies. ColorAdapt is no part of pre-training, so both kinds share one."""
         name = setting.name if program == "classify" else setting.name.replace("-ca", "")
         return self._out / "runs" / f"{program}-{name}-seed{seed}"

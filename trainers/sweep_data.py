@@ -12,12 +12,22 @@ from trainers.sweep import Data, SweepConfig, open_data
 from trainers.textures import write_textures
 
 _PREPARED = ("tokenizer", "ingest", "tokenadapt")
-_TEXTURE_OVERRIDES = {
+TEXTURE_OVERRIDES = {
     # What is mirrored or cut in half stays the same texture, which no digit does.
     "adapt.flip_probability": 0.5,
     "adapt.crop.area.0": 0.3,
     "plain_crop.area.0": 0.3,
 }
+"""Of the augmentation of token classifiers, for pictures that are no signs."""
+
+
+def pictures_of(name: str, out: Path) -> Path:
+    """The folder that a sweep's option names; "digits" and "textures" are written below `out`."""
+    if name == "digits":
+        return write_digits(out / "pictures")
+    if name == "textures":
+        return write_textures(out / "pictures")
+    return Path(name).resolve()
 
 
 def prepare(config: SweepConfig) -> tuple[Data, dict[str, float]]:
@@ -32,12 +42,7 @@ def prepare(config: SweepConfig) -> tuple[Data, dict[str, float]]:
         return open_data(config.root, config.dataset, config.version, config.tokenadapt), {}
     out = config.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    if config.pictures == "digits":
-        images = write_digits(out / "pictures")
-    elif config.pictures == "textures":
-        images = write_textures(out / "pictures")
-    else:
-        images = Path(config.pictures).resolve()
+    images = pictures_of(config.pictures, out)
     steps = [s for s in chain(DemoConfig(out=out), images, out) if s.name in _PREPARED]
     code, _ = run_steps(steps, out, fingerprint(images))
     if code:
@@ -46,5 +51,5 @@ def prepare(config: SweepConfig) -> tuple[Data, dict[str, float]]:
             " said above); the same command goes on from there"
         )
     adapt = out / "tokenadapt" / "tokenadapt.safetensors"
-    overrides = _TEXTURE_OVERRIDES if config.pictures == "textures" else {}
+    overrides = TEXTURE_OVERRIDES if config.pictures == "textures" else {}
     return open_data(str(out / "data"), DATASET, None, str(adapt)), overrides

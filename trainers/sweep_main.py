@@ -30,7 +30,7 @@ def main(
     """
 
     def work(config: C) -> None:
-        _hush_runs()
+        hush_runs()
         data, overrides = prepare(config)
         results = Sweep(config, data, overrides).run(settings(config, data))
         text, files = report(config, data, results)
@@ -41,8 +41,8 @@ def main(
     return program(kind, work, argv, description=description, interrupted=RESUMES)
 
 
-def _hush_runs() -> None:
+def hush_runs() -> None:
     """The sweep's own lines, and only warnings of the runs that it is made of."""
     logging.getLogger().setLevel(logging.WARNING)
-    for name in ("sweep", "sweep_main", "chain"):
+    for name in ("sweep", "sweep_main", "chain", "job_graph"):
         logging.getLogger(f"trainers.{name}").setLevel(logging.INFO)

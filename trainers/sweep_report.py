@@ -41,6 +41,10 @@ class Estimate:
         spread = "" if math.isnan(self.error) else f" ± {100 * self.error:.1f}"
         return f"{100 * self.mean:.1f}{spread}"
 
+    def about(self) -> dict[str, float | None]:
+        """For a JSON file, which knows no NaN."""
+        return {"mean": self.mean, "standard_error": _json(self.error)}
+
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error (sample deviation / sqrt n) of one value a seed."""

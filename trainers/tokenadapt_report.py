@@ -25,7 +25,9 @@ from services.errors import InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture
 from services.shards.store import read_url
 from services.stream.pictures import picture_splits
+from services.tokens.codebook import Codebook
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
+from services.wire.seit import v1 as wire
 from trainers.charts import draw_bars
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig, ViewConfig
@@ -88,7 +90,7 @@ def measure(config: ReportConfig) -> dict[str, Any]:
     device = torch.device(config.device)
     tokenizer = load_tokenizer(read_url(config.tokenizer))
     adapt = TokenAdapt.from_bytes(read_url(config.tokenadapt)).to(device).eval()
-    check_belongs(adapt, tokenizer)
+    check_belongs(adapt, tokenizer.spec, tokenizer.codebook)
     pictures = _held_out(config.pictures)[: config.most]
     comparison = Comparison(
         tokenizer,
@@ -131,19 +133,18 @@ def measure(config: ReportConfig) -> dict[str, Any]:
     return told
 
 
-def check_belongs(adapt: TokenAdapt, tokenizer: TokenizerModel) -> None:
-    """InvalidInputError unless the weights were trained with this tokenizer's codes and grid."""
-    spec, config = tokenizer.spec, adapt.config
-    own = codebook_digest(tokenizer.codebook.weight)
+def check_belongs(adapt: TokenAdapt, spec: wire.TokenSpec, codebook: Codebook) -> None:
+    """InvalidInputError unless the weights were trained with tokens of this kind and codebook."""
+    config, own = adapt.config, codebook_digest(codebook.weight)
     grid = (spec.grid_height, spec.grid_width)
     if (config.codes, config.channels, config.grid) != (spec.codes, spec.channels, grid) or (
         adapt.codebook and adapt.codebook != own
     ):
         raise InvalidInputError(
             f"these TokenAdapt weights are for {config.codes} codes of {config.channels} channels"
-            f" on a grid of {config.grid} (codebook {adapt.codebook or 'not known'}), the tokenizer"
-            f" has {spec.codes} of {spec.channels} on {grid} (codebook {own}): nothing was"
-            " measured; give the tokenizer that they were trained with"
+            f" on a grid of {config.grid} (codebook {adapt.codebook or 'not known'}), the tokens"
+            f" are {spec.codes} codes of {spec.channels} on {grid} (codebook {own}): nothing was"
+            " measured; give the tokenizer, or the tokens, that they were trained with"
         )
 
 

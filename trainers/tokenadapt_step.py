@@ -85,7 +85,9 @@ class TokenAdaptTask(PlainTask):
 
     def build_model(self, *, fresh: bool) -> Pairs:
         """Starts from nothing, whether `fresh` or not."""
-        return Pairs(TokenAdapt(self.model_config, self._digest))
+        adapt = TokenAdapt(self.model_config, self._digest)
+        adapt.start_for(self._comparison.codebook.weight.cpu())
+        return Pairs(adapt)
 
     def check(self, batch: StreamBatch) -> None:
         """Any picture can be learned from; streams leave out what is none."""

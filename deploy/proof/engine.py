@@ -101,14 +101,9 @@ def _compose(environment: dict[str, str]) -> tuple[str, ...]:
     raise ProofError("there is no compose: install docker-compose, or docker's compose plugin")
 
 
-def has_image(docker: Engine, name: str) -> bool:
-    """Whether an image of this name stands."""
-    return bool(docker.run("docker", "images", "-q", name).strip())
-
-
 def make_base(docker: Engine, scratch: Path) -> None:
     """BASE, from Debian's packages, with the certificates that this machine trusts."""
-    if has_image(docker, BASE):
+    if docker.run("docker", "images", "-q", BASE).strip():
         return
     if shutil.which("debootstrap") is None:
         raise ProofError("there is no debootstrap: install it, or name an image with --base")

@@ -8,6 +8,7 @@ Shape letters: N rows, D channels of a code, K codes, H and W stored grid, h and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.augment.choices import (
+    ColorChoice,
     MixChoice,
     choose_color,
     choose_eda,
     choose_mix,
     choose_warp,
 )
-from services.augment.color import color_adapt, emb_noise, normals_from_levels
+from services.augment.color import color_noise, normals_from_levels, recolored, statistics
 from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
@@ -40,7 +42,7 @@ from services.wire.seit import v1 as wire
 ADAPT_CROP = "adapt.crop"
 """Operation under which the crop of rows of the TokenAdapt path draws."""
 
-_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that TokenAdapt's networks see at a time
+_CPU_ROWS, _GPU_ROWS = 2, 256  # rows that networks and changes of colour see at a time
 
 
 @dataclass
@@ -235,28 +237,21 @@ class Augmenter(nn.Module):
 
     def _recolor(self, map_NDHW: Tensor, draws: Draws) -> Tensor:
         """Emb-Noise or ColorAdapt, in the given maps."""
-        config, shape = self.config.color, map_NDHW.shape[1:]
-        choice = choose_color(config, draws, shape[0], self.grid)
+        choice = choose_color(self.config.color, draws, map_NDHW.shape[1], self.grid)
         if len(choice.noise_rows):
-            rows = as_tensor(choice.noise_rows, map_NDHW)
-            element = normals_from_levels(as_tensor(choice.levels, map_NDHW))
-            noisy = emb_noise(
-                select(map_NDHW, rows),
-                as_tensor(choice.channel, map_NDHW),
-                element.view(-1, *self.grid, shape[0]).permute(0, 3, 1, 2),
-                config.noise_scale * self._spread,
-                config.noise_std * self._spread,
-            )
-            map_NDHW.index_copy_(0, rows, noisy)
+            self._add_noise(map_NDHW, choice)
         if len(choice.adapt_rows):
-            # Partners are read before any row changes: the mirror image may change as well.
-            rows, partner = (
-                as_tensor(choice.adapt_rows, map_NDHW),
-                as_tensor(choice.partner, map_NDHW),
-            )
-            adapted = color_adapt(select(map_NDHW, rows), select(map_NDHW, partner))
-            map_NDHW.index_copy_(0, rows, adapted)
+            _adapt_colors(map_NDHW, choice)
         return map_NDHW
+
+    def _add_noise(self, map_NDHW: Tensor, choice: ColorChoice) -> None:
+        config = self.config.color
+        scale, std = config.noise_scale * self._spread, config.noise_std * self._spread
+        columns = (choice.noise_rows, choice.levels, choice.channel)
+        for rows, levels, channel in _pieces(map_NDHW, *columns):
+            element_NHWD = normals_from_levels(levels).view(len(rows), *self.grid, -1)
+            noise_NDHW = color_noise(channel, element_NHWD.permute(0, 3, 1, 2), scale, std)
+            map_NDHW.permute(0, 2, 3, 1).index_add_(0, rows, noise_NDHW.permute(0, 2, 3, 1))
 
     def _plain_ids(self, ids_NHW: Tensor, draws: Draws) -> Path:
         boxes, mix = self._plain_choices(draws)
@@ -281,8 +276,7 @@ class Augmenter(nn.Module):
     def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> Path:
         assert self.tokenadapt is not None  # the share is above 0, which `__init__` checked
         config, model = self.config.adapt, self.tokenadapt
-        # On a CPU the networks are bound by memory: pieces that stay in its cache are faster.
-        piece = _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
+        piece = _piece(map_NDHW)
         low = torch.autocast(
             map_NDHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
@@ -336,6 +330,31 @@ def chosen_matrices(config: AdaptConfig, draws: Draws, grid: tuple[int, int]) ->
 
 def as_tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return on_device(torch.from_numpy(values), like.device)
+
+
+def _adapt_colors(map_NDHW: Tensor, choice: ColorChoice) -> None:
+    """ColorAdapt, in the given maps."""
+    # All statistics are read before any row changes: partners may change as well.
+    used = np.union1d(choice.adapt_rows, choice.partner)
+    found = [statistics(select(map_NDHW, rows)) for (rows,) in _pieces(map_NDHW, used)]
+    mean, spread = (torch.cat(part) for part in zip(*found, strict=True))
+    own = np.searchsorted(used, choice.adapt_rows)
+    lent = np.searchsorted(used, choice.partner)
+    for rows, mine, theirs in _pieces(map_NDHW, choice.adapt_rows, own, lent):
+        maps = select(map_NDHW, rows)
+        adapted = recolored(maps, (mean[mine], spread[mine]), (mean[theirs], spread[theirs]))
+        map_NDHW.permute(0, 2, 3, 1).index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
+
+
+def _pieces(map_NDHW: Tensor, *columns: npt.NDArray[np.generic]) -> Iterator[tuple[Tensor, ...]]:
+    """As many entries of the columns at a time as rows of the map are worked on together."""
+    parts = (torch.split(as_tensor(column, map_NDHW), _piece(map_NDHW)) for column in columns)
+    return zip(*parts, strict=True)
+
+
+def _piece(map_NDHW: Tensor) -> int:
+    """Rows to work on at a time: on a CPU, whose memory is slow, as many as its cache holds."""
+    return _CPU_ROWS if map_NDHW.device.type == "cpu" else _GPU_ROWS
 
 
 def select(values: Tensor, index: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from services.augment.config import (
 )
 from services.augment.eda import disjoint_windows
 from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
-from services.plan.draws import Draws, derive
+from services.plan.draws import Draws
 from services.types import FloatArray, IdArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -94,24 +94,10 @@ def choose_color(
     return ColorChoice(
         noise_rows=noise_rows,
         channel=some.normal("color.channel", channels),
-        levels=_levels(some, "color.element", elements),
+        levels=some.levels("color.element", elements),
         adapt_rows=adapt_rows,
         partner=partners(draws.rows)[adapt_rows],
     )
-
-
-def _levels(draws: Draws, op: str, count: int) -> IdArray:
-    """(n, count) uniform 16-bit integers, keyed like every draw.
-
-    All four from each hashed word, where `Draws` makes one number of it: noise for whole maps is
-    by far the most that any recipe draws.
-    """
-    starts = draws.keys("levels", op)  # (n,)
-    steps = np.arange((count + 3) // 4, dtype=np.uint64)
-    levels = np.empty((len(starts), 4 * len(steps)), dtype="<u2")
-    for row, start in enumerate(starts):  # one at a time, which stays in the processor's cache
-        levels[row] = derive(0, start + steps).astype("<u8", copy=False).view("<u2")
-    return levels[:, :count]
 
 
 @dataclass(frozen=True)

@@ -13,38 +13,52 @@ from torch import Tensor
 _LEVELS = 1 << 16
 
 
+Statistics = tuple[Tensor, Tensor]
+"""Mean and spread of each channel of a map, e.g. (N, D, 1, 1) each."""
+
+
 def color_adapt(map_NDHW: Tensor, partner_NDHW: Tensor) -> Tensor:
     """Give each channel of a map the mean and spread of its partner's (equation 4).
 
     Spread is the unbiased standard deviation over the positions. A channel of (almost) zero
     spread has no structure to keep: it becomes the partner's mean, never NaN.
     """
-    mean, centred, spread = _statistics(map_NDHW)
-    partner_mean, _, partner_spread = _statistics(partner_NDHW)
+    return recolored(map_NDHW, statistics(map_NDHW), statistics(partner_NDHW))
+
+
+def statistics(map_NDHW: Tensor) -> Statistics:
+    """Of each channel of a map. Several times faster on a CPU than `torch.std_mean`."""
+    mean = map_NDHW.mean(dim=(2, 3), keepdim=True)
+    others = max(1, map_NDHW[0, 0].numel() - 1)  # a single position has no spread at all
+    square = (map_NDHW - mean).square_().sum(dim=(2, 3), keepdim=True)
+    return mean, (square / others).sqrt_()
+
+
+def recolored(map_NDHW: Tensor, own: Statistics, wanted: Statistics) -> Tensor:
+    """The map with the wanted statistics in place of its own."""
+    gain, shift = transfer(own, wanted)
+    return torch.addcmul(shift, map_NDHW, gain)
+
+
+def transfer(own: Statistics, wanted: Statistics) -> tuple[Tensor, Tensor]:
+    """Gain and shift that turn a channel's own statistics into the wanted ones."""
+    (mean, spread), (wanted_mean, wanted_spread) = own, wanted
     # Rounding leaves a constant channel a spread near eps * |mean|, which must count as zero.
     flat = spread <= 1e-6 * (1e-6 + mean.abs())
-    gain = torch.where(flat, 0.0, partner_spread / spread.masked_fill(flat, 1.0))
-    return torch.addcmul(partner_mean, centred, gain)
-
-
-def _statistics(map_NDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (N, D, 1, 1), the map without it, and spread (N, D, 1, 1).
-
-    Several times faster on a CPU than `torch.std_mean`, and the middle one is needed anyway.
-    """
-    mean = map_NDHW.mean(dim=(2, 3), keepdim=True)
-    centred = map_NDHW - mean
-    others = max(1, map_NDHW[0, 0].numel() - 1)  # a single position has no spread at all
-    spread = (centred.square().sum(dim=(2, 3), keepdim=True) / others).sqrt()
-    return mean, centred, spread
+    gain = torch.where(flat, 0.0, wanted_spread / spread.masked_fill(flat, 1.0))
+    return gain, wanted_mean - mean * gain
 
 
 def emb_noise(
     map_NDHW: Tensor, channel_ND: Tensor, element_NDHW: Tensor, scale: float, std: float
 ) -> Tensor:
     """Add `scale` times one normal a channel and `std` times one a position and channel."""
-    shifted = map_NDHW + (channel_ND * scale)[:, :, None, None]
-    return shifted.add_(element_NDHW, alpha=std)
+    return map_NDHW + color_noise(channel_ND, element_NDHW, scale, std)
+
+
+def color_noise(channel_ND: Tensor, element_NDHW: Tensor, scale: float, std: float) -> Tensor:
+    """What `emb_noise` adds: (N, D, H, W)."""
+    return torch.add((channel_ND * scale)[:, :, None, None], element_NDHW, alpha=std)
 
 
 def normals_from_levels(levels: Tensor) -> Tensor:
@@ -54,7 +68,7 @@ def normals_from_levels(levels: Tensor) -> Tensor:
     cheaper than a formula, and gives a GPU the same bits as a CPU.
     """
     table = _normal_levels(levels.device)
-    return table.index_select(0, levels.int().flatten()).view(levels.shape)
+    return table.index_select(0, levels.long().flatten()).view(levels.shape)
 
 
 @functools.cache

@@ -16,6 +16,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.errors import FormatError, InvalidInputError
@@ -25,6 +27,8 @@ from services.tokens.weights import read_safetensors, read_torch, state_dict_of,
 from services.types import MAX_CODES, MAX_GRID
 
 TOKENADAPT_FORMAT = 1
+
+_LOUDNESS = 4.0  # of tokens as f first sees them, relative to positions (root mean squares)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,21 @@ class TokenAdapt(nn.Module):
         """g: augmented map (N, D, s*h, s*w) -> scores of the codes (N, h*w, K)."""
         out: Tensor = self.reverse_transform(map_NDhw)
         return out
+
+    @torch.no_grad()
+    def start_for(self, weight_KD: Tensor) -> None:
+        """Scale fresh weights to the vectors (K, D) that f will read, of whatever length.
+
+        Positions are added to what f's first layer makes of a token. Codes of length 1 would be
+        drowned by them, and hundreds of steps pass before f tells one token from another.
+        """
+        layer, decoder = self.conversion_function
+        assert isinstance(layer, nn.Linear)
+        assert isinstance(decoder, ViTDecoder)
+        positions = decoder.de_pos_embedding.square().mean().sqrt()
+        spread = F.linear(weight_KD.to(layer.weight), layer.weight).square().mean().sqrt()
+        if spread > 0:
+            layer.weight.mul_(_LOUDNESS * positions / spread)
 
     def compile_networks(self) -> None:
         """Compile f and g when they are first called; their weights and names stay as they are."""

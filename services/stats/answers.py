@@ -27,22 +27,20 @@ _MEDIA = {
 }
 
 
-def answer(
-    request: Request, message: betterproto2.Message, identity: bytes, *sources: str
-) -> Response:
+def answer(request: Request, message: betterproto2.Message, *sources: str) -> Response:
     """The message as the client wants it, or 304 if it holds this answer already.
 
-    identity: bytes that differ whenever the answer to this path and query would.
     sources: what it was made from (see `kept`); none for an answer that must not be kept.
     """
     media = wanted(request.headers.get("accept", ""))
+    body = _adapter(type(message)).dump_json(message)
     asked = f"{API_VERSION} {media} {request.url.path}?{request.url.query}".encode()
-    tag = f'W/"{xxhash.xxh3_128_hexdigest(asked + identity)}"'  # weak: gzip changes the bytes
+    tag = f'W/"{xxhash.xxh3_128_hexdigest(asked + body)}"'  # weak: gzip changes the bytes
     headers = tagged(tag)
     request.state.sources = sources
     if holds(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
-    body = bytes(message) if media == PROTOBUF else _adapter(type(message)).dump_json(message)
+    body = bytes(message) if media == PROTOBUF else body
     return Response(body, headers=headers, media_type=media)
 
 

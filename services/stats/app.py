@@ -23,6 +23,7 @@ from services.shards.store import Store
 from services.stats import problems, routes_datasets, routes_flows, routes_samples, site
 from services.stats.access import Access
 from services.stats.answers import API_VERSION, PROBLEMS
+from services.stats.apart import work_on
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
 from services.stats.decoding import Decoder
@@ -81,10 +82,10 @@ def create_app(
     app.add_middleware(
         Kept,
         sources={
-            CATALOG: parts.catalog.stamp,
-            FOLDERS: parts.catalog.folder_stamp,
-            STREAMS: parts.streams.stamp,
-            CLUSTER: parts.cluster.stamp,
+            CATALOG: lambda path: parts.catalog.stamp(_dataset_of(path)),
+            FOLDERS: lambda path: parts.catalog.folder_stamp(_dataset_of(path)),
+            STREAMS: lambda _: parts.streams.stamp(),
+            CLUSTER: lambda _: parts.cluster.stamp(),
         },
         limit_bytes=settings.stats_answer_bytes,
     )
@@ -99,7 +100,8 @@ def create_app(
         app.include_router(router, responses=PROBLEMS)
     app.include_router(operation)
     app.include_router(site.router)
-    problems.install(app)
+    cache = str(settings.cache_dir)
+    problems.install(app, {root.url: "ROOT", cache: "CACHE"})
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -112,7 +114,7 @@ def create_app(
 def _parts(root: Store, settings: Settings, runs: Sequence[Store] | None) -> Parts:
     fresh = settings.stats_fresh_seconds
     return Parts(
-        catalog=Catalog(root, fresh_seconds=fresh, shard_limit=settings.stats_shards),
+        catalog=Catalog(work_on(root), fresh_seconds=fresh, shard_limit=settings.stats_shards),
         streams=Streams(
             open_runs(settings.stats_runs) if runs is None else runs,
             fresh_seconds=fresh,
@@ -122,6 +124,12 @@ def _parts(root: Store, settings: Settings, runs: Sequence[Store] | None) -> Par
         rows=Rows(root, lambda: ShardCache(settings.cache_dir, settings.cache_bytes)),
         decoder=Decoder(root, settings.stats_tokenadapt),
     )
+
+
+def _dataset_of(path: str) -> str | None:
+    """The dataset that a path is about; None for none, or all."""
+    _, _, tail = path.partition("/v1/datasets/")
+    return tail.partition("/")[0] or None
 
 
 @operation.get("/healthz")

@@ -1,120 +1,168 @@
-"""The newest state of a root, at hand: what datasets and versions stand, and their manifests.
+"""The newest state of a root, at hand: what datasets and versions stand, and what they hold.
 
 A listing serves for `fresh_seconds`, so a new version is seen soon and requests do not each list
-the bucket. A manifest never changes, so it is read once and kept while there is room.
+the bucket. A version never changes, so it is read once and kept while there is room.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import math
 import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, SeitError
-from services.shards.manifest import LoadedManifest, file_sizes, list_versions, load_manifest
+from services.shards.manifest import list_versions
 from services.shards.store import Store
 from services.shards.validate import check_name
+from services.stats.apart import Work
+from services.stats.audits import Audits
+from services.stats.facts import Facts, load_facts
 from services.stats.fresh import Fresh
-from services.stats.growth import audit, version_storage
+from services.stats.growth import version_storage
 from services.stats.health import standing_findings
 from services.stats.listing import ShardQuery, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
-from services.stats.report import summarize
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
-_LABELS_A_SHARD = 64
-"""Labels that take as much memory as the rest of a shard's description, about 1 KB."""
 _ORDERS = 256  # orders of shards that are kept: 8 bytes a shard each
 _LISTINGS = 16
 """Folders listed at the same time: one after another, an object store takes a second for 50."""
+_READ_SECONDS = 1.0
+"""Time in which new versions are read before they are shown, so that nobody waits for them."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What stands: versions, oldest first, of each dataset, sorted by name.
+
+    stamps: a number for each dataset, which changes when its versions do.
+    """
+
+    versions: Mapping[str, list[int]]
+    stamps: Mapping[str, int] = field(compare=False)
 
 
 class Catalog:
-    """Datasets below `root`. Safe to share by threads.
+    """Datasets below a root. Safe to share by threads.
 
-    fresh_seconds: longest age of a listing that answers are made from.
-    shard_limit: shards whose descriptions stay in memory, of about 1 KB; many labels count as more
-    of them. Beyond it the manifests used least recently are dropped, though never the one in use.
+    work: on the root. fresh_seconds: longest age of a listing that answers are made from.
+    shard_limit: shards whose descriptions stay in memory, of some 300 bytes; many labels count as
+    more of them. Beyond it the versions used least recently are dropped, though never the one in
+    use.
     audit_seconds: longest age of a listing of a dataset's files.
     clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        root: Store,
+        work: Work,
         *,
         fresh_seconds: float,
         shard_limit: int,
         audit_seconds: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._root, self._clock = root, clock
+        self._work, self._clock = work, clock
         self._limit = shard_limit
+        self._seen: Listing | None = None
+        self._changes = itertools.count(1)
         self._listing = Fresh(self._list, fresh_seconds, clock)
         self._lock = threading.Lock()  # for bookkeeping only, never held while storage is asked
         self._loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._manifests: OrderedDict[tuple[str, int], LoadedManifest] = OrderedDict()
+        self._facts: OrderedDict[tuple[str, int], Facts] = OrderedDict()
+        self._held = 0  # their weight
         self._summaries: dict[tuple[str, int], wire.DatasetSummary] = {}
         self._growth: dict[tuple[str, int], wire.VersionStorage] = {}
         self._orders: OrderedDict[tuple[str, int, ShardQuery], IntArray] = OrderedDict()
-        self._audit_seconds = audit_seconds
-        self._audits: dict[str, tuple[float, wire.FolderAudit]] = {}
-        self._auditing: set[str] = set()
-        self._audited = 0
         self._findings: dict[tuple[str, int], list[wire.Finding]] = {}
-        self._auditor = ThreadPoolExecutor(1, thread_name_prefix="seit-audit")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="seit-read")
+        self._audits = Audits(work, self.versions, audit_seconds, clock)
 
     def datasets(self) -> Mapping[str, list[int]]:
         """Name to versions, oldest first, of every dataset that has one; sorted by name."""
-        return self._listing.get()
+        return self._listing.get().versions
 
-    def stamp(self) -> int | None:
-        """Changes with what stands; None where it is not known without asking the storage."""
-        return self._listing.stamp()
+    def stamp(self, name: str | None) -> int | None:
+        """Changes with what stands of one dataset, or of all for None.
 
-    def at_hand(self, name: str | None, version: int | None) -> bool:
+        None where it is not known without asking the storage.
+        """
+        if name is None:
+            return self._listing.stamp()
+        listing = self._listing.at_hand()
+        return None if listing is None else listing.stamps.get(name, 0)
+
+    def folder_stamp(self, name: str | None) -> int | None:
+        """Changes with what `folder` knows of a dataset, and when it is time to ask it again."""
+        return self._audits.stamp(name) if name else None
+
+    def at_hand(self, name: str | None, version: int | None = None) -> bool:
         """Whether a version (the newest of all datasets for None) is answered without waiting."""
-        if self._listing.stamp() is None:
+        listing = self._listing.at_hand()
+        if listing is None:
             return False
-        versions = self._listing.get()
-        with self._lock:
-            if name is None:
-                return all((one, seen[-1]) in self._summaries for one, seen in versions.items())
-            numbers = versions.get(name)
-            return numbers is None or (name, version or numbers[-1]) in self._manifests
+        if name is None:
+            return all((one, seen[-1]) in self._summaries for one, seen in listing.versions.items())
+        numbers = listing.versions.get(name)
+        return numbers is None or (name, version or numbers[-1]) in self._facts
+
+    def history_at_hand(self, name: str) -> bool:
+        """Whether all versions of a dataset are told of, and their growth, without waiting."""
+        listing = self._listing.at_hand()
+        if listing is None:
+            return False
+        numbers = listing.versions.get(name, [])
+        needed = {
+            one
+            for before, number in zip([0, *numbers], numbers, strict=False)
+            if (name, number) not in self._growth
+            for one in (before, number)
+        }
+        return all((name, one) in self._summaries for one in numbers) and all(
+            (name, one) in self._facts for one in needed - {0}
+        )
 
     def warm(self) -> None:
-        """Read the newest manifest of every dataset, as far as there is room; log what fails."""
+        """Read the newest version of every dataset, as far as there is room; log what fails."""
         try:
-            self._load_newest(self.datasets())
+            self._read_newest(self.datasets())
         except (SeitError, OSError) as error:
-            logger.warning("nothing is known of %s yet: %s", self._root.url, error)
+            logger.warning("nothing is known of the datasets yet: %s", error)
 
     def close(self) -> None:
         """End what runs beside the requests; what was asked of it is not begun any more."""
-        self._auditor.shutdown(wait=False, cancel_futures=True)
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._audits.close()
+        self._work.close()
 
-    def _list(self, waited: bool) -> Mapping[str, list[int]]:
-        versions = _list_all(self._root)
+    def _list(self, waited: bool) -> Listing:
+        versions = self._work(list_all)
         self._forget_others(versions)
         if not waited:
-            # No request shall wait for a new version's manifest either. Not read here: the listing
-            # would grow old meanwhile. A service that ends takes no more work.
-            with contextlib.suppress(RuntimeError):
-                self._auditor.submit(self._load_newest, versions)
-        return versions
+            # Nobody shall wait for what is new: it is read before it is shown, but only for a
+            # moment, or the listing would grow old meanwhile. A service that ends reads no more.
+            with contextlib.suppress(RuntimeError, TimeoutError, CancelledError):
+                self._reader.submit(self._read_newest, versions).result(_READ_SECONDS)
+        before = self._seen or Listing({}, {})
+        stamps = {
+            name: before.stamps[name] if before.versions.get(name) == seen else next(self._changes)
+            for name, seen in versions.items()
+        }
+        self._seen = Listing(versions, stamps)
+        return self._seen
 
-    def _load_newest(self, versions: Mapping[str, list[int]]) -> None:
+    def _read_newest(self, versions: Mapping[str, list[int]]) -> None:
         for name, numbers in versions.items():
             if (name, numbers[-1]) not in self._summaries:
                 try:
@@ -136,33 +184,36 @@ class Catalog:
             )
         return versions
 
-    def manifest(self, name: str, version: int | None = None) -> LoadedManifest:
-        """A version's manifest, by default the newest.
+    def facts(self, name: str, version: int | None = None) -> Facts:
+        """What stands as a version, by default the newest.
 
         Raises: as `versions`; FormatError where the file is not sound.
         """
         return self._load(name, self._choose(name, version))
 
-    def _load(self, name: str, wanted: int) -> LoadedManifest:
+    def _load(self, name: str, wanted: int) -> Facts:
         key = (name, wanted)
         with self._lock:
+            if key in self._facts:
+                self._facts.move_to_end(key)
+                return self._facts[key]
             loading = self._loading[name]
-        with loading:  # many requests for a manifest that is not in memory read it once
+        with loading:  # many requests for a version that is not in memory read it once
             with self._lock:
-                if key in self._manifests:
-                    self._manifests.move_to_end(key)
-                    return self._manifests[key]
-            loaded = load_manifest(self._root, name, wanted)
+                if key in self._facts:
+                    return self._facts[key]
+            facts = self._work(load_facts, name, wanted)
+            findings = standing_findings(facts)
             with self._lock:
-                self._keep(key, loaded)
-                self._summaries[key] = summarize(loaded.manifest)
-            return loaded
+                self._keep(key, facts)
+                self._summaries[key], self._findings[key] = facts.summary, findings
+            return facts
 
     def summary(self, name: str, version: int | None = None) -> wire.DatasetSummary:
         """One line about a version; the lines stay in memory where the manifests do not."""
         wanted = self._choose(name, version)
         summary = self._summaries.get((name, wanted))
-        return summary or summarize(self._load(name, wanted).manifest)
+        return summary or self._load(name, wanted).summary
 
     def dataset_page(self, after: str, limit: int) -> wire.DatasetList:
         """Up to `limit` datasets in the order of their names, those behind the name `after`.
@@ -192,15 +243,15 @@ class Catalog:
 
     def shard_page(
         self, name: str, version: int | None, query: ShardQuery, cursor: str, limit: int
-    ) -> tuple[wire.ShardList, str]:
-        """(up to `limit` shards of a version, digest of its manifest).
+    ) -> wire.ShardList:
+        """Up to `limit` shards of a version.
 
         cursor: empty, or `next` of the page before, which fixes the version.
         """
         version, start = parse_cursor(cursor, version)
-        loaded = self.manifest(name, version)
-        page = Page(loaded.manifest.version, start, limit)
-        return shard_page(loaded.manifest, self._order(loaded, query), page), loaded.digest
+        facts = self.facts(name, version)
+        page = Page(facts.about.version, start, limit)
+        return shard_page(facts, self._order(facts, query), page)
 
     def growth_page(self, name: str, before: int | None, limit: int) -> wire.GrowthReport:
         """Up to `limit` versions, newest first, those below `before`: what each one added."""
@@ -215,63 +266,30 @@ class Catalog:
         found = self._growth.get((name, version))
         if found is None:
             earlier = [one for one in self.versions(name) if one < version]
-            before = self._load(name, earlier[-1]).manifest if earlier else None
-            found = version_storage(self._load(name, version).manifest, before)
+            before = self._load(name, earlier[-1]) if earlier else None
+            found = version_storage(self._load(name, version), before)
             with self._lock:
                 self._growth[name, version] = found
         return found
 
     def folder(self, name: str) -> wire.FolderAudit | None:
-        """The dataset's files as they were listed last; None before that.
-
-        Never waits: a listing takes a second for every few thousand files, and all versions are
-        read for it. An old one is made again beside the requests, one dataset at a time.
-        """
+        """The dataset's files as they were listed last; None before that. Never waits."""
         self.versions(name)
-        now = self._clock()
-        with self._lock:
-            at, found = self._audits.get(name, (-math.inf, None))
-            if now - at >= self._audit_seconds and name not in self._auditing:
-                self._auditing.add(name)
-                self._auditor.submit(self._audit, name)
-        return found
-
-    def folder_stamp(self) -> int:
-        """Changes with what `folder` knows, and when it is time to ask it again."""
-        with self._lock:
-            return self._audited + int(self._clock() / self._audit_seconds)
+        return self._audits.get(name)
 
     def findings(self, name: str, version: int | None = None) -> list[wire.Finding]:
         """What the manifest tells of a version's health; kept where the manifest is not."""
         wanted = self._choose(name, version)
         found = self._findings.get((name, wanted))
-        if found is None:
-            found = standing_findings(self._load(name, wanted).manifest)
-            with self._lock:
-                self._findings[name, wanted] = found
-        return found
+        return standing_findings(self._load(name, wanted)) if found is None else found
 
-    def _audit(self, name: str) -> None:
-        try:
-            began = self._clock()
-            versions = [file_sizes(self._load(name, one).manifest) for one in self.versions(name)]
-            found = audit(self._root.child(name).scan(), versions, time.time())
-            with self._lock:
-                self._audits[name] = began, found
-                self._audited += 1
-        except (SeitError, OSError) as error:
-            logger.warning("the folder of %s is not compared with its versions: %s", name, error)
-        finally:
-            with self._lock:
-                self._auditing.discard(name)
-
-    def _order(self, loaded: LoadedManifest, query: ShardQuery) -> IntArray:
-        key = (loaded.manifest.dataset, loaded.manifest.version, query)
+    def _order(self, facts: Facts, query: ShardQuery) -> IntArray:
+        key = (facts.about.dataset, facts.about.version, query)
         with self._lock:
             if key in self._orders:
                 self._orders.move_to_end(key)
                 return self._orders[key]
-        order = shard_order(loaded.manifest, query)
+        order = shard_order(facts, query)
         with self._lock:
             self._orders[key] = order
             if len(self._orders) > _ORDERS:
@@ -295,18 +313,19 @@ class Catalog:
             )
         return version
 
-    def _keep(self, key: tuple[str, int], loaded: LoadedManifest) -> None:
-        self._manifests[key] = loaded
-        held = sum(_weight(one) for one in self._manifests.values())
-        while held > self._limit and len(self._manifests) > 1:
-            _, dropped = self._manifests.popitem(last=False)
-            held -= _weight(dropped)
+    def _keep(self, key: tuple[str, int], facts: Facts) -> None:
+        self._facts[key] = facts
+        self._held += facts.weight
+        while self._held > self._limit and len(self._facts) > 1:
+            _, dropped = self._facts.popitem(last=False)
+            self._held -= dropped.weight
 
     def _forget_others(self, versions: Mapping[str, list[int]]) -> None:
         """Drop what is known of datasets that do not stand any more."""
         with self._lock:
+            for key in [key for key in self._facts if key[0] not in versions]:
+                self._held -= self._facts.pop(key).weight
             known: Sequence[dict[Any, Any]] = (
-                self._manifests,
                 self._summaries,
                 self._growth,
                 self._findings,
@@ -317,11 +336,10 @@ class Catalog:
                     del held[key]
             for name in self._loading.keys() - versions.keys():
                 del self._loading[name]
-            for name in self._audits.keys() - versions.keys():
-                del self._audits[name]
+        self._audits.forget_others(versions)
 
 
-def _list_all(root: Store) -> dict[str, list[int]]:
+def list_all(root: Store) -> dict[str, list[int]]:
     """Name to versions of every dataset below the root; an empty folder is no dataset yet."""
     names = root.folders()
     with ThreadPoolExecutor(_LISTINGS, thread_name_prefix="seit-list") as pool:
@@ -334,11 +352,3 @@ def _versions_of(root: Store, name: str) -> list[int]:
         return list_versions(root, name)
     except InvalidInputError:
         return []  # a folder of something else: its name is not a dataset's
-
-
-def _weight(loaded: LoadedManifest) -> int:
-    """What it takes in memory, in shards with few labels."""
-    shards = [shard for split in loaded.manifest.splits for shard in split.shards]
-    labels = sum(len(shard.labels.labels) for shard in shards if shard.labels)
-    columns = sum(len(shard.columns) for shard in shards)
-    return len(shards) + columns + labels // _LABELS_A_SHARD

@@ -1,4 +1,4 @@
-"""What the rows of a version hold, from its manifest: labels and codes. Pure functions."""
+"""What the rows of a version hold, from its facts: labels and codes. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from services.errors import NotFoundError
+from services.stats.facts import Counts, Facts
 from services.stats.paging import Page
 from services.stats.report import entropy_bits
 from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
-
-Counts: TypeAlias = NDArray[np.int64]
 
 LabelSort: TypeAlias = Literal["label", "-rows", "rows"]
 CodeSort: TypeAlias = Literal["code", "-tokens", "tokens"]
@@ -23,35 +20,22 @@ MOST_BINS = 256
 """Points of the curve of code shares: as many as a chart can show."""
 
 
-def chosen_splits(manifest: wire.Manifest, name: str | None) -> Sequence[wire.Split]:
-    """The split of that name alone, or all of them. Raises: NotFoundError."""
-    found = [split for split in manifest.splits if name in (None, split.name)]
-    if name is not None and not found:
-        raise NotFoundError(
-            f"dataset {manifest.dataset!r} version {manifest.version} has no split {name!r};"
-            f" it has {', '.join(split.name for split in manifest.splits) or 'none'}"
-        )
-    return found
-
-
-def label_counts(manifest: wire.Manifest, splits: Sequence[wire.Split]) -> Counts:
+def label_counts(facts: Facts, split: str | None) -> Counts:
     """(1 + L,) int64: rows without a label, then of labels 0, 1, ... L - 1.
 
-    L: classes that have a name, or one more than the largest label.
+    L: classes that have a name, or one more than the largest label. Raises: NotFoundError.
     """
-    columns = [shard.labels for split in splits for shard in split.shards if shard.labels]
-    labels = np.concatenate([[0], *(np.asarray(one.labels, np.int64) + 1 for one in columns)])
-    rows = np.concatenate([[0], *(np.asarray(one.rows, np.int64) for one in columns)])
+    places, shards = facts.places(split), facts.shards
+    of = slice(shards.starts[places.start], shards.starts[places.stop])
+    labels = shards.labels[of].astype(np.int64) + 1
     # Summed as floats, exact up to 2**53 rows.
-    found = np.bincount(labels.astype(np.int64), rows, 1 + len(manifest.classes))
+    found = np.bincount(labels, shards.counts[of], 1 + len(facts.about.classes))
     return found.astype(np.int64)
 
 
-def label_report(
-    manifest: wire.Manifest, split: str | None, sort: LabelSort, page: Page
-) -> wire.LabelReport:
+def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -> wire.LabelReport:
     """Rows of each class, and how evenly they are spread. Raises: NotFoundError."""
-    counts = label_counts(manifest, chosen_splits(manifest, split))
+    counts, manifest = label_counts(facts, split), facts.about
     rows, known = int(counts.sum()), counts[1:]
     used = known[known > 0]
     labels = np.arange(len(known))
@@ -73,7 +57,7 @@ def label_report(
         labels=[
             wire.LabelRows(
                 label=int(label),
-                name=_name(manifest.classes, int(label)),
+                name=class_name(manifest.classes, int(label)),
                 rows=int(counts[label + 1]),
                 share=float(counts[label + 1] / rows) if rows else 0.0,
             )
@@ -93,31 +77,29 @@ def balance(counts: Counts) -> float:
     return entropy_bits(counts.astype(np.float64)) / np.log2(len(counts)) if len(counts) > 1 else 1
 
 
-def _name(classes: Sequence[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Name of a label's class; "" for none."""
     return classes[label] if 0 <= label < len(classes) else ""
 
 
-def code_counts(manifest: wire.Manifest, splits: Sequence[wire.Split]) -> Counts:
-    """(K,) int64 occurrences of each code."""
-    assert manifest.spec is not None  # `load_manifest` refuses a manifest without one
-    counts = np.zeros(manifest.spec.codes, np.int64)
-    for split in splits:
-        counts += np.asarray(split.code_counts, np.int64)
+def code_counts(facts: Facts, split: str | None) -> Counts:
+    """(K,) int64 occurrences of each code. Raises: NotFoundError."""
+    counts = np.zeros(facts.spec.codes, np.int64)
+    for one in facts.splits(split):
+        counts += np.asarray(one.code_counts, np.int64)
     return counts
 
 
-def code_report(
-    manifest: wire.Manifest, split: str | None, sort: CodeSort, page: Page
-) -> wire.CodeReport:
+def code_report(facts: Facts, split: str | None, sort: CodeSort, page: Page) -> wire.CodeReport:
     """How often each code occurs, and how much of the codebook is used. Raises: NotFoundError."""
-    counts = code_counts(manifest, chosen_splits(manifest, split))
+    counts = code_counts(facts, split)
     tokens, used = int(counts.sum()), int(np.count_nonzero(counts))
     entropy = entropy_bits(counts.astype(np.float64))
     places, following = page.cut(_ordered(np.arange(len(counts)), counts, sort))
     bins, width = ranked(counts)
     return wire.CodeReport(
-        dataset=manifest.dataset,
-        version=manifest.version,
+        dataset=facts.about.dataset,
+        version=facts.about.version,
         split=split or "",
         tokens=tokens,
         codes=len(counts),

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.errors import NotFoundError, SeitError
-from services.shards.manifest import LoadedManifest, read_asset
+from services.shards.manifest import read_asset
 from services.shards.store import Store, read_url
+from services.stats.facts import Facts
 from services.types import UNLABELLED, IdArray
 from services.wire.seit import v1 as wire
 
@@ -76,7 +77,7 @@ class Decoder:
         return VIEWS, ""
 
     def picture(
-        self, loaded: LoadedManifest, ids_2HW: IdArray, rows: tuple[int, int], view: str, draw: int
+        self, facts: Facts, ids_2HW: IdArray, rows: tuple[int, int], view: str, draw: int
     ) -> bytes:
         """The first of two rows as a PNG file; the second is its partner in ColorAdapt.
 
@@ -84,16 +85,14 @@ class Decoder:
 
         Raises: NotFoundError where the version has no such view; FormatError for damaged weights.
         """
-        known, reason = self.views(loaded.manifest)
+        known, reason = self.views(facts.about)
         if view not in known:
-            raise NotFoundError(
-                f"rows of {loaded.manifest.dataset!r} have no view {view!r}: {reason}"
-            )
-        key = (loaded.digest, view, draw, *rows, ids_2HW.tobytes())
+            raise NotFoundError(f"rows of {facts.about.dataset!r} have no view {view!r}: {reason}")
+        key = (facts.digest, view, draw, *rows, ids_2HW.tobytes())
         with self._making:
             made = self._pictures.pop(key, None)
             if made is None:
-                made = self._make(loaded, ids_2HW, rows, view, draw)
+                made = self._make(facts, ids_2HW, rows, view, draw)
                 self._bytes += len(made)
             self._pictures[key] = made
             while self._bytes > _PICTURE_BYTES:
@@ -101,36 +100,36 @@ class Decoder:
             return made
 
     def _make(
-        self, loaded: LoadedManifest, ids_2HW: IdArray, rows: tuple[int, int], view: str, draw: int
+        self, facts: Facts, ids_2HW: IdArray, rows: tuple[int, int], view: str, draw: int
     ) -> bytes:
         import torch
 
         torch.set_num_threads(_THREADS)
-        decoder = self._decoder(loaded)
+        decoder = self._decoder(facts)
         ids = torch.from_numpy(ids_2HW.astype(np.int64))
         if view != PLAIN:
             from services.plan.draws import Draws
 
             labels = torch.full((2,), UNLABELLED)
             draws = Draws(draw, 0, np.array(rows, np.int64))
-            ids = self._augmenter(decoder, loaded, view)(ids, labels, draws, 1).inputs
+            ids = self._augmenter(decoder, facts, view)(ids, labels, draws, 1).inputs
         with torch.inference_mode():
             pixels = decoder.tokenizer.decode(ids[:1].long())[0]
         return to_png((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
-    def _decoder(self, loaded: LoadedManifest) -> _Decoder:
+    def _decoder(self, facts: Facts) -> _Decoder:
         from services.tokens.tokenizer import load_tokenizer
 
-        manifest = loaded.manifest
+        manifest = facts.about
         asset = next(one for one in manifest.assets if one.kind == "tokenizer")
         key = f"{manifest.dataset}/{asset.xxh3}"
         known = self._decoders.pop(key, None)
         if known is None:
             model = load_tokenizer(read_asset(self._root, manifest.dataset, asset))
             if (model.spec.grid_height, model.spec.grid_width, model.spec.codes) != (
-                loaded.spec.grid_height,
-                loaded.spec.grid_width,
-                loaded.spec.codes,
+                facts.spec.grid_height,
+                facts.spec.grid_width,
+                facts.spec.codes,
             ):
                 raise NotFoundError(
                     f"the tokenizer kept with {manifest.dataset!r} makes other grids than its rows:"
@@ -142,11 +141,11 @@ class Decoder:
             self._decoders.popitem(last=False)
         return known
 
-    def _augmenter(self, decoder: _Decoder, loaded: LoadedManifest, view: str) -> Augmenter:
+    def _augmenter(self, decoder: _Decoder, facts: Facts, view: str) -> Augmenter:
         if view not in decoder.augmenters:
             from services.augment.augmenter import Augmenter
 
-            spec, codebook = loaded.spec, decoder.tokenizer.codebook
+            spec, codebook = facts.spec, decoder.tokenizer.codebook
             grid = (spec.grid_height, spec.grid_width)
             adapt = self._adapt(grid) if view == ADAPTED else None
             recipe = view_recipes(grid)[view]

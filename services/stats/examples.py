@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pydantic
 
+from services.shards.manifest import LoadedManifest
 from services.stats.answers import JSON, PROTOBUF
 from services.stats.content import code_report, label_report
+from services.stats.facts import facts_of
 from services.stats.flows import Word, summarize_words, without_ranks
 from services.stats.growth import audit, version_storage
 from services.stats.health import health_report, standing_findings
 from services.stats.listing import ShardQuery, shard_order, shard_page
 from services.stats.paging import Page
-from services.stats.report import storage_report, summarize
 from services.wire.seit import v1 as wire
 
 _WHEN = "2026-01-31T12:00:00.000000+00:00"
@@ -96,11 +98,9 @@ def _stream() -> wire.StreamInfo:
 
 @cache
 def _messages() -> dict[type[Any], Any]:
-    manifest, stream = _manifest(), _stream()
-    summary = summarize(manifest)
-    report = storage_report(manifest)
-    named = {shard.path: shard.bytes for split in manifest.splits for shard in split.shards}
-    report.folder = audit([], [named], _NOW)
+    facts, stream = facts_of(LoadedManifest(_manifest(), "3f7a" * 8)), _stream()
+    summary = facts.summary
+    report = replace(facts.storage, folder=audit([], [facts.file_sizes()], _NOW))
     job = wire.Job(
         id="raysubmit_x7Kq2",
         state="RUNNING",
@@ -123,7 +123,7 @@ def _messages() -> dict[type[Any], Any]:
         label=1,
         class_name="owl",
         source_bytes=110_000,
-        shard=manifest.splits[0].shards[0].path,
+        shard=facts.shards.paths[0],
     )
     samples = wire.SampleList(
         dataset="birds", version=1, split="train", rows=16_384, samples=[sample], next="1.1"
@@ -133,12 +133,12 @@ def _messages() -> dict[type[Any], Any]:
     found = [
         wire.DatasetList(datasets=[summary]),
         summary,
-        shard_page(manifest, shard_order(manifest, ShardQuery()), _PAGE),
+        shard_page(facts, shard_order(facts, ShardQuery()), _PAGE),
         report,
-        wire.GrowthReport(dataset="birds", versions=[version_storage(manifest, None)]),
-        label_report(manifest, None, "-rows", _PAGE),
-        code_report(manifest, None, "-tokens", _PAGE),
-        health_report(manifest, standing_findings(manifest), None, [stream]),
+        wire.GrowthReport(dataset="birds", versions=[version_storage(facts, None)]),
+        label_report(facts, None, "-rows", _PAGE),
+        code_report(facts, None, "-tokens", _PAGE),
+        health_report(facts, standing_findings(facts), None, [stream]),
         samples,
         wire.Sample(row=0, key="owl/0001.jpg", label=1, class_name="owl", ids=[0, 2, 1, 0]),
         wire.StreamList(streams=[without_ranks(stream)]),

@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_EARLY = 2 / 3
+_EARLY = 0.4
 """Share of the time that a view serves after which it is looked at again, without anyone waiting:
-a busy service never waits, an idle one waits once."""
+a busy service never waits, though a look take longer than the view was young; an idle one waits
+once."""
 
 
 _LATE = 0.95
@@ -44,26 +45,27 @@ class Fresh(Generic[T]):
 
     def get(self) -> T:
         """The view; waits only where there is none that is young enough."""
-        found, _ = self._now()
+        found, _ = self._now(self._seconds)
         if found is not None:
             return found
         with self._looking:
-            found, _ = self._now()
+            found, _ = self._now(self._seconds)
             return self._again(waited=True) if found is None else found
 
-    def stamp(self) -> int | None:
-        """A number that changes with the view; None where `get` would wait, now or very soon.
+    def at_hand(self) -> T | None:
+        """The view; None where `get` would wait, now or very soon. Never waits itself."""
+        return self._now(self._seconds * _LATE)[0]
 
-        Never waits itself.
-        """
+    def stamp(self) -> int | None:
+        """A number that changes with the view; None as in `at_hand`."""
         found, stamp = self._now(self._seconds * _LATE)
         return None if found is None else stamp
 
-    def _now(self, most: float | None = None) -> tuple[T | None, int]:
-        """(the view if it is younger than `most`, by default `seconds`; its stamp)."""
+    def _now(self, most: float) -> tuple[T | None, int]:
+        """(the view if it is younger than `most`; its stamp)."""
         with self._lock:
             age = self._clock() - self._at
-            if age >= (self._seconds if most is None else most):
+            if age >= most:
                 return None, self._stamp
             if age >= self._seconds * _EARLY and self._early is None:
                 self._early = threading.Thread(target=self._ahead, name="seit-fresh", daemon=True)
@@ -83,8 +85,8 @@ class Fresh(Generic[T]):
     def _again(self, waited: bool) -> T:
         began = self._clock()  # what changes while one looks may be missing from the view
         found = self._look(waited)
+        changed = self._found is None or found != self._found
         with self._lock:
-            if self._found is None or found != self._found:
-                self._stamp += 1
+            self._stamp += changed
             self._found, self._at = found, began
         return found

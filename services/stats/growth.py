@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from services.shards.manifest import file_sizes
 from services.shards.orphans import unnamed
 from services.shards.store import Entry
+from services.stats.facts import Facts
 from services.stats.flows import rfc3339
 from services.wire.seit import v1 as wire
 
@@ -17,22 +17,22 @@ ORPHAN_SECONDS = 3600.0
 _LISTED = 20  # names of missing files that are told
 
 
-def version_storage(manifest: wire.Manifest, before: wire.Manifest | None) -> wire.VersionStorage:
+def version_storage(facts: Facts, before: Facts | None) -> wire.VersionStorage:
     """What a version adds to the one before it, and what both share."""
-    mine = file_sizes(manifest)
-    theirs = file_sizes(before) if before else {}
-    shards = {shard.path: shard for split in manifest.splits for shard in split.shards}
+    mine = facts.file_sizes()
+    theirs = before.file_sizes() if before else {}
+    about, summary = facts.about, facts.summary
     return wire.VersionStorage(
-        version=manifest.version,
-        created=manifest.created,
-        rows=sum(shard.rows for split in manifest.splits for shard in split.shards),
-        shards=sum(len(split.shards) for split in manifest.splits),
-        bytes=sum(shard.bytes for shard in shards.values()),
+        version=about.version,
+        created=about.created,
+        rows=summary.rows,
+        shards=summary.shards,
+        bytes=summary.bytes,
         file_bytes=sum(mine.values()),
         added_bytes=_total(mine, mine.keys() - theirs.keys()),
         shared_bytes=_total(mine, mine.keys() & theirs.keys()),
         dropped_bytes=_total(theirs, theirs.keys() - mine.keys()),
-        message=manifest.message,
+        message=about.message,
     )
 
 

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from http import HTTPStatus
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +28,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+_RAW_HEADERS = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 _MAX_TARGET_BYTES = 8 << 10  # of path and query
 _MAX_HEADER_BYTES = 32 << 10
 _MAX_CLIENTS = 10_000
@@ -79,9 +79,9 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                known = {name for name, _ in message["headers"]}
+                added = (one for one in _RAW_HEADERS if one[0] not in known)
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         refusal = self._refusal(scope)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from services.stats.content import chosen_splits, code_counts, label_counts
+from services.stats.content import class_name, code_counts, label_counts
+from services.stats.facts import Facts
 from services.stats.flows import STALLED, UNREADABLE
 from services.stats.paging import names
-from services.stats.report import storage_report
 from services.wire.seit import v1 as wire
 
 SKEWED = 20.0
@@ -20,13 +20,13 @@ REPEATED_SHARE = 0.01
 _ORDER = ("bad", "warning", "note")
 
 
-def standing_findings(manifest: wire.Manifest) -> list[wire.Finding]:
-    """What the manifest alone tells, and so never changes."""
-    return [*_rows(manifest), *_labels(manifest), *_codes(manifest)]
+def standing_findings(facts: Facts) -> list[wire.Finding]:
+    """What the version alone tells, and so never changes."""
+    return [*_rows(facts), *_labels(facts), *_codes(facts)]
 
 
 def health_report(
-    manifest: wire.Manifest,
+    facts: Facts,
     standing: Iterable[wire.Finding],
     folder: wire.FolderAudit | None,
     streams: Iterable[wire.StreamInfo],
@@ -36,9 +36,10 @@ def health_report(
     standing: what `standing_findings` tells of it. folder: of the dataset, where it has been
     listed. streams: with their ranks, of all runs.
     """
-    found = [*_files(folder), *_flowing(manifest, streams), *standing]
+    found = [*_files(folder), *_flowing(facts, streams), *standing]
     found.sort(key=lambda one: _ORDER.index(one.severity))
-    return wire.HealthReport(dataset=manifest.dataset, version=manifest.version, findings=found)
+    about = facts.about
+    return wire.HealthReport(dataset=about.dataset, version=about.version, findings=found)
 
 
 def _finding(severity: str, kind: str, count: int, text: str) -> wire.Finding:
@@ -50,17 +51,20 @@ def _files(folder: wire.FolderAudit | None) -> Iterator[wire.Finding]:
         return
     if folder.missing_files:
         paths = names(folder.missing)
-        text = f"files that this version names are missing, or of another size: {paths}"
+        text = f"files missing, or of another size: {folder.missing_files:,} ({paths})"
         yield _finding("bad", "shards", folder.missing_files, text)
     if folder.orphaned_files:
         share = folder.orphaned_bytes / folder.bytes
-        text = f"files that no version names hold {share:.1%} of the folder; `seit gc` removes them"
+        text = (
+            f"files that no version names: {folder.orphaned_files:,}, {share:.1%} of the folder;"
+            " `seit gc` removes them"
+        )
         severity = "warning" if share > 0.1 else "note"
         yield _finding(severity, "storage", folder.orphaned_files, text)
 
 
-def _flowing(manifest: wire.Manifest, streams: Iterable[wire.StreamInfo]) -> Iterator[wire.Finding]:
-    prefix = f"{manifest.dataset}/"
+def _flowing(facts: Facts, streams: Iterable[wire.StreamInfo]) -> Iterator[wire.Finding]:
+    prefix = f"{facts.about.dataset}/"
     left_out: set[str] = set()
     for stream in streams:
         if not any(one.startswith(prefix) for one in stream.stream.split("+")):
@@ -74,56 +78,64 @@ def _flowing(manifest: wire.Manifest, streams: Iterable[wire.StreamInfo]) -> Ite
         elif stream.state == UNREADABLE:
             text = f"run {stream.name} cannot be read: {stream.reason}"
             yield _finding("warning", "stream", 1, text)
-    shards = {shard.path for split in manifest.splits for shard in split.shards} if left_out else ()
+    shards = set(facts.shards.paths) if left_out else ()
     damaged = [path for path in shards if any(one.endswith(path) for one in left_out)]
     if damaged:
-        text = f"damaged shards that runs left out: {names(sorted(damaged))}"
+        text = f"damaged shards that runs left out: {len(damaged):,} ({names(sorted(damaged))})"
         yield _finding("bad", "shards", len(damaged), text)
 
 
-def _rows(manifest: wire.Manifest) -> Iterator[wire.Finding]:
-    empty = [split.name for split in manifest.splits if not sum(s.rows for s in split.shards)]
+def _rows(facts: Facts) -> Iterator[wire.Finding]:
+    manifest, total = facts.about, facts.storage.total
+    empty = [split.split for split in facts.storage.splits if not split.rows]
     if empty:
-        yield _finding("warning", "rows", len(empty), f"splits without a row: {names(empty)}")
+        text = f"splits without a row: {len(empty)} ({names(empty)})"
+        yield _finding("warning", "rows", len(empty), text)
     if manifest.skipped:
         paths = names([one.path for one in manifest.skipped])
-        text = f"pictures that could not be read and were left out: {paths}"
-        yield _finding("warning", "pictures", len(manifest.skipped), text)
-    total = storage_report(manifest).total
-    assert total is not None
+        many = len(manifest.skipped)
+        text = f"pictures that could not be read and were left out: {many:,} ({paths})"
+        yield _finding("warning", "pictures", many, text)
+    assert total is not None  # `storage_report` always adds the splits up
     if total.duplicate_rows:
         share = total.duplicate_rows / total.rows
         severity = "warning" if share > REPEATED_SHARE else "note"
-        text = f"rows ({share:.2%}) whose whole grid another row has before them"
+        text = (
+            "rows whose whole grid another row has before them:"
+            f" {total.duplicate_rows:,} ({share:.2%})"
+        )
         yield _finding(severity, "rows", total.duplicate_rows, text)
 
 
-def _labels(manifest: wire.Manifest) -> Iterator[wire.Finding]:
-    for split in manifest.splits:
-        counts = label_counts(manifest, [split])
+def _labels(facts: Facts) -> Iterator[wire.Finding]:
+    splits, classes = facts.about.splits, facts.about.classes
+    for split in splits:
+        counts = label_counts(facts, split.name)
         known = counts[1:]
         used = known[known > 0]
         rows, bare = int(counts.sum()), int(counts[0])
         if 0 < bare < rows:
-            text = f"rows of {split.name} ({bare / rows:.1%}) have no label, the others do"
+            text = f"rows of {split.name} without a label: {bare:,} ({bare / rows:.1%})"
             yield _finding("warning", "labels", bare, text)
-        if len(used) and len(used) < len(known) and split is manifest.splits[0]:
-            count = len(known) - len(used)
-            yield _finding("warning", "labels", count, f"classes without a row in {split.name}")
+        if len(used) and len(used) < len(known) and split is splits[0]:
+            bare_labels = (known == 0).nonzero()[0].tolist()
+            some = names([class_name(classes, one) or str(one) for one in bare_labels])
+            text = f"classes without a row in {split.name}: {len(bare_labels):,} ({some})"
+            yield _finding("warning", "labels", len(bare_labels), text)
         if len(used) > 1 and used.max() / used.min() > SKEWED:
             few, many = int(used.min()), int(used.max())
             text = (
-                f"classes of {split.name} differ: {many:,} rows of the largest, {few:,} of the"
-                " smallest"
+                f"labels of {split.name} are skewed: {many:,} rows of the largest class,"
+                f" {few:,} of the smallest"
             )
             yield _finding("warning", "labels", len(used), text)
 
 
-def _codes(manifest: wire.Manifest) -> Iterator[wire.Finding]:
-    counts = code_counts(manifest, chosen_splits(manifest, None))
+def _codes(facts: Facts) -> Iterator[wire.Finding]:
+    counts = code_counts(facts, None)
     dead = int((counts == 0).sum())
     if dead and counts.sum():
         share = dead / len(counts)
         severity = "warning" if share > DEAD_SHARE else "note"
-        text = f"codes of the codebook's {len(counts):,} ({share:.0%}) that no token has"
+        text = f"dead codes, which no token has: {dead:,} of {len(counts):,} ({share:.0%})"
         yield _finding(severity, "codes", dead, text)

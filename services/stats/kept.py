@@ -1,9 +1,9 @@
 """Finished answers at hand: sent again as they are, until what they were made from changes.
 
 A route names the sources of its answer (`answers.answer`). Each source has a stamp that changes
-with it and costs nothing to read; an answer is good for as long as the stamps are those that were
-read before it was made. So nothing old is ever sent, and a repeated question costs no more than
-finding its bytes, already compressed.
+with what it says of the path, and costs nothing to read; an answer is good for as long as the
+stamps are those that were read before it was made. So nothing old is ever sent, and a repeated
+question costs no more than finding its bytes, already compressed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class _Kept:
 class Kept:
     """ASGI middleware between the guard and the compression.
 
-    sources: name to stamp, None for a source that would have to be asked.
+    sources: name to stamp of a path, None for a source that would have to be asked.
     limit_bytes: of all answers; beyond it those used least recently go.
     """
 
     def __init__(
-        self, app: ASGIApp, sources: Mapping[str, Callable[[], int | None]], limit_bytes: int
+        self, app: ASGIApp, sources: Mapping[str, Callable[[str], int | None]], limit_bytes: int
     ) -> None:
         self._app, self._sources, self._limit = app, sources, limit_bytes
         self._kept: OrderedDict[Key, _Kept] = OrderedDict()  # of one event loop: no lock
@@ -60,7 +60,7 @@ class Kept:
         )
         kept = self._kept.get(key)
         if kept is not None and all(
-            self._sources[name]() == stamp for name, stamp in kept.stamps.items()
+            self._sources[name](scope["path"]) == stamp for name, stamp in kept.stamps.items()
         ):
             self._kept.move_to_end(key)
             scope["route"] = kept.route
@@ -69,7 +69,7 @@ class Kept:
         await self._make(key, scope, receive, send)
 
     async def _make(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
-        stamps = {name: stamp() for name, stamp in self._sources.items()}
+        stamps = {name: stamp(scope["path"]) for name, stamp in self._sources.items()}
         state = scope.setdefault("state", {})
         status, raw, parts = 0, [], []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pydantic
+from numpy.typing import NDArray
 
-from services.stats.content import chosen_splits
+from services.stats.facts import Facts, Shards
 from services.stats.paging import Page
 from services.types import IntArray
 from services.wire.seit import v1 as wire
@@ -18,12 +19,7 @@ ShardSort: TypeAlias = Literal[
     "bytes_per_image", "-bytes_per_image",
 ]  # fmt: skip
 
-_KEYS: Mapping[str, Callable[[wire.Shard], Any]] = {
-    "path": lambda shard: shard.path,
-    "rows": lambda shard: shard.rows,
-    "bytes": lambda shard: shard.bytes,
-    "bytes_per_image": lambda shard: shard.bytes / max(1, shard.rows),
-}
+_PAGE = pydantic.TypeAdapter(wire.ShardList)
 
 
 @dataclass(frozen=True)
@@ -41,51 +37,56 @@ class ShardQuery:
     column: str = ""
     sort: ShardSort = "row"
 
-    def keeps(self, shard: wire.Shard) -> bool:
-        """Whether the shard passes all filters but that of the split."""
-        labels = shard.labels.labels if shard.labels else []
-        return (
-            (self.label is None or self.label in labels)
-            and self.contains in shard.path
-            and (not self.column or any(one.name == self.column for one in shard.columns))
-        )
 
-
-def shard_order(manifest: wire.Manifest, query: ShardQuery) -> IntArray:
-    """(n,) int64, positions in the manifest of the shards asked for, in the order asked for.
+def shard_order(facts: Facts, query: ShardQuery) -> IntArray:
+    """(n,) int64, positions of the shards asked for, in the order asked for.
 
     Raises: NotFoundError for a split that the version does not have.
     """
-    chosen_splits(manifest, query.split)
-    found: list[tuple[int, wire.Shard]] = []
-    first = 0
-    for split in manifest.splits:
-        if query.split in (None, split.name):
-            found += [(at, one) for at, one in enumerate(split.shards, first) if query.keeps(one)]
-        first += len(split.shards)
+    shards, places = facts.shards, facts.places(query.split)
+    found = np.arange(places.start, places.stop)
+    if query.label is not None:
+        at = np.flatnonzero(shards.labels == query.label)  # in the labels of all shards
+        found = np.intersect1d(found, np.searchsorted(shards.starts, at, side="right") - 1)
+    if query.contains:
+        found = found[[query.contains in shards.paths[place] for place in found.tolist()]]
+    if query.column:
+        having = [
+            place
+            for place, columns in shards.columns.items()
+            if any(one.name == query.column for one in columns)
+        ]
+        found = np.intersect1d(found, np.array(having, np.int64))
     name, backwards = query.sort.removeprefix("-"), query.sort.startswith("-")
     if name == "row":
-        found = found[::-1] if backwards else found
-    else:
-        key = _KEYS[name]
-        found.sort(key=lambda one: key(one[1]), reverse=backwards)
-    return np.array([at for at, _ in found], np.int64)
+        return found[::-1] if backwards else found
+    keys = _ranks(shards, name, found)
+    order = np.argsort(-keys if backwards else keys, kind="stable")
+    return found[order]
 
 
-def shard_page(manifest: wire.Manifest, order: IntArray, page: Page) -> wire.ShardList:
+def _ranks(shards: Shards, name: str, places: IntArray) -> NDArray[Any]:
+    """(n,) numbers that are ordered as the shards at the places are by that name."""
+    if name == "path":
+        return np.unique([shards.paths[place] for place in places.tolist()], return_inverse=True)[1]
+    if name == "bytes_per_image":
+        return shards.bytes[places] / np.maximum(1, shards.rows[places])
+    return {"rows": shards.rows, "bytes": shards.bytes}[name][places]
+
+
+def shard_page(facts: Facts, order: IntArray, page: Page) -> wire.ShardList:
     """The shards at a page of the positions that `shard_order` gave."""
     places, following = page.cut(order)
-    return wire.ShardList(
-        dataset=manifest.dataset,
-        version=manifest.version,
-        shards=[_shard_at(manifest.splits, int(place)) for place in places],
-        next=following,
+    names = [split.name for split in facts.about.splits]
+    splits = np.searchsorted(facts.ends, places, side="right")
+    return _PAGE.validate_python(
+        {
+            "dataset": facts.about.dataset,
+            "version": facts.about.version,
+            "shards": [
+                {"split": names[split], "shard": facts.shards.plain(place)}
+                for split, place in zip(splits.tolist(), places.tolist(), strict=True)
+            ],
+            "next": following,
+        }
     )
-
-
-def _shard_at(splits: Sequence[wire.Split], place: int) -> wire.ShardInfo:
-    for split in splits:
-        if place < len(split.shards):
-            return wire.ShardInfo(split=split.name, shard=split.shards[place])
-        place -= len(split.shards)
-    raise AssertionError("a position of another manifest")

@@ -56,6 +56,7 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        self._series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def text(self) -> bytes:
         """All figures, in Prometheus' text format."""
@@ -63,9 +64,12 @@ class Metrics:
 
     def answered(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count one request; `path` is the route's, so that names in it make no new series."""
-        known = method if method in _METHODS else "other"
-        self._requests.labels(known, path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        key = method if method in _METHODS else "other", path, str(status)
+        if key not in self._series:  # to look them up costs more than to count
+            self._series[key] = self._requests.labels(*key), self._seconds.labels(path)
+        count, histogram = self._series[key]
+        count.inc()
+        histogram.observe(seconds)
 
 
 class Measured:

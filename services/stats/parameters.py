@@ -54,14 +54,16 @@ def at_once(route: Callable[P, Response]) -> Callable[P, Awaitable[Response]]:
 
 def _at_hand(values: Mapping[str, Any]) -> bool:
     parts: Parts = values["parts"]
+    if parts.streams.stamp() is None or parts.cluster.stamp() is None:
+        return False
     name, version, cursor = (values.get(key) for key in ("name", "version", "cursor"))
-    if name is not None and cursor:
-        version = int(begun) if (begun := cursor.partition(".")[0]).isdecimal() else version
-    return (
-        parts.streams.stamp() is not None
-        and parts.cluster.stamp() is not None
-        and parts.catalog.at_hand(name, version)
-    )
+    if name is None:
+        return parts.catalog.at_hand(None)
+    if "version" not in values:  # it tells of all versions
+        return parts.catalog.history_at_hand(name)
+    if cursor and (begun := cursor.partition(".")[0]).isdecimal():
+        version = int(begun)
+    return parts.catalog.at_hand(name, version)
 
 
 async def _parts(request: Request) -> Parts:  # a plain function would be run in a thread

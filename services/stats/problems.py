@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import pydantic
@@ -31,9 +32,22 @@ _HINTS = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem document; none shows a trace."""
-    app.add_exception_handler(SeitError, _on_seit_error)
+def install(app: FastAPI, places: Mapping[str, str]) -> None:
+    """Make every error of `app` a problem document; none shows a trace.
+
+    places: addresses that are the operator's own, and what stands for them in an answer.
+    """
+
+    def on_seit_error(request: Request, error: Exception) -> Response:
+        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            logger.error("%s: %s", request.url.path, error)
+        detail = str(error)
+        for place in sorted(places, key=len, reverse=True):
+            detail = detail.replace(place, places[place])
+        return problem(request, status, detail)
+
+    app.add_exception_handler(SeitError, on_seit_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_defect)
@@ -54,13 +68,6 @@ def problem(
         instance=request.url.path,
     )
     return Response(_ADAPTER.dump_json(document), status, headers, media_type=PROBLEM_MEDIA)
-
-
-def _on_seit_error(request: Request, error: Exception) -> Response:
-    status = next(status for kind, status in _STATUS if isinstance(error, kind))
-    if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        logger.error("%s: %s", request.url.path, error)
-    return problem(request, status, str(error))
 
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -25,7 +26,6 @@ from services.stats.parameters import (
     Version,
     at_once,
 )
-from services.stats.report import storage_report
 from services.wire.seit import v1 as wire
 
 router = APIRouter(prefix="/v1/datasets", tags=["what stands"])
@@ -38,7 +38,7 @@ def list_datasets(
 ) -> Response:
     """Datasets in the order of their names, each by its newest version."""
     page = parts.catalog.dataset_page(cursor, limit)
-    return answer(request, page, bytes(page), CATALOG)
+    return answer(request, page, CATALOG)
 
 
 @router.get("/{name}", response_model=wire.DatasetSummary, responses=example(wire.DatasetSummary))
@@ -48,18 +48,19 @@ def get_dataset(
 ) -> Response:
     """One dataset: its size, its token grid, its splits."""
     summary = parts.catalog.summary(name, version)
-    return answer(request, summary, bytes(summary), CATALOG)
+    return answer(request, summary, CATALOG)
 
 
 @router.get(
     "/{name}/versions", response_model=wire.DatasetList, responses=example(wire.DatasetList)
 )
+@at_once
 def list_versions(
     request: Request, parts: FromParts, name: Name, limit: Limit = 100, cursor: Cursor = ""
 ) -> Response:
     """Versions of a dataset, newest first."""
     page = parts.catalog.version_page(name, parse_number(cursor), limit)
-    return answer(request, page, bytes(page), CATALOG)
+    return answer(request, page, CATALOG)
 
 
 @router.get("/{name}/shards", response_model=wire.ShardList, responses=example(wire.ShardList))
@@ -87,8 +88,8 @@ def list_shards(
 ) -> Response:
     """Shards of a version. All pages of a cursor show one version; ask with the same filters."""
     query = ShardQuery(split, label, contains, column, sort)
-    page, digest = parts.catalog.shard_page(name, version, query, cursor, limit)
-    return answer(request, page, digest.encode(), CATALOG)
+    page = parts.catalog.shard_page(name, version, query, cursor, limit)
+    return answer(request, page, CATALOG)
 
 
 @router.get(
@@ -103,21 +104,21 @@ def get_storage(
     `folder` compares the dataset's files with what its versions name; it is absent until the files
     have been listed, which the first question begins.
     """
-    loaded = parts.catalog.manifest(name, version)
-    report = storage_report(loaded.manifest)
-    report.folder = parts.catalog.folder(name)
-    return answer(request, report, bytes(report), CATALOG, FOLDERS)
+    standing = parts.catalog.facts(name, version).storage
+    report = replace(standing, folder=parts.catalog.folder(name))
+    return answer(request, report, CATALOG, FOLDERS)
 
 
 @router.get(
     "/{name}/growth", response_model=wire.GrowthReport, responses=example(wire.GrowthReport)
 )
+@at_once
 def get_growth(
     request: Request, parts: FromParts, name: Name, limit: Few = 20, cursor: Cursor = ""
 ) -> Response:
     """What each version added to the folder, and what it shares with the one before it."""
     report = parts.catalog.growth_page(name, parse_number(cursor), limit)
-    return answer(request, report, bytes(report), CATALOG)
+    return answer(request, report, CATALOG)
 
 
 @router.get("/{name}/labels", response_model=wire.LabelReport, responses=example(wire.LabelReport))
@@ -134,10 +135,10 @@ def get_labels(
 ) -> Response:
     """Rows of each class, and how evenly they are spread."""
     version, start = parse_cursor(cursor, version)
-    loaded = parts.catalog.manifest(name, version)
-    page = Page(loaded.manifest.version, start, limit)
-    report = label_report(loaded.manifest, split, sort, page)
-    return answer(request, report, loaded.digest.encode(), CATALOG)
+    facts = parts.catalog.facts(name, version)
+    page = Page(facts.about.version, start, limit)
+    report = label_report(facts, split, sort, page)
+    return answer(request, report, CATALOG)
 
 
 @router.get("/{name}/codes", response_model=wire.CodeReport, responses=example(wire.CodeReport))
@@ -154,10 +155,10 @@ def get_codes(
 ) -> Response:
     """How often each code of the codebook occurs: dead codes, entropy, perplexity."""
     version, start = parse_cursor(cursor, version)
-    loaded = parts.catalog.manifest(name, version)
-    page = Page(loaded.manifest.version, start, limit)
-    report = code_report(loaded.manifest, split, sort, page)
-    return answer(request, report, loaded.digest.encode(), CATALOG)
+    facts = parts.catalog.facts(name, version)
+    page = Page(facts.about.version, start, limit)
+    report = code_report(facts, split, sort, page)
+    return answer(request, report, CATALOG)
 
 
 @router.get(
@@ -166,8 +167,8 @@ def get_codes(
 @at_once
 def get_health(request: Request, parts: FromParts, name: Name, version: Version = None) -> Response:
     """What is wrong with a version, or may be, the gravest first; runs that read it included."""
-    loaded = parts.catalog.manifest(name, version)
+    facts = parts.catalog.facts(name, version)
     folder = parts.catalog.folder(name) if version is None else None
     standing = parts.catalog.findings(name, version)
-    report = health_report(loaded.manifest, standing, folder, parts.streams.all())
-    return answer(request, report, bytes(report), CATALOG, FOLDERS, STREAMS)
+    report = health_report(facts, standing, folder, parts.streams.all())
+    return answer(request, report, CATALOG, FOLDERS, STREAMS)

@@ -39,7 +39,7 @@ def list_streams(
     """Streams of all runs, newest first, each summed over its ranks."""
     page = parts.streams.page(state, cursor, limit)
     page.streams = [_joined(parts, one) for one in page.streams]
-    return answer(request, page, bytes(page), STREAMS, CLUSTER)
+    return answer(request, page, STREAMS, CLUSTER)
 
 
 @router.get("/streams/{run}", response_model=wire.StreamInfo, responses=example(wire.StreamInfo))
@@ -51,7 +51,7 @@ def get_stream(
 ) -> Response:
     """One run's stream: where it stands, what it waits for, and each of its ranks."""
     stream = _joined(parts, parts.streams.stream(run))
-    return answer(request, stream, bytes(stream), STREAMS, CLUSTER)
+    return answer(request, stream, STREAMS, CLUSTER)
 
 
 @router.get("/jobs", response_model=wire.JobList, responses=example(wire.JobList))
@@ -64,7 +64,7 @@ def list_jobs(
     view = parts.cluster.view()
     jobs, following = Page(0, start, limit).cut(view.jobs)
     page = wire.JobList(cluster=view.cluster, jobs=list(jobs), next=following)
-    return answer(request, page, bytes(page), CLUSTER)
+    return answer(request, page, CLUSTER)
 
 
 @router.get("/jobs/{id}", response_model=wire.Job, responses=example(wire.Job))
@@ -78,7 +78,7 @@ def get_job(
     view = parts.cluster.view()
     for job in view.jobs:
         if job.id == id:
-            return answer(request, job, bytes(job), CLUSTER)
+            return answer(request, job, CLUSTER)
     raise NotFoundError(
         f"there is no job {id!r}; the list of jobs names those there are (the cluster is"
         f" {view.cluster.state})"

@@ -35,12 +35,12 @@ def list_samples(
 ) -> Response:
     """Rows of a split in their order, by default of the first that has any, without their ids."""
     version, start = parse_cursor(cursor, version)
-    loaded = parts.catalog.manifest(name, version)
-    page = Page(loaded.manifest.version, start, limit)
-    found = parts.rows.page(loaded, split or default_split(loaded.manifest), page)
-    views, found.undecodable = parts.decoder.views(loaded.manifest)
+    facts = parts.catalog.facts(name, version)
+    page = Page(facts.about.version, start, limit)
+    found = parts.rows.page(facts, split or default_split(facts), page)
+    views, found.undecodable = parts.decoder.views(facts.about)
     found.views = list(views)
-    return answer(request, found, bytes(found))
+    return answer(request, found)
 
 
 @router.get("/{split}/{row}", response_model=wire.Sample, responses=example(wire.Sample))
@@ -53,8 +53,8 @@ def get_sample(
     version: Version = None,
 ) -> Response:
     """One row, with its ids in the order of its grid."""
-    sample = parts.rows.one(parts.catalog.manifest(name, version), split, row)
-    return answer(request, sample, bytes(sample))
+    sample = parts.rows.one(parts.catalog.facts(name, version), split, row)
+    return answer(request, sample)
 
 
 @router.get(
@@ -77,15 +77,15 @@ def get_picture(
     404 where the dataset has no tokenizer, or the view needs what is not there.
     """
     check_view(view, VIEWS)
-    loaded = parts.catalog.manifest(name, version)
-    tag = f'"{loaded.digest}-{split}-{row}-{view}-{draw}"'
-    ids = parts.rows.ids(loaded, split, row)
+    facts = parts.catalog.facts(name, version)
+    tag = f'"{facts.digest}-{split}-{row}-{view}-{draw}"'
+    ids = parts.rows.ids(facts, split, row)
     if holds(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=tagged(tag))
     partner = row + 1 if row == 0 else row - 1
     try:
-        other = parts.rows.ids(loaded, split, partner)
+        other = parts.rows.ids(facts, split, partner)
     except LookupError:  # a split of one row: it is its own partner
         partner, other = row, ids
-    data = parts.decoder.picture(loaded, np.stack([ids, other]), (row, partner), view, draw)
+    data = parts.decoder.picture(facts, np.stack([ids, other]), (row, partner), view, draw)
     return Response(data, media_type=_PNG, headers=tagged(tag))

@@ -10,11 +10,11 @@ import numpy as np
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.cache import ShardCache
 from services.shards.entry import CachedShard
-from services.shards.manifest import LoadedManifest
-from services.shards.reader import find_split
 from services.shards.store import Store
+from services.stats.content import class_name
+from services.stats.facts import Facts
 from services.stats.paging import Page
-from services.types import IdArray
+from services.types import IdArray, IntArray
 from services.wire.seit import v1 as wire
 
 
@@ -32,46 +32,43 @@ class Rows:
         self._opening = threading.Lock()
         self._cache: ShardCache | None = None
 
-    def page(self, loaded: LoadedManifest, split: str, page: Page) -> wire.SampleList:
+    def page(self, facts: Facts, split: str, page: Page) -> wire.SampleList:
         """Rows of a split in their order, without ids. Raises: NotFoundError."""
-        shards = find_split(loaded.manifest, split).shards
-        total = sum(shard.rows for shard in shards)
-        numbers, following = page.cut(range(total))
+        places, starts = _starts(facts, split)
+        numbers, following = page.cut(range(int(starts[-1])))
         samples: list[wire.Sample] = []
-        first = 0
-        for shard in shards:
-            start, end = max(numbers.start, first), min(numbers.stop, first + shard.rows)
-            if start < end:
-                samples += self._samples(loaded, shard, first, range(start, end))
-            first += shard.rows
+        for place, first, end in zip(
+            places, starts[:-1].tolist(), starts[1:].tolist(), strict=True
+        ):
+            found = range(max(numbers.start, first), min(numbers.stop, end))
+            if found:
+                samples += self._samples(facts, place, first, found)
         return wire.SampleList(
-            dataset=loaded.manifest.dataset,
-            version=loaded.manifest.version,
+            dataset=facts.about.dataset,
+            version=facts.about.version,
             split=split,
-            rows=total,
+            rows=int(starts[-1]),
             samples=samples,
             next=following,
         )
 
-    def one(self, loaded: LoadedManifest, split: str, row: int) -> wire.Sample:
+    def one(self, facts: Facts, split: str, row: int) -> wire.Sample:
         """One row, with its ids. Raises: NotFoundError."""
-        shard, first = locate(loaded.manifest, split, row)
-        sample = self._samples(loaded, shard, first, range(row, row + 1))[0]
-        sample.ids = self.ids(loaded, split, row).ravel().tolist()
+        place, first = locate(facts, split, row)
+        sample = self._samples(facts, place, first, range(row, row + 1))[0]
+        sample.ids = self.ids(facts, split, row).ravel().tolist()
         return sample
 
-    def ids(self, loaded: LoadedManifest, split: str, row: int) -> IdArray:
+    def ids(self, facts: Facts, split: str, row: int) -> IdArray:
         """(H, W) uint16 ids of a row. Raises: NotFoundError."""
-        shard, first = locate(loaded.manifest, split, row)
-        ids_1HW, _ = self._opened(loaded, shard).take(np.array([row - first]))
+        place, first = locate(facts, split, row)
+        ids_1HW, _ = self._opened(facts, place).take(np.array([row - first]))
         grid: IdArray = ids_1HW[0]
         return grid
 
-    def _samples(
-        self, loaded: LoadedManifest, shard: wire.Shard, first: int, rows: range
-    ) -> list[wire.Sample]:
+    def _samples(self, facts: Facts, place: int, first: int, rows: range) -> list[wire.Sample]:
         index = np.arange(rows.start, rows.stop) - first
-        held, classes = self._opened(loaded, shard), loaded.manifest.classes
+        held, classes = self._opened(facts, place), facts.about.classes
         _, labels = held.take(index)
         columns = zip(
             rows, held.keys(index), labels.tolist(), held.source_bytes(index).tolist(), strict=True
@@ -81,40 +78,50 @@ class Rows:
                 row=row,
                 key=key,
                 label=label,
-                class_name=classes[label] if 0 <= label < len(classes) else "",
+                class_name=class_name(classes, label),
                 source_bytes=source,
-                shard=shard.path,
+                shard=facts.shards.paths[place],
             )
             for row, key, label, source in columns
         ]
 
-    def _opened(self, loaded: LoadedManifest, shard: wire.Shard) -> CachedShard:
+    def _opened(self, facts: Facts, place: int) -> CachedShard:
         with self._opening:
             if self._cache is None:
                 self._cache = self._open_cache()
-        return self._cache.rows(self._root, loaded.manifest.dataset, shard, loaded.spec)
+        shard = facts.shards.at(place)
+        return self._cache.rows(self._root, facts.about.dataset, shard, facts.spec)
 
 
-def locate(manifest: wire.Manifest, split: str, row: int) -> tuple[wire.Shard, int]:
-    """(the shard that holds a row of a split, number of its first row). Raises: NotFoundError."""
-    shards = find_split(manifest, split).shards
-    first = 0
-    for shard in shards:
-        if first <= row < first + shard.rows:
-            return shard, first
-        first += shard.rows
-    raise NotFoundError(
-        f"split {split!r} of {manifest.dataset!r} version {manifest.version} has no row {row}:"
-        f" its rows are 0 to {first - 1}" + ("" if first else " (it is empty)")
-    )
+def _starts(facts: Facts, split: str) -> tuple[range, IntArray]:
+    """(places of the split's n shards, (n + 1,) numbers of their first rows, and the end)."""
+    places = facts.places(split)
+    rows = facts.shards.rows[places.start : places.stop]
+    return places, np.concatenate([[0], np.cumsum(rows)])
 
 
-def default_split(manifest: wire.Manifest) -> str:
+def locate(facts: Facts, split: str, row: int) -> tuple[int, int]:
+    """(place of the shard that holds a row of a split, number of its first row).
+
+    Raises: NotFoundError.
+    """
+    places, starts = _starts(facts, split)
+    if not 0 <= row < starts[-1]:
+        raise NotFoundError(
+            f"split {split!r} of {facts.about.dataset!r} version {facts.about.version} has no row"
+            f" {row}: its rows are 0 to {starts[-1] - 1}" + ("" if starts[-1] else " (it is empty)")
+        )
+    number = int(np.searchsorted(starts, row, side="right")) - 1
+    return places[number], int(starts[number])
+
+
+def default_split(facts: Facts) -> str:
     """The first split that has rows. Raises: NotFoundError for a dataset without any."""
-    for split in manifest.splits:
-        if any(shard.rows for shard in split.shards):
-            return split.name
-    raise NotFoundError(f"dataset {manifest.dataset!r} version {manifest.version} has no rows")
+    for split in facts.storage.splits:
+        if split.rows:
+            return split.split
+    about = facts.about
+    raise NotFoundError(f"dataset {about.dataset!r} version {about.version} has no rows")
 
 
 def check_view(view: str, known: tuple[str, ...]) -> str:

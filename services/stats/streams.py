@@ -289,7 +289,7 @@ def _read_word(run: _Run, rank: int) -> Word | str:
     try:
         return parse_word(_read(run, run.entries[rank].path), rank)
     except (SeitError, OSError) as error:
-        return str(error)
+        return _told(run, error)
 
 
 def _read_identity(run: _Run) -> None:
@@ -299,7 +299,12 @@ def _read_identity(run: _Run) -> None:
     except NotFoundError:
         run.complaint = f"there is no {_RUN}"
     except (SeitError, OSError) as error:
-        run.complaint = f"{_RUN}: {error}"
+        run.complaint = f"{_RUN}: {_told(run, error)}"
+
+
+def _told(run: _Run, error: Exception) -> str:
+    """What is wrong, without where on the operator's machines the folder lies."""
+    return str(error).replace(run.store.url, "RUN")
 
 
 def _read(run: _Run, path: str) -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from services.errors import NotFoundError
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +47,15 @@ def capacity(kind: str) -> float:
     """How much of a resource ("CPU", "GPU") the whole cluster has, whoever holds it."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return total.get(kind, 0.0)
+
+
+def reach(kind: str) -> float:
+    """How much of it the cluster may come to have: where nodes come when something waits for them,
+    all that its autoscaler may start, else its capacity.
+    """
+    # What Ray's own libraries ask before they wait for nodes; there is no public way.
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return max(capacity(kind), float(most.get(kind, 0)))
 
 
 class _Flag:
@@ -93,6 +104,20 @@ class Flag:
         """What was noted, None if nothing was."""
         error: Exception | None = ray.get(self._actor.error.remote())
         return error
+
+
+def dashboard() -> str:
+    """Where the dashboard of the cluster that this process has joined answers: http://HOST:PORT.
+
+    Raises: NotFoundError for a cluster without one.
+    """
+    context: Any = ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    if not context.dashboard_url:
+        raise NotFoundError(
+            "this Ray has no dashboard, through which jobs are submitted: install ray[default], or"
+            " name a head that has one"
+        )
+    return f"http://{context.dashboard_url}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from services.errors import CapacityError
-from services.stream.cluster import capacity
+from services.stream.cluster import capacity, reach
 from services.stream.ingest_config import IngestConfig
 
 Progress: TypeAlias = Callable[[str, int, int, str], None]
@@ -27,11 +27,11 @@ def run_jobs(
     room = int(capacity("CPU") // config.cpus) - 1
     actors = min(config.actors or max(1, room), len(jobs))
     for kind, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if actors * each > capacity(kind):
+        if actors * each > reach(kind):
             raise CapacityError(
-                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has"
-                f" {capacity(kind):g}, so the job would wait for ever: use fewer or smaller actors"
-                " (--actors, --cpus, --gpus) or a larger cluster"
+                f"{actors} actors of {each:g} {kind}s need {actors * each:g}; the cluster has at"
+                f" most {reach(kind):g}, so the job would wait for ever: use fewer or smaller"
+                " actors (--actors, --cpus, --gpus) or a larger cluster"
             )
     # One block a job, made here: no task that would need a CPU beside the actors'.
     listed = ray.data.from_arrow([pa.Table.from_pylist([job]) for job in jobs])

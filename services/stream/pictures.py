@@ -131,6 +131,8 @@ class PictureStream:
     exist, or cannot be read, are -1, black, and of weight 0.
     sequential: each row once, in order; for validation.
     saved: a position from `cursor` to begin at. epochs: how often the training split is passed.
+    whole: pictures that an epoch's number of steps is counted from, where `pictures` are a part of
+    more: fewer pictures keep the number of iterations, and come round more often.
     Raises: CursorMismatchError where the position is of another split or order.
     """
 
@@ -144,12 +146,14 @@ class PictureStream:
         epochs: int = 1,
         saved: bytes | None = None,
         sequential: bool = False,
+        whole: int = 0,
     ) -> None:
         self._pictures, self._order = pictures, order
         kind = SequentialPlan if sequential else Plan
         self._plan = kind(np.array([len(pictures)], np.int64), order)
         self._slots = self._plan.rank_slots(rank, world)
-        self.steps_per_epoch = self._plan.steps_per_epoch
+        steps = -(-whole // order.global_batch_rows)
+        self.steps_per_epoch = steps or self._plan.steps_per_epoch
         self._source = wire.Source(split=pictures.name, manifest_digest=pictures.digest)
         self._stop = epochs * self.steps_per_epoch
         self._start = 0

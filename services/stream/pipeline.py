@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from services.errors import CapacityError
 from services.stream.account import Account
 from services.stream.actors import AugmentActor
-from services.stream.cluster import capacity
+from services.stream.cluster import reach
 from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
@@ -255,13 +255,16 @@ def reserve(
 ) -> None:
     """Keep the datasets' executors off the trainers' CPUs, and refuse what cannot be placed.
 
+    What a cluster may come to have counts: Ray Data never asks an autoscaler for more than the
+    limit that is set here.
+
     datasets: one for each kind of the pool's actors, those beside last.
     trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
     Raises: CapacityError.
     """
-    total, total_gpus = capacity("CPU"), capacity("GPU")
+    total, total_gpus = reach("CPU"), reach("GPU")
     free = total - trainer_cpus
     actors, cpus = (pool.all_actors, pool.all_cpus) if augments else (0, 0.0)
     need, need_gpus = world * cpus, world * (pool.actors * pool.gpus if augments else 0)
@@ -269,8 +272,8 @@ def reserve(
         raise CapacityError(
             f"{world} streams with {actors} augmentation actors that take {cpus:g} CPUs and"
             f" {pool.actors * pool.gpus:g} GPUs each need {need:g} CPUs and {need_gpus:g} GPUs; the"
-            f" cluster has {total:g} and {total_gpus:g}, and the trainers hold {trainer_cpus:g}"
-            " CPUs. The run would never start: use fewer or smaller actors"
+            f" cluster has at most {total:g} and {total_gpus:g}, and the trainers hold"
+            f" {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
             " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
             " larger cluster"
         )

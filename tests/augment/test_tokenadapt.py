@@ -98,6 +98,23 @@ def test_files_of_other_kinds_are_refused(tokenadapt: TokenAdapt) -> None:
         TokenAdapt.from_state({"weight": torch.ones(1)})
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1e-3, 1.0, 30.0])
+def test_fresh_weights_hear_codes_of_any_length(codebook: Tensor, length: float) -> None:
+    """f starts out alike for all: its tokens differ by what they stand for, not by place alone."""
+    torch.manual_seed(0)
+    codes, channels = codebook.shape
+    model = TokenAdapt(TokenAdaptConfig((4, 4), (4, 4), channels, codes, dim=32, heads=1, mlp=32))
+    unit = torch.nn.functional.normalize(codebook, dim=1) * length
+    model.start_for(unit)
+    first, decoder = model.conversion_function
+    heard = first(unit)
+    positions = decoder.de_pos_embedding
+    torch.testing.assert_close(heard.square().mean(), 16 * positions.square().mean())
+    model.start_for(torch.zeros_like(unit))
+    assert model.convert(torch.zeros(1, channels, 4, 4)).isfinite().all()
+
+
 def test_sizes_out_of_range_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="grid"):
         TokenAdaptConfig(grid=(0, 4), out_grid=(2, 2), channels=4, codes=8)

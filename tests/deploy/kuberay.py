@@ -1,13 +1,17 @@
 """The part of KubeRay's and Kubernetes' resource definitions that our manifests use, as a schema.
 
-Field names, types and required fields are those of `RayClusterSpec`, `HeadGroupSpec`,
-`WorkerGroupSpec`, `AutoscalerOptions`, `AuthOptions` and `RayJobSpec` of KubeRay's ray.io/v1, and
-of `PodSpec` of Kubernetes' core/v1. Every object is closed: a field that is not listed is an error,
-also where the real definition has it; whoever uses a new one adds it here.
+Names, types, enumerations and required fields are those of KubeRay's ray.io/v1, compared one by one
+with its types and reference of releases 1.4 to 1.7 (raycluster_types.go, rayjob_types.go), and of
+PodTemplateSpec of Kubernetes' core/v1, with the types of its Python client 37. Where KubeRay leaves
+a field to chance (`entrypoint`), it is required here. Every object is closed: a field that is not
+listed is an error, also where the real definition has it; whoever uses a new one adds it here.
+
+`broken_rules` are those that the operator checks beyond its schema (validation.go).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Schema = dict[str, Any]
@@ -39,6 +43,9 @@ def one_of(*values: str) -> Schema:
 NAMED = closed("name", name=TEXT)
 ENV_FROM = listed({**closed(configMapRef=NAMED, secretRef=NAMED), "maxProperties": 1})
 QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
+CONFINED = closed(
+    allowPrivilegeEscalation=BOOL, capabilities=closed(drop=listed(TEXT), add=listed(TEXT))
+)
 CONTAINER = closed(
     *("name", "image"),
     name=TEXT,
@@ -46,9 +53,7 @@ CONTAINER = closed(
     envFrom=ENV_FROM,
     ports=listed(closed("containerPort", name=TEXT, containerPort=COUNT)),
     resources=closed(requests=QUANTITIES, limits=QUANTITIES),
-    securityContext=closed(
-        allowPrivilegeEscalation=BOOL, capabilities=closed(drop=listed(TEXT), add=listed(TEXT))
-    ),
+    securityContext=CONFINED,
     volumeMounts=listed(closed("name", "mountPath", name=TEXT, mountPath=TEXT, readOnly=BOOL)),
 )
 VOLUME = {
@@ -73,7 +78,13 @@ POD = closed(
     "containers",
     serviceAccountName=TEXT,
     restartPolicy=one_of("Always", "OnFailure", "Never"),
-    securityContext=closed(runAsUser=COUNT, runAsGroup=COUNT, fsGroup=COUNT, runAsNonRoot=BOOL),
+    securityContext=closed(
+        runAsUser=COUNT,
+        runAsGroup=COUNT,
+        fsGroup=COUNT,
+        runAsNonRoot=BOOL,
+        seccompProfile=closed("type", type=one_of("RuntimeDefault", "Unconfined", "Localhost")),
+    ),
     nodeSelector=TEXTS,
     tolerations=listed(TOLERATION),
     terminationGracePeriodSeconds=COUNT,
@@ -85,10 +96,11 @@ CLUSTER = closed(
     "headGroupSpec",
     rayVersion=TEXT,
     enableInTreeAutoscaling=BOOL,
-    authOptions=closed(mode=one_of("token", "disabled"), secretName=TEXT),
+    authOptions=closed(mode=one_of("token", "disabled"), secretName=TEXT),  # 1.5.1; the name 1.6
     autoscalerOptions=closed(
         upscalingMode=one_of("Default", "Aggressive", "Conservative"),
         idleTimeoutSeconds=COUNT,
+        securityContext=CONFINED,
     ),
     headGroupSpec=closed(
         *("rayStartParams", "template"),
@@ -132,3 +144,28 @@ def resource(kind: str, spec: Schema) -> Schema:
 
 
 KINDS = {"RayCluster": resource("RayCluster", CLUSTER), "RayJob": resource("RayJob", JOB)}
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # a label of DNS, as RFC 1035 has it
+_LONGEST = {"RayCluster": 63, "RayJob": 47}
+_TOKEN_SINCE = (2, 52)
+
+
+def broken_rules(manifest: dict[str, Any]) -> list[str]:
+    """What the operator would refuse although the schema allows it."""
+    kind, name, spec = manifest["kind"], manifest["metadata"]["name"], manifest["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    version = tuple(int(part) for part in cluster.get("rayVersion", "0").split(".")[:2])
+    token = cluster.get("authOptions", {}).get("mode") == "token"
+    kept = {
+        "the name is a label, and short": _NAME.fullmatch(name) and len(name) <= _LONGEST[kind],
+        "tokens since Ray 2.52": not token or version >= _TOKEN_SINCE,
+        "autoscaling replaces pods": not cluster.get("enableInTreeAutoscaling")
+        or all(g["template"]["spec"].get("restartPolicy", "Never") == "Never" for g in groups),
+        "labels are no start parameter": all("labels" not in g["rayStartParams"] for g in groups),
+        "time to live of a cluster that is shut down": not spec.get("ttlSecondsAfterFinished")
+        or spec.get("shutdownAfterJobFinishes"),
+        "no retries of a job by hand": spec.get("submissionMode") != "InteractiveMode"
+        or not spec.get("backoffLimit"),
+    }
+    return [rule for rule, holds in kept.items() if not holds]

@@ -15,7 +15,7 @@ import pytest
 import ray
 import yaml
 
-from tests.deploy.kuberay import KINDS
+from tests.deploy.kuberay import KINDS, broken_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -75,6 +75,18 @@ def test_a_misspelt_field_of_a_manifest_is_found(path: Path) -> None:
         assert not check.is_valid(manifest)
         del mapping["surprise"]
     assert check.is_valid(manifest)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_manifests_keep_the_rules_that_the_operator_checks_besides(path: Path) -> None:
+    manifest = load(path)
+    assert broken_rules(manifest) == []
+    spec = manifest["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    cluster["rayVersion"] = "2.51.0"
+    cluster["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
+    manifest["metadata"]["name"] = "Large"
+    assert len(broken_rules(manifest)) == 3
 
 
 _FREE = ("labels", "nodeSelector", "rayStartParams", "requests", "limits", "data")

@@ -1,136 +1,42 @@
-"""The settings of docs/object-stores.md, each in a process of its own, as a job meets them.
-
-A server on loopback answers one object, and notes who asked for what.
-"""
+"""The settings of docs/object-stores.md, each in a process of its own, as a job meets them."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
 import json
-import os
 import re
-import ssl
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-BODY = b"tokens"
-_READ = """
-import sys
-from services.errors import StoreError
-from services.shards.retry import RetryPolicy
-from services.shards.store import open_store
-store = open_store("s3://bucket/folder", retry=RetryPolicy(attempts=1))
-try:
-    sys.stdout.write(store.read("object").decode())
-except StoreError as error:
-    sys.exit(str(error))
-"""
+from tests.deploy.loopback import BODY, read, served
 
-
-@dataclass
-class Seen:
-    """What the server was asked: (method, path, host, access key, session token) each."""
-
-    port: int = 0
-    requests: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-
-    @property
-    def keys(self) -> set[str]:
-        return {request[3] for request in self.requests if request[1].startswith("/bucket")}
-
-
-@contextmanager
-def served(tls: tuple[Path, Path] | None = None) -> Iterator[Seen]:
-    seen = Seen()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            signed = self.headers.get("Authorization", "")
-            key = re.search(r"Credential=([^/]+)/", signed)
-            seen.requests.append(
-                (
-                    *(self.command, self.path, self.headers.get("Host", "")),
-                    *(key[1] if key else signed, self.headers.get("X-Amz-Security-Token", "")),
-                )
-            )
-            body = BODY
-            if self.path.startswith("/role"):
-                body = json.dumps(
-                    {
-                        "AccessKeyId": "role-key",
-                        "SecretAccessKey": "role-secret",
-                        "Token": "role-session",
-                        "Expiration": "2099-01-01T00:00:00Z",
-                    }
-                ).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing on stderr."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*tls)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    seen.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def read(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A process that reads the object, with no settings but these."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    alone = {
-        "HOME": str(folder),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_DEFAULT_REGION": "eu-west-1",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", _READ],
-        env={**kept, **alone, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-KEYS = {"AWS_ACCESS_KEY_ID": "env-key", "AWS_SECRET_ACCESS_KEY": "env-secret"}
+REGION = {"AWS_DEFAULT_REGION": "eu-west-1"}
+ALONE = {**REGION, "AWS_EC2_METADATA_DISABLED": "true"}
+KEYS = {**ALONE, "AWS_ACCESS_KEY_ID": "env-key", "AWS_SECRET_ACCESS_KEY": "env-secret"}
+ROLE = {
+    "Code": "Success",
+    "AccessKeyId": "role-key",
+    "SecretAccessKey": "role-secret",
+    "Token": "role-session",
+    "Expiration": "2099-01-01T00:00:00Z",
+}
 
 
 def test_keys_of_the_environment_sign_and_the_bucket_stands_in_the_path(tmp_path: Path) -> None:
     with served() as seen:
-        done = read(tmp_path, AWS_ENDPOINT_URL=f"http://127.0.0.1:{seen.port}", **KEYS)
+        done = read(tmp_path, AWS_ENDPOINT_URL=seen.url, **KEYS)
     assert done.stdout == BODY.decode(), done.stderr
     assert seen.keys == {"env-key"}
-    assert ("GET", "/bucket/folder/object", f"127.0.0.1:{seen.port}", "env-key", "") in [
-        (method, path.partition("?")[0], host, key, token)
-        for method, path, host, key, token in seen.requests
-    ]
+    (asked,) = [one for one in seen.of_objects() if one.method == "GET"]
+    assert asked.plain_path == "/bucket/folder/object"
+    assert asked.headers["host"] == f"127.0.0.1:{seen.port}"
 
 
 def test_a_file_names_keys_endpoint_and_style_by_profile(tmp_path: Path) -> None:
@@ -148,30 +54,77 @@ def test_a_file_names_keys_endpoint_and_style_by_profile(tmp_path: Path) -> None
             AWS_PROFILE="tokens",
             AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials"),
             AWS_CONFIG_FILE=str(tmp_path / "config"),
+            **ALONE,
         )
     assert done.stdout == BODY.decode(), done.stderr
     assert seen.keys == {"file-key"}
 
 
-def test_a_role_gives_keys_that_live_for_a_while(tmp_path: Path) -> None:
+def test_the_role_of_a_container_gives_keys_that_live_for_a_while(tmp_path: Path) -> None:
     """As ECS and EKS Pod Identity give them: from an address that the environment names."""
-    with served() as seen:
-        address = f"http://127.0.0.1:{seen.port}"
+    with served({"/role": ROLE}) as seen:
         done = read(
             tmp_path,
-            AWS_ENDPOINT_URL=address,
-            AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{address}/role",
+            AWS_ENDPOINT_URL=seen.url,
+            AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{seen.url}/role",
             AWS_CONTAINER_AUTHORIZATION_TOKEN="who-i-am",
+            **ALONE,
         )
     assert done.stdout == BODY.decode(), done.stderr
     assert seen.keys == {"role-key"}
-    assert {request[4] for request in seen.requests if request[3] == "role-key"} == {"role-session"}
-    assert any(path == "/role" and key == "who-i-am" for _, path, _, key, _ in seen.requests)
+    assert {one.headers["x-amz-security-token"] for one in seen.of_objects()} == {"role-session"}
+    assert next(one.key for one in seen.requests if one.path == "/role") == "who-i-am"
+
+
+def test_the_role_of_a_machine_is_asked_of_its_metadata_service(tmp_path: Path) -> None:
+    """As EC2 gives it: a token for the session first, then the role's name, then its keys."""
+    roles = "/latest/meta-data/iam/security-credentials/"
+    answers = {"/latest/api/token": b"session", roles: b"trainer", f"{roles}trainer": ROLE}
+    with served(answers) as seen:
+        endpoint = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": seen.url}
+        done = read(tmp_path, AWS_ENDPOINT_URL_S3=seen.url, **REGION, **endpoint)
+    assert done.stdout == BODY.decode(), done.stderr
+    assert seen.keys == {"role-key"}
+    first, *others = [one for one in seen.requests if one.path.startswith("/latest")]
+    assert (first.method, first.path) == ("PUT", "/latest/api/token")
+    assert {one.headers["x-aws-ec2-metadata-token"] for one in others} == {"session"}
+
+
+def test_the_role_of_a_service_account_is_had_for_its_token(tmp_path: Path) -> None:
+    """As EKS gives it to pods (IRSA): a token in a file, which the STS service takes for keys."""
+    (tmp_path / "token").write_text("i-am-the-pod")
+    keys = "".join(
+        f"<{name}>{value}</{name}>"
+        for name, value in {
+            "AccessKeyId": "role-key",
+            "SecretAccessKey": "role-secret",
+            "SessionToken": "role-session",
+            "Expiration": "2099-01-01T00:00:00Z",
+        }.items()
+    )
+    result = f"<AssumeRoleWithWebIdentityResult><Credentials>{keys}</Credentials>"
+    answer = (
+        '<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">'
+        f"{result}</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+    )
+    with served({"/sts": answer.encode()}) as seen:
+        done = read(
+            tmp_path,
+            AWS_ENDPOINT_URL_S3=seen.url,
+            AWS_ENDPOINT_URL_STS=f"{seen.url}/sts",
+            AWS_ROLE_ARN="arn:aws:iam::123456789012:role/trainer",
+            AWS_WEB_IDENTITY_TOKEN_FILE=str(tmp_path / "token"),
+            **ALONE,
+        )
+    assert done.stdout == BODY.decode(), done.stderr
+    assert seen.keys == {"role-key"}
+    (asked,) = [one for one in seen.requests if one.path.startswith("/sts")]
+    assert b"i-am-the-pod" in asked.body
 
 
 def test_without_any_credentials_nothing_is_asked_and_the_error_says_so(tmp_path: Path) -> None:
     with served() as seen:
-        done = read(tmp_path, AWS_ENDPOINT_URL=f"http://127.0.0.1:{seen.port}")
+        done = read(tmp_path, AWS_ENDPOINT_URL=seen.url, **ALONE)
     assert done.returncode == 1
     assert "redentials" in done.stderr
     assert not seen.keys
@@ -212,7 +165,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_tls_takes_a_certificate_that_a_bundle_vouches_for(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    with served(certificate) as seen:
+    with served(tls=certificate) as seen:
         done = read(
             tmp_path,
             AWS_ENDPOINT_URL=f"https://127.0.0.1:{seen.port}",
@@ -226,9 +179,57 @@ def test_tls_takes_a_certificate_that_a_bundle_vouches_for(
 def test_tls_refuses_a_certificate_that_nobody_vouches_for(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    with served(certificate) as seen:
+    with served(tls=certificate) as seen:
         done = read(tmp_path, AWS_ENDPOINT_URL=f"https://127.0.0.1:{seen.port}", **KEYS)
     assert done.returncode == 1
     assert re.search("certificate|SSL", done.stderr)
     assert "env-secret" not in done.stderr
     assert not seen.requests
+
+
+def test_gcs_takes_the_role_of_a_machine(tmp_path: Path) -> None:
+    """As Compute Engine and Workload Identity of GKE give it: by the metadata server."""
+    token = {"access_token": "role-token", "expires_in": 3600, "token_type": "Bearer"}
+    account = "/computeMetadata/v1/instance/service-accounts/default"
+    answers = {
+        "/computeMetadata": b"project",
+        f"{account}/": {"email": "trainer@project", "scopes": [], "aliases": ["default"]},
+        f"{account}/token": token,
+        "/computeMetadata/v1/universe": b"googleapis.com",
+    }
+    with served(answers) as seen:
+        place = f"127.0.0.1:{seen.port}"
+        settings = {"GCE_METADATA_HOST": place, "GCE_METADATA_IP": place}
+        done = read(tmp_path, "gs://bucket/folder", STORAGE_EMULATOR_HOST=seen.url, **settings)
+    assert done.stdout == BODY.decode(), done.stderr
+    assert seen.keys == {"Bearer role-token"}
+    metadata = [one for one in seen.requests if one.path.startswith("/computeMetadata")]
+    assert {one.headers["metadata-flavor"] for one in metadata} == {"Google"}
+
+
+def test_gcs_takes_the_key_of_a_service_account_from_a_file(tmp_path: Path) -> None:
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    answer = {"access_token": "file-token", "expires_in": 3600, "token_type": "Bearer"}
+    with served({"/token": answer}) as seen:
+        account: dict[str, Any] = {
+            "type": "service_account",
+            "project_id": "project",
+            "private_key_id": "1",
+            "private_key": private.decode(),
+            "client_email": "trainer@project.iam.gserviceaccount.com",
+            "token_uri": f"{seen.url}/token",
+        }
+        (tmp_path / "key.json").write_text(json.dumps(account))
+        done = read(
+            tmp_path,
+            "gs://bucket/folder",
+            STORAGE_EMULATOR_HOST=seen.url,
+            GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json"),
+        )
+    assert done.stdout == BODY.decode(), done.stderr
+    assert seen.keys == {"Bearer file-token"}
+    assert private.decode().splitlines()[1] not in done.stderr

@@ -224,6 +224,16 @@ def test_keys_are_those_of_a_hash() -> None:
     )
 
 
+def test_levels_are_the_quarters_of_hashed_words() -> None:
+    draws = Draws(3, 4, rows(7, -1))
+    levels = draws.levels("op", 5)
+    for row, start in enumerate(draws.keys("levels", "op")):
+        words = derive(0, start + np.arange(2, dtype=np.uint64))
+        np.testing.assert_array_equal(levels[row], words.astype("<u8").view("<u2")[:5])
+    np.testing.assert_array_equal(draws.levels("op", 9)[:, :5], levels)
+    assert abs(draws.levels("op", 1 << 14).mean() / 65535 - 0.5) < 0.01
+
+
 def test_epochs_of_another_form_are_refused() -> None:
     for epoch in (np.zeros(3, np.int64), np.zeros(2, np.float32), np.array(4)):
         with pytest.raises(InvalidInputError, match=r"epoch must be an integer or \(2,\) int64"):

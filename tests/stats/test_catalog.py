@@ -9,6 +9,7 @@ import pytest
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.store import Entries, LocalStore, Store
+from services.stats.apart import Here
 from services.stats.catalog import Catalog
 from services.stats.listing import ShardQuery
 from tests.small_datasets import write_dataset
@@ -45,7 +46,7 @@ class Clock:
 
 
 def catalog_of(root: Store, clock: Clock | None = None, shard_limit: int = 1000) -> Catalog:
-    return Catalog(root, fresh_seconds=2, shard_limit=shard_limit, clock=clock or Clock())
+    return Catalog(Here(root), fresh_seconds=2, shard_limit=shard_limit, clock=clock or Clock())
 
 
 def test_an_empty_root_holds_nothing(root: Store) -> None:
@@ -60,7 +61,7 @@ def test_folders_that_are_no_datasets_are_passed_over(root: Store) -> None:
     catalog = catalog_of(root)
     assert dict(catalog.datasets()) == {"digits": [1]}
     with pytest.raises(NotFoundError, match="'begun'"):
-        catalog.manifest("begun")
+        catalog.facts("begun")
 
 
 def test_a_new_version_is_seen_when_the_listing_is_old(root: Store) -> None:
@@ -81,7 +82,7 @@ def test_requests_neither_list_nor_read_again(root: Store, monkeypatch: pytest.M
     asked = Asked(monkeypatch)
     catalog = catalog_of(root)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: catalog.manifest("digits").digest, range(50)))
+        found = list(pool.map(lambda _: catalog.facts("digits").digest, range(50)))
     assert len(set(found)) == 1
     assert asked.reads == ["versions/00000001.json"]
     assert asked.scans == ["versions"]
@@ -103,27 +104,27 @@ def test_memory_is_bounded_by_shards(root: Store, monkeypatch: pytest.MonkeyPatc
     asked = Asked(monkeypatch)
     catalog = catalog_of(root, shard_limit=9)  # room for two of them
     for version in (1, 2, 1, 3, 1):
-        catalog.manifest("digits", version)
+        catalog.facts("digits", version)
     assert len(asked.reads) == 3  # 2 was used least recently when 3 came
-    catalog.manifest("digits", 2)
+    catalog.facts("digits", 2)
     assert len(asked.reads) == 4
 
 
 def test_a_manifest_larger_than_the_bound_still_answers(root: Store) -> None:
     write_dataset(root)
-    assert catalog_of(root, shard_limit=1).manifest("digits").manifest.version == 1
+    assert catalog_of(root, shard_limit=1).facts("digits").about.version == 1
 
 
 def test_a_dataset_that_is_gone_is_forgotten(root: Store) -> None:
     clock = Clock()
     catalog = catalog_of(root, clock)
     write_dataset(root)
-    catalog.manifest("digits")
+    catalog.facts("digits")
     for path in root.list():
         root.delete(path)
     clock.now = 5
     with pytest.raises(NotFoundError, match="digits"):
-        catalog.manifest("digits")
+        catalog.facts("digits")
     write_dataset(root, shards=1, seed=7)
     clock.now = 10
     assert catalog.summary("digits").shards == 2
@@ -164,17 +165,17 @@ def test_a_damaged_manifest_hides_no_other(root: Store, caplog: pytest.LogCaptur
         assert [one.name for one in catalog.dataset_page("", 10).datasets] == ["good"]
     assert "found format 2" in caplog.text
     with pytest.raises(FormatError, match="upgrade"):
-        catalog.manifest("bad")
+        catalog.facts("bad")
 
 
 def test_a_cursor_keeps_to_its_version(root: Store) -> None:
     clock = Clock()
     catalog = catalog_of(root, clock)
     write_dataset(root)
-    page, _ = catalog.shard_page("digits", None, ShardQuery(), "", 2)
+    page = catalog.shard_page("digits", None, ShardQuery(), "", 2)
     write_dataset(root, seed=1)
     clock.now = 5
-    rest, _ = catalog.shard_page("digits", None, ShardQuery(), page.next, 10)
+    rest = catalog.shard_page("digits", None, ShardQuery(), page.next, 10)
     assert (rest.version, len(rest.shards)) == (1, 2)
     with pytest.raises(InvalidInputError, match="belongs to version 1"):
         catalog.shard_page("digits", 2, ShardQuery(), page.next, 10)
@@ -189,4 +190,4 @@ def test_names_that_leave_the_root_are_refused(root: Store, name: str) -> None:
 def test_an_unknown_version_is_named_with_those_that_stand(root: Store) -> None:
     write_dataset(root)
     with pytest.raises(NotFoundError, match="no version 4; it has 1 to 1"):
-        catalog_of(root).manifest("digits", 4)
+        catalog_of(root).facts("digits", 4)

@@ -14,6 +14,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.shards.manifest import commit, extend, file_sizes
 from services.shards.store import Entry, Store
 from services.stats.content import balance, code_report, label_report, ranked
+from services.stats.facts import facts_of
 from services.stats.growth import audit, version_storage
 from services.stats.listing import ShardQuery, ShardSort, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
@@ -26,11 +27,12 @@ from tests.small_datasets import write_dataset
 def test_pages_are_a_partition_in_order(
     root: Store, sort: ShardSort, split: str | None, limit: int
 ) -> None:
-    manifest = write_dataset(root).manifest
-    order = shard_order(manifest, ShardQuery(split=split, sort=sort))
+    loaded = write_dataset(root)
+    manifest, facts = loaded.manifest, facts_of(loaded)
+    order = shard_order(facts, ShardQuery(split=split, sort=sort))
     seen, start = [], 0
     while True:
-        page = shard_page(manifest, order, Page(1, start, limit))
+        page = shard_page(facts, order, Page(1, start, limit))
         assert 0 < len(page.shards) <= limit
         seen += page.shards
         if not page.next:
@@ -52,25 +54,25 @@ def test_pages_are_a_partition_in_order(
 
 
 def test_filters_keep_what_they_name(root: Store) -> None:
-    manifest = write_dataset(root).manifest
-    assert len(shard_order(manifest, ShardQuery(label=2))) == 3  # validation has labels 0 and 1
-    assert len(shard_order(manifest, ShardQuery(contains="validation-"))) == 1
-    assert len(shard_order(manifest, ShardQuery(column="score"))) == 0
+    facts = facts_of(write_dataset(root))
+    assert len(shard_order(facts, ShardQuery(label=2))) == 3  # validation has labels 0 and 1
+    assert len(shard_order(facts, ShardQuery(contains="validation-"))) == 1
+    assert len(shard_order(facts, ShardQuery(column="score"))) == 0
     with pytest.raises(NotFoundError, match=r"no split 'test'.*train, validation"):
-        shard_order(manifest, ShardQuery(split="test"))
+        shard_order(facts, ShardQuery(split="test"))
 
 
 def test_labels_and_codes_are_those_of_the_rows(root: Store) -> None:
-    manifest = write_dataset(root).manifest
+    facts = facts_of(write_dataset(root))
     page = Page(1, 0, 100)
-    labels = label_report(manifest, "train", "label", page)
+    labels = label_report(facts, "train", "label", page)
     assert [(one.label, one.name, one.rows) for one in labels.labels] == [
         (0, "zero", 6),
         (1, "one", 6),
         (2, "[red]two", 3),
     ]
     assert (labels.rows, labels.imbalance, labels.largest_rows) == (15, 2.0, 6)
-    codes = code_report(manifest, None, "-tokens", page)
+    codes = code_report(facts, None, "-tokens", page)
     assert codes.tokens == 17 * 24
     assert sum(one.tokens for one in codes.counts) == codes.tokens
     assert codes.used_codes + codes.dead_codes == codes.codes == 16
@@ -107,7 +109,7 @@ def test_growth_and_the_folder_add_up(root: Store) -> None:
         if not path.startswith("versions/"):
             root.child("digits").write(path, root.child("other").read(path))
     second = commit(root, extend(root, first, [more], "more"))
-    grown = version_storage(second.manifest, first.manifest)
+    grown = version_storage(facts_of(second), facts_of(first))
     assert grown.added_bytes + grown.shared_bytes == grown.file_bytes
     assert grown.added_bytes >= sum(shard.bytes for shard in more.shards)
     folder = root.child("digits")

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.settings import load_settings
 from services.shards.store import Store
+from services.stats.apart import Here
 from services.stats.app import create_app
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
@@ -97,7 +98,7 @@ def test_streams_datasets_and_requests_are_counted(
 def test_a_stream_that_ended_long_ago_leaves(root: Store, runs: Path) -> None:
     write_run(runs / "hangs")
     write_run(runs / "done", state="finished")
-    catalog = Catalog(root, fresh_seconds=0, shard_limit=10)
+    catalog = Catalog(Here(root), fresh_seconds=0, shard_limit=10)
     streams = Streams(open_runs([str(runs)]), fresh_seconds=0, bytes_limit=10**6)
     assert 'run="done"' in Metrics(catalog, streams, NO_CLUSTER).text().decode()
     shown = (

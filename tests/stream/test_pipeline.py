@@ -105,10 +105,9 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.75])
-def test_two_kinds_of_actors_at_once_give_the_batches_of_one(world: Any, share: float) -> None:
+def test_two_kinds_of_actors_at_once_give_the_batches_of_one(world: Any) -> None:
     request = world.request("mtm")
-    pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=2, cpus=0.25, share=share))
+    pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=2, cpus=0.25, share=0.4))
     here = list(Stream(request, start=2, stop=40))
     made = iter(Stream(request, start=2, stop=2000, pool=pool))
     there = [next(made) for _ in here]
@@ -123,10 +122,9 @@ def test_two_kinds_of_actors_at_once_give_the_batches_of_one(world: Any, share: 
 def test_a_run_in_which_those_beside_have_next_to_nothing_to_do_ends(world: Any) -> None:
     request = world.request("mtm")
     pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=1, cpus=0.5, share=0.1))
-    for stop in (5, 10):  # none of the steps is theirs, or the last one
-        here = list(Stream(request, stop=stop))
-        there = list(Stream(request, stop=stop, pool=pool))
-        assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    here = list(Stream(request, stop=10))  # of which the last is theirs
+    there = list(Stream(request, stop=10, pool=pool))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
 def test_actors_beside_others_are_counted_before_anything_starts(world: Any) -> None:
@@ -256,6 +254,8 @@ def test_a_damaged_shard_ends_a_stream_or_is_left_out(world: Any, tmp_path: Path
 def test_a_pool_that_cannot_be_placed_is_refused_at_once(world: Any) -> None:
     stream = Stream(world.request(), pool=Pool(actors=5, cpus=0.5), trainer_cpus=1.0)
     began = time.monotonic()
-    with pytest.raises(CapacityError, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has 3"):
+    with pytest.raises(
+        CapacityError, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has at most 3"
+    ):
         next(iter(stream))
     assert time.monotonic() - began < 60

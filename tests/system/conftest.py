@@ -57,11 +57,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     )
     assert found.returncode != 0, "the project is importable without being installed"
     with cluster(folder, environment, 3, "head", "--include-dashboard", "true") as made:
-        _wait_for_agent(made, folder)
+        wait_for_agent(made, folder)
         yield made
 
 
-def _wait_for_agent(head: Cluster, folder: Path) -> None:
+def wait_for_agent(head: Cluster, folder: Path) -> None:
     """`ray start` returns before the node's agent can take a job: ask until it does."""
     command = ["ray", "job", "submit", "--address", head.dashboard, "--", "true"]
     end = time.monotonic() + 90

@@ -1,21 +1,30 @@
-"""`ray job submit` against `ray start --head`, where the project is not installed."""
+"""`ray job submit` against `ray start --head`, where the project is not installed; what the stats
+service tells of it, and when the head is gone."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
+from services.settings import load_settings
 from services.shards.store import open_store
+from services.stats.app import create_app
+from services.stats.streams import open_runs
 from services.tokens.codebook import Codebook
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
+from tests.small_runs import write_run
 from tests.system.clusters import Cluster
 from tests.system.conftest import ROOT
+from tests.system.jobs import until
 from trainers.checkpoint import load_export
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
@@ -86,3 +95,92 @@ def test_a_plain_command_with_relative_paths_trains_on_a_local_ray_and_resumes(
     assert missing.returncode == 2
     assert "no dataset 'none'" in missing.stderr
     assert not (tmp_path / "runs" / "two").exists()
+
+
+# As a trainer's: named by --out, with an actor, until it is told to stop.
+PROGRAM = """
+import pathlib, sys, time
+import ray
+
+class Augmenter:
+    def ready(self):
+        return True
+
+ray.init()
+actor = ray.remote(num_cpus=0.1)(Augmenter).remote()
+assert ray.get(actor.ready.remote())
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def client(head: Cluster, tmp_path: Path) -> Iterator[TestClient]:
+    write_run(tmp_path / "runs/mtm")
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    environment = {
+        "SEIT_STATS_RAY": head.dashboard,
+        "RAY_AUTH_TOKEN": token,
+        "SEIT_STATS_FRESH_SECONDS": "0.2",
+    }
+    root, runs = open_store(str(tmp_path / "data")), open_runs([str(tmp_path / "runs")])
+    with TestClient(create_app(root, load_settings(environment), runs)) as client:
+        yield client
+
+
+def submit(head: Cluster, folder: Path, *words: str) -> None:
+    ended = subprocess.run(
+        ["ray", "job", "submit", "--address", head.dashboard, "--no-wait", "--", *words],
+        env=head.environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_jobs_are_told_while_the_cluster_stands_and_then_that_it_does_not(
+    head: Cluster, client: TestClient, tmp_path: Path
+) -> None:
+    (tmp_path / "mtm.py").write_text(PROGRAM)
+    stop, out = tmp_path / "stop", tmp_path / "runs/mtm"
+    program = ("python", str(tmp_path / "mtm.py"), str(stop))
+    submit(head, tmp_path, *program, "--secret", "hunter2", "--out", str(out))
+
+    def job(state: str) -> Mapping[str, Any] | None:
+        found = client.get("/v1/jobs").json()
+        assert found["cluster"]["state"] == "reachable", found
+        named = (one for one in found["jobs"] if one["run"] == "mtm" and one["state"] == state)
+        return next(named, None)
+
+    until(lambda: (job("RUNNING") or {}).get("actors"), "running job with an actor", 90)
+    running = job("RUNNING")
+    assert running is not None
+    assert (running["program"], running["actors"], running["ended"]) == ("mtm.py", 1, "")
+    assert client.get("/v1/streams/mtm").json()["actors"] == 1
+    assert client.get("/v1/streams").json()["streams"][0]["actors"] == 1
+    one = client.get(f"/v1/jobs/{running['id']}")
+    assert one.json()["run"] == "mtm"
+    assert "hunter2" not in one.text
+    cluster = client.get("/v1/jobs").json()["cluster"]
+    assert (cluster["nodes_alive"], cluster["cpus"]) == (1, 3)
+    shown = client.get("/metrics").text
+    assert 'seit_service_up{part="cluster"} 1.0' in shown
+    assert 'seit_cluster_nodes{state="alive"} 1.0' in shown
+
+    stop.touch()
+    until(lambda: job("SUCCEEDED"), "finished job")
+    assert until(lambda: job("SUCCEEDED"), "finished job")["ended"]
+
+    head.kill("127.0.0.2")  # so this is the last test of this file
+    gone = until(
+        lambda: (one := client.get("/v1/jobs").json())["cluster"]["state"] == "unreachable" and one,
+        "word that the cluster is gone",
+    )
+    assert gone["cluster"]["reason"]
+    assert gone["jobs"] == []
+    stream = client.get("/v1/streams/mtm").json()
+    assert (stream["name"], stream["actors"]) == ("mtm", None), "streams are told without it"
+    assert client.get("/readyz").json() == {"status": "ready", "cluster": "unreachable"}
+    assert 'seit_service_up{part="cluster"} 0.0' in client.get("/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -172,6 +173,35 @@ def test_a_stream_s_curve_moves(page: playwright.Page, site: Site) -> None:
         playwright.expect(card).to_contain_text(f"{steps} of 10", timeout=15_000)
     playwright.expect(card.locator("polyline")).to_have_count(1)
     assert "No Ray dashboard was named" in page.inner_text("main")
+
+
+def test_what_is_wrong_is_seen_without_scrolling(page: playwright.Page, site: Site) -> None:
+    write_run(site.runs / "asleep")
+    word = site.runs / "asleep/streams/rank-0.json"
+    told = json.loads(word.read_text()) | {"updated": "2026-01-31T12:00:00+00:00"}
+    word.write_text(json.dumps(told))
+    page.set_viewport_size({"width": 1280, "height": 900})
+    opened(page, site, "streams")
+    first = page.locator("li.card").first  # though it began before the others
+    playwright.expect(first).to_contain_text("asleep")
+    playwright.expect(first).to_contain_text("stalled, silent for")
+    opened(page, site, "digits")
+    section = page.locator("section", has=page.get_by_role("heading", name="What is wrong"))
+    gravest = section.locator("li").first
+    playwright.expect(gravest).to_contain_text("Bad: run asleep has said nothing for")
+    place = gravest.bounding_box()
+    assert place is not None
+    assert place["y"] + place["height"] < 900
+    # As a screen reader goes through it: by headings, lists, tables, and pictures with words.
+    heard = page.locator("main").aria_snapshot()
+    for words in (
+        '- heading "digits" [level=1]',
+        '- heading "What is wrong" [level=2]',
+        '- region "By split"',
+        '- img "Rows of the 10 largest classes"',
+        '- combobox "order"',
+    ):
+        assert words in heard, heard
 
 
 @pytest.mark.parametrize("name", PAGES)

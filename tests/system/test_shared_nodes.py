@@ -10,7 +10,7 @@ from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster
 from tests.system.jobs import STEPS, Job, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(420)]
 
 LAG = 32
 SERVICE, ACTOR = "StreamService", "MapWorker(MapBatches(AugmentActor))"

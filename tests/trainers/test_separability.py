@@ -50,9 +50,20 @@ def test_features_are_what_the_head_reads_and_the_program_reports_the_probe(
     given = ["--model", str(run), "--root", str(world.root), "--dataset", DATASET]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "separability.json").read_text())
-    assert found["linear_probe_top1"]["run"] == pytest.approx(probe(*by_split.values()))
+    assert found["linear_probe_top1"]["run"]["none"] == pytest.approx(probe(*by_split.values()))
     assert (tmp_path / "out" / "separability.png").stat().st_size > 5_000
+    # Moved by nothing, rows are what they were; through f and g they are what those make of them.
+    still = [f"--views.{name}-probability" for name in ("flip", "affine", "crop")]
+    words = [*given, "--augment", "none", "naive", "tokenadapt", "--tokenadapt"]
+    words += [str(world.tokenadapt()), *(word for name in still for word in (name, "0"))]
+    assert main([*words, "--out", str(tmp_path / "kinds")]) == 0
+    kinds = json.loads((tmp_path / "kinds" / "separability.json").read_text())
+    kinds = kinds["linear_probe_top1"]["run"]
+    assert list(kinds) == ["none", "naive", "tokenadapt"]
+    assert kinds["naive"] == kinds["none"] == found["linear_probe_top1"]["run"]["none"]
     with caplog.at_level(logging.ERROR):
+        with pytest.raises(SystemExit):
+            main([*given, "--augment", "tokenadapt", "--out", str(tmp_path / "o")])
         assert main([*given, "--train-split", "none", "--out", str(tmp_path / "o")]) == 2
     assert "no split 'none'" in caplog.text
     assert not (tmp_path / "o").exists()

@@ -31,12 +31,14 @@ class ClassifierConfig:
     """Sizes of a classifier.
 
     input: "ids" reads token ids through a learned embedding (fine-tuning from MTM), "embeddings"
-    reads augmented code vectors through the overlapping Stem-Adapter (from scratch).
+    reads augmented code vectors through the overlapping Stem-Adapter (from scratch), "pixels" reads
+    pictures as a plain vision transformer does: there a token is a pixel.
     grid: height and width (tokens) of the input, after the crop. codes: K, for "ids" only.
-    channels: D. patch: side of a patch (tokens). drop_path: stochastic depth of the last block.
+    channels: D, 3 of pixels. patch: side of a patch (tokens). drop_path: stochastic depth of the
+    last block.
     """
 
-    input: Literal["ids", "embeddings"]
+    input: Literal["ids", "embeddings", "pixels"]
     grid: Grid
     codes: int
     channels: int
@@ -74,7 +76,8 @@ class TokenClassifier(nn.Module):
         if from_ids:
             self.token_emb = TokenEmbedding(config.codes, config.channels, config.token_dropout)
         width = config.encoder.dim
-        self.patch_embed = PatchEmbed(config.channels, width, config.patch, overlap=not from_ids)
+        overlap = config.input == "embeddings"
+        self.patch_embed = PatchEmbed(config.channels, width, config.patch, overlap)
         rows, columns = config.patches
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, width))
@@ -97,7 +100,7 @@ class TokenClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (N, classes) of ids (N, H, W) int64 or embeddings (N, D, H, W) float.
+        """Logits (N, classes) of ids (N, H, W) int64, or embeddings or pixels (N, D, H, W) float.
 
         Raises InvalidInputError for an input of another shape than the config's.
         """
@@ -142,3 +145,9 @@ def soft_cross_entropy(
     named = log_p.gather(1, torch.stack([label, label_b], dim=1))  # (N, 2)
     hit = mix * named[:, 0] + (1 - mix) * named[:, 1]
     return -((1 - smoothing) * hit + smoothing * log_p.mean(1))
+
+
+def right_answers(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) float32 each: whether the label comes first, and among the first five."""
+    best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]  # (N, <= 5)
+    return best[:, 0].float(), best.any(1).float()

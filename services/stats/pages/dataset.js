@@ -84,12 +84,14 @@ const samplesCard = async (base, splits, tell) => {
   const list = make("ul", { class: "gallery" }), views = make("div"), words = make("p", { class: "quiet" });
   const node = card("Samples");
   node.classList.add("wide");
-  const showViews = (found, sample) => {
+  const showViews = (found, sample, draw = 1) => {
     const where = `${base}/samples/${found.split}/${sample.row}/picture?version=${found.version}`;
+    const again = make("button", { onclick: () => { showViews(found, sample, draw + 1); views.querySelector("button").focus(); } }, "Draw again");
     views.replaceChildren(make("h3", {}, `Row ${sample.row} under the augmentations`),
+      make("div", { class: "controls" }, again, make("p", { class: "quiet", role: "status" }, `draw ${draw}`)),
       make("ul", { class: "gallery" }, ...found.views.map((view) => {
         const image = make("img", { alt: `row ${sample.row}, ${view}` });
-        picture(image, `${where}&view=${view}&draw=1`);
+        picture(image, `${where}&view=${view}&draw=${draw}`);
         return make("li", {}, image, make("p", {}, view));
       })));
   };
@@ -120,7 +122,7 @@ export const showDataset = async (main, name, signal, tell) => {
     ask(base), ask(`${base}/health`), ask(`${base}/storage`), ask(`${base}/growth?limit=12`), ask(`${base}/labels?limit=12`), ask(`${base}/codes?limit=1`)]);
   if (signal.aborted) return;
   const [shards, read] = shardCard(base, summary.splits, tell);
-  const wrong = make("div", {}, findings(health.findings)), stored = make("div", {}, storageCard(storage));
+  const wrong = make("div", {}, findings(health.findings)), stored = make("div", { class: "wide" }, storageCard(storage));
   const gallery = make("div", { class: "wide" });
   main.replaceChildren(make("p", {}, make("a", { href: "#/" }, "← all datasets")), make("h1", {}, name),
     make("p", { class: "quiet" }, `Version ${summary.version}, committed ${day(summary.created)} UTC. ${summary.message}`),

@@ -89,7 +89,7 @@ export const numbers = (pairs) => make("div", { class: "numbers" },
 export const findings = (list) => list.length
   ? make("ul", { class: "findings" }, ...list.map((one) =>
     make("li", { class: one.severity },
-      make("b", {}, `${one.severity}: `), `${one.count > 1 ? `${count(one.count)} ` : ""}${one.text}`)))
+      make("b", {}, `${one.severity}: `), one.text)))
   : make("p", { class: "tag good" }, "Nothing wrong was found");
 
 export const table = (caption, columns, rows) => make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },

@@ -22,19 +22,20 @@ const streamCard = (one) => {
   const seen = note(one), alive = one.state === "running" || one.state === "stalled";
   const rates = seen.map((point) => point.rate), now = one.state === "stalled" ? 0 : rates.at(-1) ?? 0;
   const state = one.state === "stalled" ? `stalled, silent for ${span(one.silent_seconds)}` : one.state;
-  const troubles = [[one.retries, "retries"], [one.refetches, "refetches"], [one.quarantined, "shards left out"],
-    [one.actor_restarts, "actors restarted"]].filter(([many]) => many).map(([many, what]) => `${count(many)} ${what}`);
+  const troubles = [[one.retries, "retry", "retries"], [one.refetches, "refetch", "refetches"],
+    [one.quarantined, "shard left out", "shards left out"], [one.actor_restarts, "actor restarted", "actors restarted"]]
+    .filter(([many]) => many).map(([many, one, more]) => `${count(many)} ${many === 1 ? one : more}`);
   const done = one.step_target ? one.step / one.step_target : 0;
   const pairs = [
     ["step", `${count(one.step)} of ${count(one.step_target)}`],
-    ["left", alive ? span(one.eta_seconds) : "–"],
+    ["left", one.state === "running" ? span(one.eta_seconds) : "–"],
     ["cache hits", `${percent(one.cache_hit_rate)} of ${bytes(one.bytes_cached + one.bytes_fetched)}`],
     ["workers", `${one.workers}${one.actors == null ? "" : `, ${one.actors} actors alive`}`],
     ["trouble", troubles.join(", ") || "none"],
     ["reads", `${one.stream || "–"}${one.recipe ? `, recipe ${one.recipe}` : ""}`],
     ["last word", `${day(one.updated)} UTC`],
   ];
-  return make("li", { class: "card" }, make("h2", {}, one.name, " ", make("span", { class: `tag ${CLASSES[one.state]}` }, state)),
+  return [make("h2", {}, one.name, " ", make("span", { class: `tag ${CLASSES[one.state]}` }, state)),
     one.reason ? make("p", { class: "tag warning" }, one.reason) : null,
     make("p", { class: "headline" }, alive ? `${count(now)} /s` : count(one.rows),
       make("small", {}, alive ? `images now; ${count(one.rows_per_second)} /s since the start` : `images at ${count(one.rows_per_second)} /s`)),
@@ -47,7 +48,16 @@ const streamCard = (one) => {
     shares(WAITS.map(([name, key]) => `waits for ${name} ${percent(one[key])}`).join(", "), WAITS.map(([name, key]) => ({ name, value: one[key] }))),
     make("p", { class: "legend" }, ...WAITS.map(([name, key], at) =>
       make("span", {}, make("i", { class: `series${at}` }), `${name} ${percent(one[key])}`))),
-    facts(pairs));
+    facts(pairs)].filter((child) => child != null);
+};
+
+// What needs a person comes first, whenever it began: stalled, then running, then the newest.
+const askStreams = async () => {
+  const pages = await Promise.all(["?state=stalled&limit=20", "?state=running&limit=50", "?limit=50"].map((query) => ask(`/v1/streams${query}`)));
+  const found = new Map(pages.flatMap((page) => page.streams).map((one) => [one.name, one]));
+  const rank = (one) => ["stalled", "running"].indexOf(one.state) + 1 || 3;
+  const streams = [...found.values()].sort((a, b) => rank(a) - rank(b) || (a.started < b.started) - (a.started > b.started));
+  return { streams, more: pages.some((page) => page.next) };
 };
 
 const clusterCard = ({ cluster, jobs }) => {
@@ -68,15 +78,22 @@ const clusterCard = ({ cluster, jobs }) => {
 
 export const showStreams = async (main, signal, tell) => {
   const list = make("ul", { class: "cards" }), cluster = make("div"), words = make("p", { class: "quiet" });
+  const cards = new Map(); // run -> [its card, what it shows]: one that says the same is left alone
+  const cardOf = (one) => {
+    const [node, shown] = cards.get(one.name) ?? [make("li", { class: "card" }), ""], said = JSON.stringify(one);
+    if (said !== shown) node.replaceChildren(...streamCard(one));
+    cards.set(one.name, [node, said]);
+    return node;
+  };
   const update = async () => {
-    const [found, jobs] = await Promise.all([ask("/v1/streams?limit=50"), ask("/v1/jobs?limit=20")]);
+    const [{ streams, more }, jobs] = await Promise.all([askStreams(), ask("/v1/jobs?limit=20")]);
     if (signal.aborted) return;
-    const running = found.streams.filter((one) => one.state === "running").length;
-    const stalled = found.streams.filter((one) => one.state === "stalled").length;
-    words.textContent = found.streams.length
-      ? `${running} running, ${stalled} stalled, ${found.streams.length}${found.next ? " of more" : ""} shown, newest first. Read every 2 s.`
+    const many = (state) => streams.filter((one) => one.state === state).length;
+    words.textContent = streams.length
+      ? `${many("stalled")} stalled, ${many("running")} running, ${streams.length}${more ? " of more" : ""} shown: stalled and running first, then the newest. Read every 2 s.`
       : "No run has a stream here: give `seit serve` the folder of the runs with --runs.";
-    list.replaceChildren(...found.streams.map(streamCard));
+    const shown = streams.map(cardOf);
+    if (shown.length !== list.children.length || shown.some((node, at) => node !== list.children[at])) list.replaceChildren(...shown);
     cluster.replaceChildren(clusterCard(jobs));
   };
   await update();

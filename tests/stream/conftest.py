@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from services.augment.config import CropConfig, RecipeConfig
@@ -19,6 +20,8 @@ from services.shards.store import open_store
 from services.shards.writer import build_split, write_shard
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.tokens.codebook import Codebook
+from services.tokens.tokenizer import save_tokenizer
+from services.tokens.vitvqgan import ViTSize, ViTVQGAN, ViTVQGANConfig
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
 
@@ -154,3 +157,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (root / "tokenadapt.safetensors").write_bytes(TokenAdapt(config).to_bytes())
     datasets = {small.name: small for small in listed}
     return World(root, datasets, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One node of three CPUs for the tests of a module."""
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small untrained tokenizer: pictures of 16 x 16, grids of 4 x 4, 16 codes."""
+    torch.manual_seed(0)
+    size = ViTSize(16, 1, 1, 32)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
+    path.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 4, size, size, 12, 8, 16))))
+    return path

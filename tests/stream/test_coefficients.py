@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from services.augment.recipe import RECIPES
@@ -37,9 +35,8 @@ COUNT = 44
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IngestConfig]:
+def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> IngestConfig:
     """The options of an ingest that has been made."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     root = tmp_path_factory.mktemp("dct")
     for number in range(COUNT):
         path = root / "in" / f"class{number % 2}" / f"{number}.jpg"
@@ -60,8 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IngestConfig]:
         cpus=0.5,
     )
     ingest(done)
-    yield done
-    ray.shutdown()
+    return done
 
 
 def test_coefficients_stand_without_loss_beside_their_tokens_and_are_counted(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -26,27 +24,9 @@ from services.stream.loader import Stream
 from services.stream.pool import Pool
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import pinned
-from services.tokens.tokenizer import save_tokenizer
-from services.tokens.vitvqgan import ViTSize, ViTVQGAN, ViTVQGANConfig
 from services.types import IGNORED
 
-pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    size = ViTSize(16, 1, 1, 32)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
-    path.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 4, size, size, 12, 8, 16))))
-    return path
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("local_ray")]
 
 
 def pairs(folder: Path, training: int = 22, validation: int = 6) -> Path:
@@ -66,13 +46,13 @@ def pairs(folder: Path, training: int = 22, validation: int = 6) -> Path:
     return folder
 
 
-def config(tmp_path: Path, weights: Path, **changes: object) -> IngestConfig:
+def config(tmp_path: Path, tokenizer: Path, **changes: object) -> IngestConfig:
     made = IngestConfig(
         images=str(tmp_path / "ade" / "images"),
         masks=str(tmp_path / "ade" / "annotations"),
         root=str(tmp_path / "data"),
         dataset="ade",
-        tokenizer=str(weights),
+        tokenizer=str(tokenizer),
         rows_per_shard=10,
         batch=4,
         actors=1,
@@ -82,10 +62,10 @@ def config(tmp_path: Path, weights: Path, **changes: object) -> IngestConfig:
 
 
 def test_masks_stand_with_their_tokens_and_stream_alike_with_ray_and_without(
-    tmp_path: Path, weights: Path
+    tmp_path: Path, tokenizer: Path
 ) -> None:
     folder = pairs(tmp_path / "ade")
-    report = ingest(config(tmp_path, weights))
+    report = ingest(config(tmp_path, tokenizer))
     assert (report.rows, report.shards, list(report.skipped)) == (28, 4, [])
     assert report.committed.manifest.classes == [f"thing {number}" for number in range(1, 5)]
     root = open_store(str(tmp_path / "data"))
@@ -131,11 +111,11 @@ def test_masks_stand_with_their_tokens_and_stream_alike_with_ray_and_without(
             assert torch.equal(ours.inputs, theirs.inputs)
 
 
-def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, weights: Path) -> None:
+def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, tokenizer: Path) -> None:
     folder = pairs(tmp_path / "ade", training=220) / "annotations" / "training"
     Image.fromarray(np.full((3, 3), 1, np.uint8)).save(folder / "7.png")
     (folder / "8.png").write_bytes(b"no mask")
-    report = ingest(config(tmp_path, weights, rows_per_shard=64))
+    report = ingest(config(tmp_path, tokenizer, rows_per_shard=64))
     assert report.rows == 224
     skipped = {skip.path: skip.reason for skip in report.skipped}
     assert set(skipped) == {"training/7.jpg", "training/8.jpg"}
@@ -143,34 +123,34 @@ def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, weights: Path
     assert "not a readable mask" in skipped["training/8.jpg"]
 
 
-def test_many_faulty_masks_stop_the_job_and_leave_nothing(tmp_path: Path, weights: Path) -> None:
+def test_many_faulty_masks_stop_the_job_and_leave_nothing(tmp_path: Path, tokenizer: Path) -> None:
     folder = pairs(tmp_path / "ade") / "annotations" / "training"
     for number in (3, 4):
         (folder / f"{number}.png").write_bytes(b"no mask")
     with pytest.raises(InvalidInputError, match=r"of 28 pictures cannot be read, more than 1%"):
-        ingest(config(tmp_path, weights))
+        ingest(config(tmp_path, tokenizer))
     assert open_store(str(tmp_path / "data")).list() == []
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    tmp_path: Path, weights: Path
+    tmp_path: Path, tokenizer: Path
 ) -> None:
     folder = pairs(tmp_path / "ade")
     with pytest.raises(InvalidInputError, match="mask_classes"):
-        config(tmp_path, weights, masks="", mask_classes="names.txt")
+        config(tmp_path, tokenizer, masks="", mask_classes="names.txt")
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\n")
     with pytest.raises(InvalidInputError, match="faulty; the job did not start"):
-        ingest(config(tmp_path, weights, mask_classes=str(names)))
+        ingest(config(tmp_path, tokenizer, mask_classes=str(names)))
     (folder / "annotations/validation/3.png").unlink()
     with pytest.raises(InvalidInputError, match=r"1 of 28 pictures have no mask.*validation/3.jpg"):
-        ingest(config(tmp_path, weights))
+        ingest(config(tmp_path, tokenizer))
     assert not (tmp_path / "data").exists()
 
 
-def test_a_version_has_masks_or_none(tmp_path: Path, weights: Path) -> None:
+def test_a_version_has_masks_or_none(tmp_path: Path, tokenizer: Path) -> None:
     pairs(tmp_path / "ade", 4, 2)
-    made = config(tmp_path, weights)
+    made = config(tmp_path, tokenizer)
     ingest(made)
     ingest(replace(made, mode="append"))
     root = open_store(made.root)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from services.errors import InvalidInputError
@@ -21,29 +19,12 @@ from services.shards.store import Store, open_store
 from services.shards.verify import verify_dataset
 from services.stream.ingest import IngestConfig, ingest
 from services.stream.ingest_duplicates import repeated
-from services.tokens.tokenizer import load_tokenizer, save_tokenizer
-from services.tokens.vitvqgan import ViTSize, ViTVQGAN, ViTVQGANConfig
+from services.tokens.tokenizer import load_tokenizer
 from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
 from tests.sources.archived import picture, samples, write_parquet, write_tar
 
-pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    size = ViTSize(16, 1, 1, 32)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
-    path.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 4, size, size, 12, 8, 16))))
-    return path
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("local_ray")]
 
 
 def config(tmp_path: Path, weights: Path, **changes: object) -> IngestConfig:

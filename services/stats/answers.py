@@ -4,14 +4,14 @@ that holds it already is told so.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import betterproto2
-import pydantic
 import xxhash
 from fastapi import Request, Response
 
+from services.stats.plain import Plain, adapter
 from services.wire.seit import v1 as wire
 
 API_VERSION = "1.2.0"
@@ -27,20 +27,24 @@ _MEDIA = {
 }
 
 
-def answer(request: Request, message: betterproto2.Message, *sources: str) -> Response:
-    """The message as the client wants it, or 304 if it holds this answer already.
+def answer(request: Request, content: betterproto2.Message | Plain[Any], *sources: str) -> Response:
+    """A message as the client wants it, or 304 if it holds this answer already.
 
     sources: what it was made from (see `kept`); none for an answer that must not be kept.
     """
     media = wanted(request.headers.get("accept", ""))
-    body = _adapter(type(message)).dump_json(message)
+    if isinstance(content, Plain):
+        body = content.json()
+    else:
+        body = adapter(type(content)).dump_json(content)
     asked = f"{API_VERSION} {media} {request.url.path}?{request.url.query}".encode()
     tag = f'W/"{xxhash.xxh3_128_hexdigest(asked + body)}"'  # weak: gzip changes the bytes
     headers = tagged(tag)
     request.state.sources = sources
     if holds(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
-    body = bytes(message) if media == PROTOBUF else body
+    if media == PROTOBUF:
+        body = bytes(content.message() if isinstance(content, Plain) else content)
     return Response(body, headers=headers, media_type=media)
 
 
@@ -72,11 +76,6 @@ def wanted(accept: str) -> str:
         if name in _MEDIA and quality > best:
             best, chosen = quality, _MEDIA[name]
     return chosen
-
-
-@cache
-def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind)
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

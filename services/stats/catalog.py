@@ -30,6 +30,7 @@ from services.stats.growth import version_storage
 from services.stats.health import standing_findings
 from services.stats.listing import ShardQuery, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
+from services.stats.plain import Plain
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -243,7 +244,7 @@ class Catalog:
 
     def shard_page(
         self, name: str, version: int | None, query: ShardQuery, cursor: str, limit: int
-    ) -> wire.ShardList:
+    ) -> Plain[wire.ShardList]:
         """Up to `limit` shards of a version.
 
         cursor: empty, or `next` of the page before, which fixes the version.

@@ -133,7 +133,7 @@ def _messages() -> dict[type[Any], Any]:
     found = [
         wire.DatasetList(datasets=[summary]),
         summary,
-        shard_page(facts, shard_order(facts, ShardQuery()), _PAGE),
+        shard_page(facts, shard_order(facts, ShardQuery()), _PAGE).message(),
         report,
         wire.GrowthReport(dataset="birds", versions=[version_storage(facts, None)]),
         label_report(facts, None, "-rows", _PAGE),

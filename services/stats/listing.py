@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from services.stats.facts import Facts, Shards
 from services.stats.paging import Page
+from services.stats.plain import Plain
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -18,8 +18,6 @@ ShardSort: TypeAlias = Literal[
     "row", "-row", "path", "-path", "rows", "-rows", "bytes", "-bytes",
     "bytes_per_image", "-bytes_per_image",
 ]  # fmt: skip
-
-_PAGE = pydantic.TypeAdapter(wire.ShardList)
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,20 @@ def _ranks(shards: Shards, name: str, places: IntArray) -> NDArray[Any]:
     return {"rows": shards.rows, "bytes": shards.bytes}[name][places]
 
 
-def shard_page(facts: Facts, order: IntArray, page: Page) -> wire.ShardList:
+def shard_page(facts: Facts, order: IntArray, page: Page) -> Plain[wire.ShardList]:
     """The shards at a page of the positions that `shard_order` gave."""
     places, following = page.cut(order)
     names = [split.name for split in facts.about.splits]
-    splits = np.searchsorted(facts.ends, places, side="right")
-    return _PAGE.validate_python(
+    splits = np.searchsorted(facts.ends, places, side="right").tolist()
+    return Plain(
+        wire.ShardList,
         {
             "dataset": facts.about.dataset,
             "version": facts.about.version,
             "shards": [
-                {"split": names[split], "shard": facts.shards.plain(place)}
-                for split, place in zip(splits.tolist(), places.tolist(), strict=True)
+                {"split": names[split], "shard": shard}
+                for split, shard in zip(splits, facts.shards.plain(places), strict=True)
             ],
             "next": following,
-        }
+        },
     )

@@ -172,10 +172,10 @@ def test_a_cursor_keeps_to_its_version(root: Store) -> None:
     clock = Clock()
     catalog = catalog_of(root, clock)
     write_dataset(root)
-    page = catalog.shard_page("digits", None, ShardQuery(), "", 2)
+    page = catalog.shard_page("digits", None, ShardQuery(), "", 2).message()
     write_dataset(root, seed=1)
     clock.now = 5
-    rest = catalog.shard_page("digits", None, ShardQuery(), page.next, 10)
+    rest = catalog.shard_page("digits", None, ShardQuery(), page.next, 10).message()
     assert (rest.version, len(rest.shards)) == (1, 2)
     with pytest.raises(InvalidInputError, match="belongs to version 1"):
         catalog.shard_page("digits", 2, ShardQuery(), page.next, 10)

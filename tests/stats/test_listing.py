@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -18,6 +19,8 @@ from services.stats.facts import facts_of
 from services.stats.growth import audit, version_storage
 from services.stats.listing import ShardQuery, ShardSort, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
+from services.stats.plain import adapter
+from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
 
@@ -32,7 +35,9 @@ def test_pages_are_a_partition_in_order(
     order = shard_order(facts, ShardQuery(split=split, sort=sort))
     seen, start = [], 0
     while True:
-        page = shard_page(facts, order, Page(1, start, limit))
+        plain = shard_page(facts, order, Page(1, start, limit))
+        page = plain.message()
+        assert plain.json() == adapter(wire.ShardList).dump_json(page)
         assert 0 < len(page.shards) <= limit
         seen += page.shards
         if not page.next:
@@ -51,6 +56,16 @@ def test_pages_are_a_partition_in_order(
     }[sort.removeprefix("-")]
     keys = [values(one) for one in seen]
     assert keys == sorted(keys, reverse=sort.startswith("-"))
+
+
+def test_a_page_tells_of_added_columns_in_both_forms(root: Store) -> None:
+    facts = facts_of(write_dataset(root))
+    column = wire.Column(name="score", type="double", path="columns/a", rows=4, bytes=9, xxh3="0a")
+    facts = replace(facts, shards=replace(facts.shards, columns={1: [column]}))
+    page = shard_page(facts, shard_order(facts, ShardQuery()), Page(1, 0, 100))
+    shown = [one.shard.columns for one in page.message().shards if one.shard]
+    assert shown == [[], [column], *([] for _ in shown[2:])]
+    assert page.json() == adapter(wire.ShardList).dump_json(page.message())
 
 
 def test_filters_keep_what_they_name(root: Store) -> None:

@@ -11,7 +11,7 @@ import betterproto2
 import xxhash
 from fastapi import Request, Response
 
-from services.stats.plain import Plain, adapter
+from services.stats.written import Written, adapter
 from services.wire.seit import v1 as wire
 
 API_VERSION = "1.2.0"
@@ -27,14 +27,16 @@ _MEDIA = {
 }
 
 
-def answer(request: Request, content: betterproto2.Message | Plain[Any], *sources: str) -> Response:
+def answer(
+    request: Request, content: betterproto2.Message | Written[Any], *sources: str
+) -> Response:
     """A message as the client wants it, or 304 if it holds this answer already.
 
     sources: what it was made from (see `kept`); none for an answer that must not be kept.
     """
     media = wanted(request.headers.get("accept", ""))
-    if isinstance(content, Plain):
-        body = content.json()
+    if isinstance(content, Written):
+        body = content.json
     else:
         body = adapter(type(content)).dump_json(content)
     asked = f"{API_VERSION} {media} {request.url.path}?{request.url.query}".encode()
@@ -44,7 +46,7 @@ def answer(request: Request, content: betterproto2.Message | Plain[Any], *source
     if holds(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
     if media == PROTOBUF:
-        body = bytes(content.message() if isinstance(content, Plain) else content)
+        body = bytes(content.message() if isinstance(content, Written) else content)
     return Response(body, headers=headers, media_type=media)
 
 

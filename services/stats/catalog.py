@@ -30,7 +30,7 @@ from services.stats.growth import version_storage
 from services.stats.health import standing_findings
 from services.stats.listing import ShardQuery, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
-from services.stats.plain import Plain
+from services.stats.written import Written
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -58,7 +58,7 @@ class Catalog:
     """Datasets below a root. Safe to share by threads.
 
     work: on the root. fresh_seconds: longest age of a listing that answers are made from.
-    shard_limit: shards whose descriptions stay in memory, of some 300 bytes; many labels count as
+    shard_limit: shards whose descriptions stay in memory, of some 500 bytes; many labels count as
     more of them. Beyond it the versions used least recently are dropped, though never the one in
     use.
     audit_seconds: longest age of a listing of a dataset's files.
@@ -244,7 +244,7 @@ class Catalog:
 
     def shard_page(
         self, name: str, version: int | None, query: ShardQuery, cursor: str, limit: int
-    ) -> Plain[wire.ShardList]:
+    ) -> Written[wire.ShardList]:
         """Up to `limit` shards of a version.
 
         cursor: empty, or `next` of the page before, which fixes the version.

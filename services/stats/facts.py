@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pydantic
@@ -25,61 +25,40 @@ from services.wire.seit import v1 as wire
 Counts: TypeAlias = NDArray[np.int64]
 
 _SHARD = pydantic.TypeAdapter(wire.Shard)
-_LABELS_A_SHARD = 32
-"""Label counts that take about as much memory as the rest of a shard, some 250 bytes."""
+_TEXT_A_SHARD = 500
+"""Bytes of JSON that stand for about as much memory as the rest of a shard with few labels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
     """The n shards of a version, in the order of its rows, all splits one after another.
 
-    rows, bytes, source_bytes: (n,) int64. labels (L,) int32 and counts (L,) uint32: those of
-    shard i stand from starts[i] to starts[i + 1], starts (n + 1,) int64. columns: the added columns
-    of the shards that have any, by position.
+    rows, and sizes in bytes: (n,) int64. labels (L,) int32 and counts (L,) uint32: those of shard i
+    stand from starts[i] to starts[i + 1], starts (n + 1,) int64. columns: the names of the added
+    columns of the shards that have any, by position. text: the shards as JSON, one after another,
+    shard i up to ends[i], ends (n,) int64: a page of them is cut out of it.
     """
 
     paths: Sequence[str]
-    digests: Sequence[str]
     rows: IntArray
-    bytes: IntArray
-    source_bytes: IntArray
+    sizes: IntArray
     starts: IntArray
     labels: NDArray[np.int32]
     counts: NDArray[np.uint32]
-    columns: Mapping[int, Sequence[wire.Column]]
+    columns: Mapping[int, frozenset[str]]
+    text: bytes
+    ends: IntArray
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def plain(self, places: IntArray) -> list[dict[str, Any]]:
-        """The shards at n places as the manifest has them, as names and values (see `Plain`)."""
-        columns = (
-            places.tolist(),
-            self.rows[places].tolist(),
-            self.bytes[places].tolist(),
-            self.source_bytes[places].tolist(),
-            self.starts[places].tolist(),
-            self.starts[places + 1].tolist(),
-        )
-        return [
-            {
-                "path": self.paths[place],
-                "rows": rows,
-                "bytes": size,
-                "xxh3": self.digests[place],
-                "source_bytes": source,
-                "labels": {
-                    "labels": self.labels[start:end].tolist(),
-                    "rows": self.counts[start:end].tolist(),
-                },
-                "columns": list(self.columns.get(place, ())),
-            }
-            for place, rows, size, source, start, end in zip(*columns, strict=True)
-        ]
+    def json(self, place: int) -> bytes:
+        """The shard as the manifest has it, as JSON of its message."""
+        return self.text[self.ends[place - 1] if place else 0 : self.ends[place]]
 
     def at(self, place: int) -> wire.Shard:
         """The shard as the manifest has it."""
-        return _SHARD.validate_python(self.plain(np.array([place]))[0])
+        return _SHARD.validate_json(self.json(place))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +87,7 @@ class Facts:
     @property
     def weight(self) -> int:
         """What it takes in memory, in shards with few labels."""
-        columns = sum(len(found) for found in self.shards.columns.values())
-        return len(self.shards) + columns + len(self.shards.labels) // _LABELS_A_SHARD
+        return len(self.shards) + len(self.shards.text) // _TEXT_A_SHARD
 
     def splits(self, name: str | None) -> Sequence[wire.Split]:
         """The split of that name alone, or all of them. Raises: NotFoundError."""
@@ -132,7 +110,7 @@ class Facts:
 
     def file_sizes(self) -> dict[str, int]:
         """Path to size of every file that it names, each once."""
-        sizes = dict(zip(self.shards.paths, self.shards.bytes.tolist(), strict=True))
+        sizes = dict(zip(self.shards.paths, self.shards.sizes.tolist(), strict=True))
         return {**sizes, **self.others}
 
 
@@ -161,14 +139,19 @@ def facts_of(loaded: LoadedManifest) -> Facts:
 def _columns(shards: Sequence[wire.Shard]) -> Shards:
     held = [shard.labels or wire.LabelCounts() for shard in shards]
     lengths = [len(one.labels) for one in held]
+    texts = [_SHARD.dump_json(shard) for shard in shards]
     return Shards(
         paths=[shard.path for shard in shards],
-        digests=[shard.xxh3 for shard in shards],
         rows=np.array([shard.rows for shard in shards], np.int64),
-        bytes=np.array([shard.bytes for shard in shards], np.int64),
-        source_bytes=np.array([shard.source_bytes for shard in shards], np.int64),
+        sizes=np.array([shard.bytes for shard in shards], np.int64),
         starts=np.cumsum([0, *lengths], dtype=np.int64),
         labels=np.fromiter(chain.from_iterable(one.labels for one in held), np.int32),
         counts=np.fromiter(chain.from_iterable(one.rows for one in held), np.uint32),
-        columns={at: shard.columns for at, shard in enumerate(shards) if shard.columns},
+        columns={
+            at: frozenset(one.name for one in shard.columns)
+            for at, shard in enumerate(shards)
+            if shard.columns
+        },
+        text=b"".join(texts),
+        ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
     )

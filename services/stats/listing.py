@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from services.stats.facts import Facts, Shards
 from services.stats.paging import Page
-from services.stats.plain import Plain
+from services.stats.written import Written
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -49,11 +50,7 @@ def shard_order(facts: Facts, query: ShardQuery) -> IntArray:
     if query.contains:
         found = found[[query.contains in shards.paths[place] for place in found.tolist()]]
     if query.column:
-        having = [
-            place
-            for place, columns in shards.columns.items()
-            if any(one.name == query.column for one in columns)
-        ]
+        having = [place for place, names in shards.columns.items() if query.column in names]
         found = np.intersect1d(found, np.array(having, np.int64))
     name, backwards = query.sort.removeprefix("-"), query.sort.startswith("-")
     if name == "row":
@@ -68,24 +65,18 @@ def _ranks(shards: Shards, name: str, places: IntArray) -> NDArray[Any]:
     if name == "path":
         return np.unique([shards.paths[place] for place in places.tolist()], return_inverse=True)[1]
     if name == "bytes_per_image":
-        return shards.bytes[places] / np.maximum(1, shards.rows[places])
-    return {"rows": shards.rows, "bytes": shards.bytes}[name][places]
+        return shards.sizes[places] / np.maximum(1, shards.rows[places])
+    return {"rows": shards.rows, "bytes": shards.sizes}[name][places]
 
 
-def shard_page(facts: Facts, order: IntArray, page: Page) -> Plain[wire.ShardList]:
+def shard_page(facts: Facts, order: IntArray, page: Page) -> Written[wire.ShardList]:
     """The shards at a page of the positions that `shard_order` gave."""
     places, following = page.cut(order)
-    names = [split.name for split in facts.about.splits]
+    names = [to_json(split.name) for split in facts.about.splits]
     splits = np.searchsorted(facts.ends, places, side="right").tolist()
-    return Plain(
-        wire.ShardList,
-        {
-            "dataset": facts.about.dataset,
-            "version": facts.about.version,
-            "shards": [
-                {"split": names[split], "shard": shard}
-                for split, shard in zip(splits, facts.shards.plain(places), strict=True)
-            ],
-            "next": following,
-        },
+    entries = b",".join(
+        b'{"split":%b,"shard":%b}' % (names[split], facts.shards.json(place))
+        for split, place in zip(splits, places.tolist(), strict=True)
     )
+    about = (to_json(facts.about.dataset), facts.about.version, entries, to_json(following))
+    return Written(wire.ShardList, b'{"dataset":%b,"version":%d,"shards":[%b],"next":%b}' % about)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -12,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import InvalidInputError, NotFoundError
-from services.shards.manifest import commit, extend, file_sizes
+from services.shards.manifest import LoadedManifest, commit, extend, file_sizes
 from services.shards.store import Entry, Store
 from services.stats.content import balance, code_report, label_report, ranked
 from services.stats.facts import facts_of
 from services.stats.growth import audit, version_storage
 from services.stats.listing import ShardQuery, ShardSort, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
-from services.stats.plain import adapter
+from services.stats.written import adapter
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
@@ -35,9 +34,9 @@ def test_pages_are_a_partition_in_order(
     order = shard_order(facts, ShardQuery(split=split, sort=sort))
     seen, start = [], 0
     while True:
-        plain = shard_page(facts, order, Page(1, start, limit))
-        page = plain.message()
-        assert plain.json() == adapter(wire.ShardList).dump_json(page)
+        written = shard_page(facts, order, Page(1, start, limit))
+        page = written.message()
+        assert written.json == adapter(wire.ShardList).dump_json(page)
         assert 0 < len(page.shards) <= limit
         seen += page.shards
         if not page.next:
@@ -58,14 +57,17 @@ def test_pages_are_a_partition_in_order(
     assert keys == sorted(keys, reverse=sort.startswith("-"))
 
 
-def test_a_page_tells_of_added_columns_in_both_forms(root: Store) -> None:
-    facts = facts_of(write_dataset(root))
-    column = wire.Column(name="score", type="double", path="columns/a", rows=4, bytes=9, xxh3="0a")
-    facts = replace(facts, shards=replace(facts.shards, columns={1: [column]}))
-    page = shard_page(facts, shard_order(facts, ShardQuery()), Page(1, 0, 100))
-    shown = [one.shard.columns for one in page.message().shards if one.shard]
-    assert shown == [[], [column], *([] for _ in shown[2:])]
-    assert page.json() == adapter(wire.ShardList).dump_json(page.message())
+def test_a_page_tells_of_what_the_manifest_says_of_its_shards(root: Store) -> None:
+    manifest = write_dataset(root).manifest
+    score = wire.Column(name="score", type="double", path="columns/a", rows=4, bytes=9, xxh3="0a")
+    manifest.splits[0].shards[1].columns.append(score)
+    facts = facts_of(LoadedManifest(manifest, ""))
+    order = shard_order(facts, ShardQuery())
+    page = shard_page(facts, order, Page(1, 0, 100)).message()
+    said = [(split.name, shard) for split in manifest.splits for shard in split.shards]
+    assert [(one.split, one.shard) for one in page.shards] == said
+    assert [facts.shards.at(place) for place in order.tolist()] == [shard for _, shard in said]
+    assert shard_order(facts, ShardQuery(column="score")).tolist() == [1]
 
 
 def test_filters_keep_what_they_name(root: Store) -> None:

@@ -1,28 +1,32 @@
 """What `seit simulate` says of storage, against real Ray nodes: bytes of each of three epochs
-within 15 % of the dataset, on 1 and 2 nodes, with a cache for half of a node's part or all of it.
+within 15 % of the dataset, on 1 to 4 nodes, with a cache for half of a node's part, or all of it.
 
 Nodes are real ones with a cache folder each (benchmarks/stream_nodes.py); storage is an S3 server
-on loopback that counts what it sends. Bytes of epoch k are those of k + 1 epochs less those of k,
-each run with empty caches.
+on loopback that counts what it sends. An epoch's bytes are those that were sent while its rows were
+waited for, what was fetched ahead for the next one included.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import harness
 import numpy as np
 from peers import data, nodes, seit
 from peers.job import Job
-from peers.storage import Server, server
+from peers.storage import server
 
 from services.plan.epoch import OrderSpec
 from services.plan.simulate import Rates, Scenario, simulate
 
+SIDE = 16  # of a grid: 256 tokens a row, so that a million rows are 0.3 GB
+EPOCHS = 3
+BATCH, LANES = 1536, 12  # 12 blocks, which 1, 2, 3 and 4 nodes can share out
+SHARDS = 256
 _BESIDE_IDS = 48  # label, size, offset and key of a row in the cache
-_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -30,63 +34,58 @@ class Options(harness.Options):
     """Flags."""
 
     rows: int = 0
-    """Rows of the dataset; 0 takes 131,072, or 65,536 in a quick run."""
+    """Rows of the dataset, a multiple of 1,024; 0 takes 1,048,576, or 262,144 in a quick run."""
     scratch: Path | None = None
-    """Folder for data and caches, which need 3 GB; default: a temporary one."""
-
-
-def sent_bytes(folder: Path, s3: Server, job: Job, count: int) -> int:
-    """Bytes that storage sent for a run of `job.epochs` on `count` nodes with empty caches."""
-    with nodes.cluster(folder, count, s3.environment) as cluster:
-        before = s3.sent_bytes()
-        told = cluster.drive("peers.node_trainers", job, count)
-        sent = s3.sent_bytes() - before
-    if sorted(told["rows"]) != sorted(list(range(job.rows)) * job.epochs):
-        raise AssertionError(f"{count} nodes gave {len(told['rows'])} rows")
-    return sent
+    """Folder for data and caches, which need 4 GB; default: a temporary one."""
 
 
 def main() -> None:
     options = harness.options(__doc__, Options)
-    rows = options.rows or (65_536 if options.quick else 131_072)
-    shard_rows = rows // 256
+    rows = options.rows or (262_144 if options.quick else 1_048_576)
     report = harness.Report("simulate_nodes", options, packages=("ray", "numpy"))
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, server() as s3:
         folder = Path(scratch)
-        data.draw(rows, folder / "raw")
-        ids, labels = np.load(folder / "raw" / "ids.npy"), np.load(folder / "raw" / "labels.npy")
-        seit.write(ids, labels, folder / "root", shard_rows=shard_rows)
+        pieces = (data.GRID // SIDE) ** 2
+        data.draw(rows // pieces, folder / "raw")
+        ids = np.load(folder / "raw" / "ids.npy").reshape(rows, SIDE, SIDE)
+        labels = np.repeat(np.load(folder / "raw" / "labels.npy"), pieces)
+        seit.write(ids, labels, folder / "root", shard_rows=rows // SHARDS)
+        del ids, labels
         stored = sum(path.stat().st_size for path in (folder / "root").rglob("*.parquet"))
-        cached = rows * (2 * _TOKENS + _BESIDE_IDS)
-        base = Job("seit", "stream", s3.upload(folder / "root", "data"), "", cache="cache",
-                   rows=rows, window=1)  # fmt: skip
-        for count in (1,) if options.quick else (1, 2):
-            for share in (0.5,) if options.quick else (0.5, 1.5):
-                job = replace(base, cache_bytes=int(cached * share / count))
-                order = OrderSpec(0, job.batch, seit.BLOCK_ROWS, seit.LANES, job.window)
-                scenario = Scenario(
+        url = s3.upload(folder / "root", "data")
+        row_bytes = 2 * SIDE * SIDE + _BESIDE_IDS
+        for count, share in itertools.product((1,) if options.quick else (1, 2, 3, 4), (0.5, 1.5)):
+            limit = int(rows * row_bytes * share / count)
+            job = Job("seit", "stream", url, "", cache="cache", cache_bytes=limit, rows=rows,
+                      batch=BATCH, lanes=LANES, window=1, crop=SIDE - 2, epochs=EPOCHS)  # fmt: skip
+            said = simulate(
+                Scenario(
                     rows=rows,
-                    shard_rows=shard_rows,
+                    shard_rows=rows // SHARDS,
                     nodes=count,
                     gpus=count,
-                    cache_bytes=job.cache_bytes,
-                    order=order,
+                    cache_bytes=limit,
+                    order=OrderSpec(0, BATCH, seit.BLOCK_ROWS, LANES, job.window),
                     gpu_rows=1,
-                    cached_bytes=cached / rows,
+                    cached_bytes=row_bytes,
                     rates=Rates(stored_bytes=stored / rows),
                 )
-                said = simulate(scenario).epochs
-                before = 0
-                for epoch in range(2 if options.quick else 3):
-                    name = f"nodes_{count}_cache_{share:g}_epoch_{epoch}"
-                    run = replace(job, epochs=epoch + 1)
-                    sent = sent_bytes(folder / name, s3, run, count)
-                    report.add(f"{name}_simulated", said[epoch].bytes / stored, "of dataset")
-                    report.add(f"{name}_real", (sent - before) / stored, "of dataset")
-                    off = abs(sent - before - said[epoch].bytes) / stored
-                    report.add(f"{name}_off", off, "of dataset", at_most=0.15)
-                    before = sent
-    report.note(f"{rows} grids of {_TOKENS} tokens in 256 shards, 8 lanes, windows of one shard.")
+            ).epochs
+            name = f"nodes_{count}_cache_{share:g}"
+            with nodes.cluster(folder / name, count, s3.environment) as cluster:
+                sent = cluster.drive("peers.node_trainers", job, count)["sent"]
+            real = np.diff(sent, prepend=0) / stored
+            for epoch, (found, told) in enumerate(zip(real.tolist(), said, strict=True)):
+                simulated = told.bytes / stored
+                at = f"{name}_epoch_{epoch}"
+                report.add(f"{at}_simulated", simulated, "of dataset")
+                report.add(f"{at}_real", found, "of dataset")
+                report.add(f"{at}_off", abs(found - simulated), "of dataset", at_most=0.15)
+    report.note(
+        f"{rows} grids of {SIDE * SIDE} tokens in {SHARDS} shards, {LANES} lanes, windows of one"
+        " shard, one trainer a node. The cache is a share of what all rows take, divided by the"
+        " nodes."
+    )
     report.finish()
 
 

@@ -7,6 +7,7 @@ runs: `seit inspect` loads neither Ray nor torch.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -141,6 +142,8 @@ class Serve:
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
+        gc.collect()
+        gc.freeze()  # to look over what the program is made of holds up answers for 0.1 s
         uvicorn.run(
             app,
             host=self.host,

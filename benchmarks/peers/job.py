@@ -30,7 +30,8 @@ class Job:
     epoch and keep the loader's state after the steps that `states` names.
     raw: folder of ids.npy and labels.npy. data: folder or URL of the contender's own format.
     cache: node-local folder, empty at a cold start. endpoint: of the S3 server, "" for local disk.
-    cache_bytes: limit of that folder. window: shards of a lane that a shuffle mixes.
+    cache_bytes: limit of that folder. lanes: fixed parts of the rows. window: shards of one that a
+    shuffle mixes.
     workers: loader processes beside the trainer's, 0 for none. cpus: of the Ray cluster.
     epochs: how many; limit: batches after which a stream ends, 0 for whole epochs.
     state: file with a saved position to start from, "" for a plain start.
@@ -48,6 +49,7 @@ class Job:
     batch: int = 1024
     crop: int = 28
     cache_bytes: int = 20 * 10**9
+    lanes: int = 8
     window: int = 16
     workers: int = 0
     cpus: int = 2

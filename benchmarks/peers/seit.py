@@ -76,7 +76,7 @@ def request(job: Job) -> StreamRequest:
     source = SourceRequest(root.url, DATASET, loaded.manifest.version, loaded.digest, "train")
     rows = RowsRequest(
         sources=(source,),
-        order=OrderSpec(0, job.batch, BLOCK_ROWS, LANES, job.window),
+        order=OrderSpec(0, job.batch, BLOCK_ROWS, job.lanes, job.window),
         cache_dir=job.cache,
         cache_bytes=job.cache_bytes,
     )

@@ -36,7 +36,7 @@ from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
-_ORDERS = 256  # orders of shards that are kept: 8 bytes a shard each
+_ORDERED = 2**22  # positions of all orders of shards that are kept, 8 bytes each
 _LISTINGS = 16
 """Folders listed at the same time: one after another, an object store takes a second for 50."""
 _READ_SECONDS = 1.0
@@ -293,7 +293,7 @@ class Catalog:
         order = shard_order(facts, query)
         with self._lock:
             self._orders[key] = order
-            if len(self._orders) > _ORDERS:
+            while sum(map(len, self._orders.values())) > _ORDERED and len(self._orders) > 1:
                 self._orders.popitem(last=False)
         return order
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from services.stats.facts import Facts, Shards
+from services.stats.facts import Facts
 from services.stats.paging import Page
 from services.stats.written import Written
 from services.types import IntArray
@@ -55,18 +55,16 @@ def shard_order(facts: Facts, query: ShardQuery) -> IntArray:
     name, backwards = query.sort.removeprefix("-"), query.sort.startswith("-")
     if name == "row":
         return found[::-1] if backwards else found
-    keys = _ranks(shards, name, found)
+    if name == "path":
+        by_path = sorted(found.tolist(), key=shards.paths.__getitem__, reverse=backwards)
+        return np.array(by_path, np.int64)
+    keys: NDArray[Any]
+    if name == "bytes_per_image":
+        keys = shards.sizes[found] / np.maximum(1, shards.rows[found])
+    else:
+        keys = {"rows": shards.rows, "bytes": shards.sizes}[name][found]
     order = np.argsort(-keys if backwards else keys, kind="stable")
     return found[order]
-
-
-def _ranks(shards: Shards, name: str, places: IntArray) -> NDArray[Any]:
-    """(n,) numbers that are ordered as the shards at the places are by that name."""
-    if name == "path":
-        return np.unique([shards.paths[place] for place in places.tolist()], return_inverse=True)[1]
-    if name == "bytes_per_image":
-        return shards.sizes[places] / np.maximum(1, shards.rows[places])
-    return {"rows": shards.rows, "bytes": shards.sizes}[name][places]
 
 
 def shard_page(facts: Facts, order: IntArray, page: Page) -> Written[wire.ShardList]:

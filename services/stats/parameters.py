@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
 
+from services.errors import SeitError
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
 from services.stats.decoding import Decoder
 from services.stats.samples import Rows
 from services.stats.streams import Streams
-
-P = ParamSpec("P")
 
 MAX_PAGE = 1000
 
@@ -36,34 +37,49 @@ class Parts:
     decoder: Decoder
 
 
-def at_once(route: Callable[P, Response]) -> Callable[P, Awaitable[Response]]:
+def at_once(route: Callable[..., Response]) -> Callable[..., Awaitable[Response]]:
     """A route that answers in the event loop where all it needs is in memory, else in a thread.
 
     A thread has to fight for Python's lock with the loop; what takes a millisecond is done sooner
-    without.
+    without. Its `parts` are given to it here: to FastAPI they would be one more dependency to
+    solve, which takes as long as many an answer.
     """
 
     @wraps(route)
-    async def answering(*args: P.args, **kwargs: P.kwargs) -> Response:
-        if _at_hand(kwargs):
-            return route(*args, **kwargs)
-        return await run_in_threadpool(route, *args, **kwargs)
+    async def answering(request: Request, **values: Any) -> Response:
+        parts: Parts = request.app.state.parts
+        if not _is_fresh(parts):  # threads wait for the look, and the answers are made in the loop
+            await run_in_threadpool(_look_again, parts)
+        if _is_fresh(parts) and _at_hand(parts.catalog, values):
+            return route(request, parts=parts, **values)
+        return await run_in_threadpool(route, request, parts=parts, **values)
 
+    asked = inspect.signature(route)
+    shown = [one for one in asked.parameters.values() if one.name != "parts"]
+    answering.__signature__ = asked.replace(parameters=shown)  # type: ignore[attr-defined]
     return answering
 
 
-def _at_hand(values: Mapping[str, Any]) -> bool:
-    parts: Parts = values["parts"]
-    if parts.streams.stamp() is None or parts.cluster.stamp() is None:
-        return False
+def _is_fresh(parts: Parts) -> bool:
+    seen = parts.catalog.stamp(None), parts.streams.stamp(), parts.cluster.stamp()
+    return None not in seen
+
+
+def _look_again(parts: Parts) -> None:
+    for look in (parts.catalog.datasets, parts.streams.all, parts.cluster.view):
+        with suppress(SeitError, OSError):  # said by the routes that need it
+            look()
+
+
+def _at_hand(catalog: Catalog, values: Mapping[str, Any]) -> bool:
     name, version, cursor = (values.get(key) for key in ("name", "version", "cursor"))
     if name is None:
-        return parts.catalog.at_hand(None)
+        return catalog.at_hand(None)
     if "version" not in values:  # it tells of all versions
-        return parts.catalog.history_at_hand(name)
+        return catalog.history_at_hand(name)
     if cursor and (begun := cursor.partition(".")[0]).isdecimal():
         version = int(begun)
-    return parts.catalog.at_hand(name, version)
+    return catalog.at_hand(name, version)
 
 
 async def _parts(request: Request) -> Parts:  # a plain function would be run in a thread

@@ -19,9 +19,9 @@ from services.stats.parameters import (
     STREAMS,
     Cursor,
     Few,
-    FromParts,
     Limit,
     Name,
+    Parts,
     Split,
     Version,
     at_once,
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["what stands"])
 @router.get("", response_model=wire.DatasetList, responses=example(wire.DatasetList))
 @at_once
 def list_datasets(
-    request: Request, parts: FromParts, limit: Limit = 100, cursor: Cursor = ""
+    request: Request, parts: Parts, limit: Limit = 100, cursor: Cursor = ""
 ) -> Response:
     """Datasets in the order of their names, each by its newest version."""
     page = parts.catalog.dataset_page(cursor, limit)
@@ -43,9 +43,7 @@ def list_datasets(
 
 @router.get("/{name}", response_model=wire.DatasetSummary, responses=example(wire.DatasetSummary))
 @at_once
-def get_dataset(
-    request: Request, parts: FromParts, name: Name, version: Version = None
-) -> Response:
+def get_dataset(request: Request, parts: Parts, name: Name, version: Version = None) -> Response:
     """One dataset: its size, its token grid, its splits."""
     summary = parts.catalog.summary(name, version)
     return answer(request, summary, CATALOG)
@@ -56,7 +54,7 @@ def get_dataset(
 )
 @at_once
 def list_versions(
-    request: Request, parts: FromParts, name: Name, limit: Limit = 100, cursor: Cursor = ""
+    request: Request, parts: Parts, name: Name, limit: Limit = 100, cursor: Cursor = ""
 ) -> Response:
     """Versions of a dataset, newest first."""
     page = parts.catalog.version_page(name, parse_number(cursor), limit)
@@ -67,7 +65,7 @@ def list_versions(
 @at_once
 def list_shards(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     name: Name,
     version: Version = None,
     split: Split = None,
@@ -96,9 +94,7 @@ def list_shards(
     "/{name}/storage", response_model=wire.StorageReport, responses=example(wire.StorageReport)
 )
 @at_once
-def get_storage(
-    request: Request, parts: FromParts, name: Name, version: Version = None
-) -> Response:
+def get_storage(request: Request, parts: Parts, name: Name, version: Version = None) -> Response:
     """Bytes on storage, by split, against the source files, the pixels and the tokens' entropy.
 
     `folder` compares the dataset's files with what its versions name; it is absent until the files
@@ -114,7 +110,7 @@ def get_storage(
 )
 @at_once
 def get_growth(
-    request: Request, parts: FromParts, name: Name, limit: Few = 20, cursor: Cursor = ""
+    request: Request, parts: Parts, name: Name, limit: Few = 20, cursor: Cursor = ""
 ) -> Response:
     """What each version added to the folder, and what it shares with the one before it."""
     report = parts.catalog.growth_page(name, parse_number(cursor), limit)
@@ -125,7 +121,7 @@ def get_growth(
 @at_once
 def get_labels(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     name: Name,
     version: Version = None,
     split: Split = None,
@@ -145,7 +141,7 @@ def get_labels(
 @at_once
 def get_codes(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     name: Name,
     version: Version = None,
     split: Split = None,
@@ -165,7 +161,7 @@ def get_codes(
     "/{name}/health", response_model=wire.HealthReport, responses=example(wire.HealthReport)
 )
 @at_once
-def get_health(request: Request, parts: FromParts, name: Name, version: Version = None) -> Response:
+def get_health(request: Request, parts: Parts, name: Name, version: Version = None) -> Response:
     """What is wrong with a version, or may be, the gravest first; runs that read it included."""
     facts = parts.catalog.facts(name, version)
     folder = parts.catalog.folder(name) if version is None else None

@@ -16,7 +16,6 @@ from services.stats.parameters import (
     CLUSTER,
     STREAMS,
     Cursor,
-    FromParts,
     Limit,
     Parts,
     State,
@@ -31,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["what flows"])
 @at_once
 def list_streams(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     state: Annotated[State | None, Query(description="only streams in this state")] = None,
     limit: Limit = 100,
     cursor: Cursor = "",
@@ -46,7 +45,7 @@ def list_streams(
 @at_once
 def get_stream(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     run: Annotated[str, InPath(description="name of the run's folder", examples=["mtm"])],
 ) -> Response:
     """One run's stream: where it stands, what it waits for, and each of its ranks."""
@@ -56,9 +55,7 @@ def get_stream(
 
 @router.get("/jobs", response_model=wire.JobList, responses=example(wire.JobList))
 @at_once
-def list_jobs(
-    request: Request, parts: FromParts, limit: Limit = 100, cursor: Cursor = ""
-) -> Response:
+def list_jobs(request: Request, parts: Parts, limit: Limit = 100, cursor: Cursor = "") -> Response:
     """Jobs of the Ray cluster, newest first; `cluster.state` says whether it is reached."""
     _, start = parse_cursor(cursor, None)
     view = parts.cluster.view()
@@ -71,7 +68,7 @@ def list_jobs(
 @at_once
 def get_job(
     request: Request,
-    parts: FromParts,
+    parts: Parts,
     id: Annotated[str, InPath(max_length=200, description="of the job, as the list names it")],
 ) -> Response:
     """One job of the Ray cluster."""

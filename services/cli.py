@@ -149,6 +149,7 @@ class Serve:
             host=self.host,
             port=self.port,
             log_level="warning",
+            access_log=False,
             limit_concurrency=_CONNECTIONS,
             server_header=False,
         )

@@ -74,6 +74,7 @@ def create_app(
         " Prometheus: /metrics.",
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has its own
         lifespan=lifespan,
     )
     app.state.parts, app.state.metrics = parts, metrics

@@ -58,7 +58,7 @@ class Catalog:
     """Datasets below a root. Safe to share by threads.
 
     work: on the root. fresh_seconds: longest age of a listing that answers are made from.
-    shard_limit: shards whose descriptions stay in memory, of some 500 bytes; many labels count as
+    shard_limit: shards whose descriptions stay in memory, of some 700 bytes; many labels count as
     more of them. Beyond it the versions used least recently are dropped, though never the one in
     use.
     audit_seconds: longest age of a listing of a dataset's files.

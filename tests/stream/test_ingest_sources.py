@@ -99,6 +99,7 @@ def test_tars_become_rows_with_captions_and_duplicates_are_counted(
     assert all(check.failure is None for check in verify_dataset(root, "web"))
 
 
+@pytest.mark.slow
 def test_dropped_duplicates_leave_the_first_of_each_on_any_cluster(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_damage_is_named_up_to_the_share_allowed(tmp_path: Path, tokenizer: Path
         ingest(replace(made, mode="replace"))
 
 
+@pytest.mark.slow
 def test_the_same_files_become_the_same_shards_on_any_number_of_actors(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

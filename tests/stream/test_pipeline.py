@@ -202,8 +202,8 @@ def test_a_recipe_that_only_cuts_needs_no_actors(world: Any) -> None:
 
 def test_an_actor_that_dies_comes_back_and_is_counted(world: Any) -> None:
     request = world.request("finetune")
-    here = list(Stream(request, stop=250))
-    stream = Stream(request, stop=250, pool=Pool(actors=1), prefetch=1)
+    here = list(Stream(request, stop=120))
+    stream = Stream(request, stop=120, pool=Pool(actors=1), prefetch=1)
     there, killed = [], set[int]()
     for batch in stream:
         there.append(batch)
@@ -212,7 +212,7 @@ def test_an_actor_that_dies_comes_back_and_is_counted(world: Any) -> None:
             assert killed
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-    assert [batch.step for batch in there] == list(range(250))
+    assert [batch.step for batch in there] == list(range(120))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
     assert any(batch.account.restarted for batch in there)
     assert stream.flow().actor_restarts == len(killed)

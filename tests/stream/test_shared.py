@@ -226,7 +226,7 @@ def test_who_asks_for_something_else_gets_a_stream_of_its_own(world: Any) -> Non
     assert len({name, *others}) == 8
 
 
-@pytest.mark.parametrize("recipe", ["mtm", "scratch"])
+@pytest.mark.parametrize("recipe", ["mtm", pytest.param("scratch", marks=pytest.mark.slow)])
 def test_a_killed_service_leaves_both_with_the_same_batches(world: Any, recipe: str) -> None:
     request = world.request(recipe)
     here = list(Stream(request, stop=40))
@@ -262,6 +262,7 @@ def test_a_service_ends_when_nobody_uses_it_and_lives_while_someone_does(world: 
     until(lambda: not alive("StreamService"))
 
 
+@pytest.mark.slow
 def test_a_job_that_resumes_gets_a_new_service_where_nobody_else_uses_the_old(world: Any) -> None:
     request = world.request("mtm")
     here = list(Stream(request, stop=40))

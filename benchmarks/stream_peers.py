@@ -15,10 +15,9 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import harness
-import tyro
 from peers.bench import OTHERS, OURS, OURS_RAY, RAY_IDLE, READ_PARQUET, Bench, Run
 from peers.data import folder_bytes
 from peers.job import Job
@@ -38,8 +37,10 @@ class Options(harness.Options):
     """Environment with the peers' packages: made there if it does not stand. Default: made anew."""
     scratch: Path | None = None
     """Folder for the data, which needs 3 GB; default: a temporary one."""
-    no_s3: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Local disk alone."""
+    places: tuple[Literal["local", "s3"], ...] = ("local", "s3")
+    """Where the rows stand; memory is measured from local disk."""
+    repeats: int = 3
+    """Cold and warm epochs from S3 of each contender (count); one in a quick run."""
 
 
 def contenders(quick: bool) -> list[Key]:
@@ -109,10 +110,9 @@ def add_memory(report: harness.Report, runs: dict[Key, Run], idle: Run) -> None:
             report.add(f"{name_of(key)}_peak_{kind}_bytes", peak, "B", at_most=limit)
 
 
-def remote(report: harness.Report, bench: Bench, quick: bool) -> None:
+def remote(report: harness.Report, bench: Bench, quick: bool, repeats: int) -> None:
     """From S3 on loopback, first with an empty cache folder, then with what that run left."""
     keys = [(OURS, 0), ("lit", 0)] if quick else contenders(quick)
-    repeats = 1 if quick else 3
     rates: dict[str, dict[Key, float]] = {"s3_cold": {}, "s3_warm": {}}
     for name in dict.fromkeys(key[0] for key in keys):
         with server() as s3:
@@ -174,9 +174,10 @@ def main() -> None:
         bench = Bench(Path(scratch), rows, options.peers_venv)
         report = harness.Report("stream_peers", options, packages=("torch", "ray", "pyarrow"))
         bench.write((OURS, *OTHERS, READ_PARQUET))
-        local(report, bench, options.quick)
-        if not options.no_s3:
-            remote(report, bench, options.quick)
+        if "local" in options.places:
+            local(report, bench, options.quick)
+        if "s3" in options.places:
+            remote(report, bench, options.quick, 1 if options.quick else options.repeats)
         found = ", ".join(f"{name} {number}" for name, number in bench.versions().items())
     report.note(
         f"{rows} grids of 1024 tokens, 391 codes; batches of 1024. The peers ran on {found}."

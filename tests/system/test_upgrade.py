@@ -23,7 +23,7 @@ from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 1500
+STEPS = 300
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT
 from tests.system.jobs import until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(720)]
 
 STEPS = 209  # an epoch of 20,000 rows in steps of 96
 
@@ -99,7 +99,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     with started(head, command(token_stream, out), log) as process:
-        until(lambda: steps_done(out) >= 40, "40 steps", 120)
+        until(lambda: steps_done(out) >= 40, "40 steps", 240)
         victim: psutil.Process = head.workers("RayTrainWorker")[0]
         victim.send_signal(signal.SIGKILL)
         assert process.wait(240) == 0, log.read_text()[-4000:]

@@ -44,7 +44,6 @@ class Trainer:
             pool=Pool(actors=1, cpus=0.25),
             trainer_cpus=world * TRAINER_CPUS,
         )
-
         self._batches = iter(self._stream)
 
     def epoch(self) -> npt.NDArray[np.int64]:

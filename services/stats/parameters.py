@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeAlias
@@ -13,7 +12,6 @@ from fastapi import Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
 
-from services.errors import SeitError
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
 from services.stats.decoding import Decoder
@@ -48,9 +46,7 @@ def at_once(route: Callable[..., Response]) -> Callable[..., Awaitable[Response]
     @wraps(route)
     async def answering(request: Request, **values: Any) -> Response:
         parts: Parts = request.app.state.parts
-        if not _is_fresh(parts):  # threads wait for the look, and the answers are made in the loop
-            await run_in_threadpool(_look_again, parts)
-        if _is_fresh(parts) and _at_hand(parts.catalog, values):
+        if _at_hand(parts, values):
             return route(request, parts=parts, **values)
         return await run_in_threadpool(route, request, parts=parts, **values)
 
@@ -60,26 +56,17 @@ def at_once(route: Callable[..., Response]) -> Callable[..., Awaitable[Response]
     return answering
 
 
-def _is_fresh(parts: Parts) -> bool:
-    seen = parts.catalog.stamp(None), parts.streams.stamp(), parts.cluster.stamp()
-    return None not in seen
-
-
-def _look_again(parts: Parts) -> None:
-    for look in (parts.catalog.datasets, parts.streams.all, parts.cluster.view):
-        with suppress(SeitError, OSError):  # said by the routes that need it
-            look()
-
-
-def _at_hand(catalog: Catalog, values: Mapping[str, Any]) -> bool:
+def _at_hand(parts: Parts, values: Mapping[str, Any]) -> bool:
+    if parts.streams.stamp() is None or parts.cluster.stamp() is None:
+        return False
     name, version, cursor = (values.get(key) for key in ("name", "version", "cursor"))
     if name is None:
-        return catalog.at_hand(None)
+        return parts.catalog.at_hand(None)
     if "version" not in values:  # it tells of all versions
-        return catalog.history_at_hand(name)
+        return parts.catalog.history_at_hand(name)
     if cursor and (begun := cursor.partition(".")[0]).isdecimal():
         version = int(begun)
-    return catalog.at_hand(name, version)
+    return parts.catalog.at_hand(name, version)
 
 
 async def _parts(request: Request) -> Parts:  # a plain function would be run in a thread

@@ -55,7 +55,7 @@ def plans(report: harness.Report, quick: bool) -> None:
     """Time and memory to stand at a step, as the number of rows grows."""
     for rows in PLAN_ROWS:
         shard_rows = np.full(-(-rows // DEFAULT_SHARD_ROWS), DEFAULT_SHARD_ROWS)
-        order = OrderSpec(0, 4096, seit.BLOCK_ROWS, seit.LANES, seit.WINDOW_SHARDS)
+        order = OrderSpec(0, 4096, seit.BLOCK_ROWS, Job.lanes, Job.window)
         seconds = []
         for repeat in range(3 if quick else 9):
             began = time.perf_counter()

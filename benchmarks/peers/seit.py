@@ -29,8 +29,6 @@ from services.wire.seit import v1 as wire
 
 DATASET = "bench"
 BLOCK_ROWS = 128
-LANES = 8
-WINDOW_SHARDS = 16
 _CHANNELS = 32
 _EPOCHS = 300  # of a whole run: a stream lays out all of it
 

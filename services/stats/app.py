@@ -14,7 +14,6 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.middleware.gzip import GZipMiddleware
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from services.settings import Settings, load_settings
@@ -26,6 +25,7 @@ from services.stats.answers import API_VERSION, PROBLEMS
 from services.stats.apart import work_on
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
+from services.stats.compressed import Compressed
 from services.stats.decoding import Decoder
 from services.stats.guard import Guard, Rates
 from services.stats.kept import Kept
@@ -34,8 +34,6 @@ from services.stats.parameters import CATALOG, CLUSTER, FOLDERS, STREAMS, FromPa
 from services.stats.samples import Rows
 from services.stats.streams import Streams, open_runs
 
-_GZIP_FROM_BYTES = 1024
-_GZIP_LEVEL = 1  # of 9: half of the bytes more, in a tenth of the time
 _THREADS = 8  # that make answers: more would only keep each other from Python's lock
 _SWITCH_SECONDS = 0.0005  # after which a thread at work lets the one go on that sends answers
 
@@ -79,7 +77,7 @@ def create_app(
     )
     app.state.parts, app.state.metrics = parts, metrics
     # The last one added is outermost.
-    app.add_middleware(GZipMiddleware, minimum_size=_GZIP_FROM_BYTES, compresslevel=_GZIP_LEVEL)
+    app.add_middleware(Compressed)
     app.add_middleware(
         Kept,
         sources={

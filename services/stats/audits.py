@@ -19,12 +19,15 @@ from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
+_PAUSE = 3.0
+"""Times as long as an audit took nothing is listed after it, as the answers need the cores more."""
+
 
 class Audits:
     """The newest audit of each dataset's folder. Safe to share by threads.
 
     A listing takes a second for every few thousand files, and all versions are read for it: so an
-    old one is made again when it was asked for, one dataset at a time.
+    old one is made again when it was asked for, one dataset at a time, with pauses.
 
     work: on the root. versions: of a dataset, oldest first. seconds: that an audit serves.
     clock: seconds, monotonic.
@@ -43,6 +46,7 @@ class Audits:
         self._found: dict[str, tuple[float, wire.FolderAudit]] = {}
         self._made: dict[str, int] = {}
         self._running: set[str] = set()
+        self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seit-audit")
 
     def get(self, name: str) -> wire.FolderAudit | None:
@@ -70,11 +74,12 @@ class Audits:
 
     def close(self) -> None:
         """Begin no other."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _audit(self, name: str) -> None:
+        began, working = self._clock(), time.perf_counter()
         try:
-            began = self._clock()
             found = self._work(audit_folder, name, list(self._versions(name)), time.time())
             with self._lock:
                 self._found[name] = began, found
@@ -84,6 +89,7 @@ class Audits:
         finally:
             with self._lock:
                 self._running.discard(name)
+            self._closed.wait(_PAUSE * (time.perf_counter() - working))
 
 
 def audit_folder(root: Store, name: str, versions: Sequence[int], now: float) -> wire.FolderAudit:

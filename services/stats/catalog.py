@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 _ORDERED = 2**22  # positions of all orders of shards that are kept, 8 bytes each
 _LISTINGS = 16
 """Folders listed at the same time: one after another, an object store takes a second for 50."""
+_DATASETS_A_LISTING = 12
+"""Where nobody waits, one folder at a time is listed for so many datasets: all at once would take
+the cores from the answers."""
 _READ_SECONDS = 1.0
 """Time in which new versions are read before they are shown, so that nobody waits for them."""
 
@@ -148,7 +151,8 @@ class Catalog:
         self._work.close()
 
     def _list(self, waited: bool) -> Listing:
-        versions = self._work(list_all)
+        few = len(self._seen.versions) // _DATASETS_A_LISTING if self._seen else _LISTINGS
+        versions = self._work(list_all, _LISTINGS if waited else min(max(few, 2), _LISTINGS))
         self._forget_others(versions)
         if not waited:
             # Nobody shall wait for what is new: it is read before it is shown, but only for a
@@ -340,10 +344,11 @@ class Catalog:
         self._audits.forget_others(versions)
 
 
-def list_all(root: Store) -> dict[str, list[int]]:
-    """Name to versions of every dataset below the root; an empty folder is no dataset yet."""
+def list_all(root: Store, at_once: int) -> dict[str, list[int]]:
+    """Name to versions of every dataset below the root, of which `at_once` are listed at the same
+    time; an empty folder is no dataset yet."""
     names = root.folders()
-    with ThreadPoolExecutor(_LISTINGS, thread_name_prefix="seit-list") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="seit-list") as pool:
         found = zip(names, pool.map(lambda name: _versions_of(root, name), names), strict=True)
         return {name: versions for name, versions in found if versions}
 

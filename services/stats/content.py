@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -42,6 +42,7 @@ def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -
     if counts[0]:
         labels = np.append(labels, UNLABELLED)
     places, following = page.cut(_ordered(labels, counts[labels + 1], sort))
+    shown = counts[places + 1]
     return wire.LabelReport(
         dataset=manifest.dataset,
         version=manifest.version,
@@ -56,12 +57,9 @@ def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -
         balance=balance(known),
         labels=[
             wire.LabelRows(
-                label=int(label),
-                name=class_name(manifest.classes, int(label)),
-                rows=int(counts[label + 1]),
-                share=float(counts[label + 1] / rows) if rows else 0.0,
+                label=label, name=class_name(manifest.classes, label), rows=many, share=share
             )
-            for label in places
+            for label, many, share in _columns(places, shown, rows)
         ],
         next=following,
     )
@@ -110,15 +108,18 @@ def code_report(facts: Facts, split: str | None, sort: CodeSort, page: Page) -> 
         ranked_share=bins,
         ranks_a_bin=width,
         counts=[
-            wire.CodeCount(
-                code=int(code),
-                tokens=int(counts[code]),
-                share=float(counts[code] / tokens) if tokens else 0.0,
-            )
-            for code in places
+            wire.CodeCount(code=code, tokens=many, share=share)
+            for code, many, share in _columns(places, counts[places], tokens)
         ],
         next=following,
     )
+
+
+def _columns(names: Counts, amounts: Counts, total: int) -> Iterator[tuple[int, int, float]]:
+    """(name, amount, share of the total) of each entry, as Python's own numbers: as numpy's, one by
+    one, they take as long as the rest of the answer."""
+    shares = (amounts / max(1, total)).tolist()
+    return zip(names.tolist(), amounts.tolist(), shares, strict=True)
 
 
 def ranked(counts: Counts) -> tuple[list[float], int]:

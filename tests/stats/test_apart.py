@@ -55,7 +55,7 @@ def test_the_same_comes_back_from_another_process(root: Store, apart: Apart) -> 
     assert (found.about, found.summary, found.storage) == (here.about, here.summary, here.storage)
     shards = [shard for split in loaded.manifest.splits for shard in split.shards]
     assert [found.shards.at(place) for place in range(len(found.shards))] == shards
-    assert apart(list_all) == Here(root)(list_all) == {"digits": [1]}
+    assert apart(list_all, 2) == Here(root)(list_all, 2) == {"digits": [1]}
     other = apart(own_id)
     assert other != os.getpid() == Here(root)(own_id)
     with pytest.raises(NotFoundError, match="no version 7"):

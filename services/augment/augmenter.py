@@ -26,7 +26,14 @@ from services.augment.choices import (
     choose_mix,
     choose_warp,
 )
-from services.augment.color import color_noise, normals_from_levels, recolored, statistics
+from services.augment.color import (
+    Statistics,
+    code_statistics,
+    color_noise,
+    normals_from_levels,
+    statistics,
+    transfer,
+)
 from services.augment.config import AdaptConfig, CropConfig, MixConfig, RecipeConfig, check_crop
 from services.augment.crop import resize_crop, window
 from services.augment.eda import replace_synonyms, swap_windows
@@ -187,7 +194,7 @@ class Augmenter(nn.Module):
         else:
             map_NDHW = self._lookup(ids_NHW)
             if config.color.active:
-                map_NDHW = self._recolor(map_NDHW, draws)
+                map_NDHW = self._recolor(ids_NHW, map_NDHW, draws)
             if plain > 0:
                 paths.append(self._plain_maps(map_NDHW[:plain], first))
             if plain < len(rows):
@@ -235,14 +242,20 @@ class Augmenter(nn.Module):
             edited[rows] = swap_windows(edited[rows], as_tensor(choice.windows, edited))
         return edited
 
-    def _recolor(self, map_NDHW: Tensor, draws: Draws) -> Tensor:
-        """Emb-Noise or ColorAdapt, in the given maps."""
+    def _recolor(self, ids_NHW: Tensor, map_NDHW: Tensor, draws: Draws) -> Tensor:
+        """Emb-Noise or ColorAdapt, in the given maps, which are those of the ids."""
         choice = choose_color(self.config.color, draws, map_NDHW.shape[1], self.grid)
         if len(choice.noise_rows):
             self._add_noise(map_NDHW, choice)
         if len(choice.adapt_rows):
-            _adapt_colors(map_NDHW, choice)
+            _adapt_colors(map_NDHW, self._statistics(ids_NHW, map_NDHW), choice)
         return map_NDHW
+
+    def _statistics(self, ids_NHW: Tensor, map_NDHW: Tensor) -> Statistics:
+        """Of each channel of each map."""
+        if len(self.codebook) <= ids_NHW[0].numel():
+            return code_statistics(ids_NHW, self.codebook)
+        return piecewise_statistics(map_NDHW)
 
     def _add_noise(self, map_NDHW: Tensor, choice: ColorChoice) -> None:
         config = self.config.color
@@ -332,18 +345,24 @@ def as_tensor(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
     return on_device(torch.from_numpy(values), like.device)
 
 
-def _adapt_colors(map_NDHW: Tensor, choice: ColorChoice) -> None:
-    """ColorAdapt, in the given maps."""
-    # All statistics are read before any row changes: partners may change as well.
-    used = np.union1d(choice.adapt_rows, choice.partner)
-    found = [statistics(select(map_NDHW, rows)) for (rows,) in _pieces(map_NDHW, used)]
-    mean, spread = (torch.cat(part) for part in zip(*found, strict=True))
-    own = np.searchsorted(used, choice.adapt_rows)
-    lent = np.searchsorted(used, choice.partner)
-    for rows, mine, theirs in _pieces(map_NDHW, choice.adapt_rows, own, lent):
-        maps = select(map_NDHW, rows)
-        adapted = recolored(maps, (mean[mine], spread[mine]), (mean[theirs], spread[theirs]))
-        map_NDHW.permute(0, 2, 3, 1).index_copy_(0, rows, adapted.permute(0, 2, 3, 1))
+def _adapt_colors(map_NDHW: Tensor, known: Statistics, choice: ColorChoice) -> None:
+    """ColorAdapt, in the given maps, whose statistics are known."""
+    mean, spread = known
+    rows, partner = as_tensor(choice.adapt_rows, map_NDHW), as_tensor(choice.partner, map_NDHW)
+    changed = transfer((mean[rows], spread[rows]), (mean[partner], spread[partner]))
+    gain, shift = (
+        torch.full_like(mean, other).index_copy_(0, rows, values)
+        for other, values in zip((1.0, 0.0), changed, strict=True)
+    )
+    # All maps at once, times 1 where a row stays: to pick out those that change takes longer.
+    torch.addcmul(shift, map_NDHW, gain, out=map_NDHW)
+
+
+def piecewise_statistics(map_NDHW: Tensor) -> Statistics:
+    """`statistics`, of as many rows at a time as the device works on best."""
+    parts = [statistics(part) for part in torch.split(map_NDHW, _piece(map_NDHW))]
+    mean, spread = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mean, spread
 
 
 def _pieces(map_NDHW: Tensor, *columns: npt.NDArray[np.generic]) -> Iterator[tuple[Tensor, ...]]:

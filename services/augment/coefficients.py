@@ -28,9 +28,11 @@ from services.augment.augmenter import (
     cut_map,
     mixed_map,
     on_device,
+    piecewise_statistics,
 )
 from services.augment.boxes import choose_boxes
 from services.augment.choices import choose_eda, choose_mix
+from services.augment.color import Statistics
 from services.augment.config import RecipeConfig, check_coefficients
 from services.augment.eda import swap_windows
 from services.augment.geometry import warp
@@ -97,6 +99,9 @@ class CoefficientAugmenter(Augmenter):
     def _lookup(self, ids: Tensor) -> Tensor:
         """Coefficients are the vectors themselves; each channel by its spread."""
         return ids.float() / self.spread
+
+    def _statistics(self, ids_NHW: Tensor, map_NDHW: Tensor) -> Statistics:
+        return piecewise_statistics(map_NDHW)  # there are no codes
 
     def _adapted_maps(self, map_NDHW: Tensor, draws: Draws) -> Path:
         config, block = self.config.adapt, self.transform.config.block

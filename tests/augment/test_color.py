@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.augment.color import color_adapt, emb_noise, normals_from_levels
+from services.augment.color import (
+    code_statistics,
+    color_adapt,
+    emb_noise,
+    normals_from_levels,
+    statistics,
+    transfer,
+)
 from services.tokens.codebook import Codebook
 
 
@@ -41,6 +48,28 @@ def test_statistics_become_those_of_the_partner() -> None:
     torch.testing.assert_close(adapted.mean((2, 3)), partner.mean((2, 3)))
     torch.testing.assert_close(color_adapt(values, values), values)
     assert color_adapt(values[..., :1, :1], partner).isfinite().all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**31),
+    codes=st.integers(1, 40),
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    offset=st.floats(-100, 100, width=32),
+)
+def test_counted_codes_have_the_statistics_of_their_map(
+    seed: int, codes: int, grid: tuple[int, int], offset: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codebook = torch.randn(codes, 5, generator=generator) + offset
+    ids = torch.randint(codes, (3, *grid), generator=generator)
+    ids[1] = ids[1, 0, 0]  # a single colour: no spread at all
+    maps = codebook[ids].permute(0, 3, 1, 2)
+    counted = code_statistics(ids.to(torch.uint16), codebook)
+    torch.testing.assert_close(counted, statistics(maps), atol=2e-5 * (1 + abs(offset)), rtol=1e-4)
+    gain, shift = transfer((counted[0][1:2], counted[1][1:2]), (counted[0][:1], counted[1][:1]))
+    assert gain.eq(0).all()
+    assert torch.equal(shift, counted[0][:1])
 
 
 def test_noise_adds_both_terms() -> None:

@@ -138,6 +138,7 @@ def test_equal_pictures_share_a_split(tmp_path: Path, tokenizer: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_damage_is_named_up_to_the_share_allowed(tmp_path: Path, tokenizer: Path) -> None:
     write_tar(tmp_path / "in/0.tar", [*samples(range(30)), ("bad.jpg", b"no picture")])
     cut = write_tar(tmp_path / "in/1.tar", samples(range(100, 110)))

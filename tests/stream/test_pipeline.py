@@ -105,6 +105,7 @@ def test_ray_gives_the_batches_that_threads_give(world: Any, recipe: str) -> Non
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
+@pytest.mark.slow
 def test_two_kinds_of_actors_at_once_give_the_batches_of_one(world: Any) -> None:
     request = world.request("mtm")
     pool = Pool(actors=1, cpus=0.5, beside=Beside(actors=2, cpus=0.25, share=0.4))

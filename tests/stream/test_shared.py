@@ -146,6 +146,7 @@ def test_two_jobs_get_every_batch_and_it_is_made_once(world: Any, tmp_path: Path
         assert (one.end(), other.end()) == ("shared", "shared")
 
 
+@pytest.mark.slow
 def test_the_stream_outlives_the_job_that_began_it(world: Any, tmp_path: Path) -> None:
     request = world.request("finetune")
     told = [(batch.step, digest(batch)) for batch in Stream(request, stop=200)]

@@ -21,7 +21,11 @@ RECOVERY_SECONDS = 60.0
 """Bound on any recovery in here, on machines under load; benchmarks measure how long it takes."""
 
 
-@pytest.mark.parametrize("title", ["MapWorker(MapBatches(AugmentActor))", "ReadFetch"])
+@pytest.mark.parametrize(
+    "title",
+    # One actor killed once is in tests/stream/test_pipeline.py.
+    [pytest.param("MapWorker(MapBatches(AugmentActor))", marks=pytest.mark.slow), "ReadFetch"],
+)
 def test_processes_killed_three_times_in_a_row_change_no_batch(
     ray_cluster: Cluster,
     token_stream: StreamRequest,
@@ -54,6 +58,7 @@ def test_a_node_that_dies_and_one_that_joins_change_no_batch(
     job.finish()
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_may_leave_no_more_than_the_actors_hold(
     ray_cluster: Cluster, token_stream: StreamRequest, undisturbed: list[str], tmp_path: Path
 ) -> None:

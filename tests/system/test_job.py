@@ -63,6 +63,7 @@ def test_a_submitted_job_trains_from_its_working_directory_alone(
     assert '"kind": "MtmRun"' in about["config"]
 
 
+@pytest.mark.slow  # plain commands run in test_demo.py, and resume in trainers/test_signals.py
 def test_a_plain_command_with_relative_paths_trains_on_a_local_ray_and_resumes(
     tmp_path: Path,
 ) -> None:

@@ -34,6 +34,7 @@ from services.stats.parameters import CATALOG, CLUSTER, FOLDERS, STREAMS, FromPa
 from services.stats.samples import Rows
 from services.stats.streams import Streams, open_runs
 
+_GZIP_FROM_BYTES = 1024
 _THREADS = 8  # that make answers: more would only keep each other from Python's lock
 _SWITCH_SECONDS = 0.0005  # after which a thread at work lets the one go on that sends answers
 
@@ -77,7 +78,7 @@ def create_app(
     )
     app.state.parts, app.state.metrics = parts, metrics
     # The last one added is outermost.
-    app.add_middleware(Compressed)
+    app.add_middleware(Compressed, minimum_size=_GZIP_FROM_BYTES)
     app.add_middleware(
         Kept,
         sources={

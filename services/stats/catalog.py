@@ -151,8 +151,9 @@ class Catalog:
         self._work.close()
 
     def _list(self, waited: bool) -> Listing:
-        few = len(self._seen.versions) // _DATASETS_A_LISTING if self._seen else _LISTINGS
-        versions = self._work(list_all, _LISTINGS if waited else min(max(few, 2), _LISTINGS))
+        known = len(self._seen.versions) if self._seen else 0
+        few = min(max(2, known // _DATASETS_A_LISTING), _LISTINGS)
+        versions = self._work(list_all, _LISTINGS if waited else few)
         self._forget_others(versions)
         if not waited:
             # Nobody shall wait for what is new: it is read before it is shown, but only for a

@@ -11,8 +11,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware, GZipResponder
 from starlette.types import Receive, Scope, Send
 
-_FROM_BYTES = 1024
-_LEVEL = 1  # of 3: more take longer and save nothing on our answers
+_LEVEL = 1  # of 3: the next one takes longer and saves nothing on our answers
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -21,7 +20,7 @@ class Compressed(GZipMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and "gzip" in Headers(scope=scope).get("accept-encoding", ""):
-            await _Responder(self.app, _FROM_BYTES)(scope, receive, send)
+            await _Responder(self.app, self.minimum_size)(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 

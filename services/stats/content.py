@@ -116,8 +116,8 @@ def code_report(facts: Facts, split: str | None, sort: CodeSort, page: Page) -> 
 
 
 def _columns(names: Counts, amounts: Counts, total: int) -> Iterator[tuple[int, int, float]]:
-    """(name, amount, share of the total) of each entry, as Python's own numbers: as numpy's, one by
-    one, they take as long as the rest of the answer."""
+    """(name, amount, share of the total) of each entry, as Python's own numbers, made all at once:
+    one by one they take a sixth of an answer's time."""
     shares = (amounts / max(1, total)).tolist()
     return zip(names.tolist(), amounts.tolist(), shares, strict=True)
 

@@ -21,11 +21,8 @@ RECOVERY_SECONDS = 60.0
 """Bound on any recovery in here, on machines under load; benchmarks measure how long it takes."""
 
 
-@pytest.mark.parametrize(
-    "title",
-    # One actor killed once is in tests/stream/test_pipeline.py.
-    [pytest.param("MapWorker(MapBatches(AugmentActor))", marks=pytest.mark.slow), "ReadFetch"],
-)
+@pytest.mark.slow  # one actor killed once is in tests/stream/test_pipeline.py
+@pytest.mark.parametrize("title", ["MapWorker(MapBatches(AugmentActor))", "ReadFetch"])
 def test_processes_killed_three_times_in_a_row_change_no_batch(
     ray_cluster: Cluster,
     token_stream: StreamRequest,

@@ -64,13 +64,15 @@ def test_the_chain_runs_leaves_its_files_and_skips_what_is_done(
     operations = json.loads((out / "tokenadapt" / "report.json").read_text())["operations"]
     assert {"hflip", "affine", "crop"} <= set(operations)
 
-    # As if interrupted after MTM: what stands is skipped, what is missing is made again.
-    (out / "finetune-0" / "model.safetensors").unlink()
-    before = {p: p.stat().st_mtime_ns for p in (out / "mtm").rglob("*") if p.is_file()}
+    # As if interrupted before its last program: what stands is skipped, what is missing is made.
+    (out / "stream" / "report.json").unlink()
+    runs = [out / name for name in ("data", "mtm", "finetune-0", "scratch-0")]
+    before = {p: p.stat().st_mtime_ns for run in runs for p in run.rglob("*") if p.is_file()}
     again = demo(out, images)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
-    assert (out / "finetune-0" / "model.safetensors").exists()
-    assert before == {p: p.stat().st_mtime_ns for p in (out / "mtm").rglob("*") if p.is_file()}
+    assert (out / "stream" / "report.json").exists()
+    after = {p: p.stat().st_mtime_ns for run in runs for p in run.rglob("*") if p.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize(

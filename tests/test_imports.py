@@ -270,3 +270,10 @@ def test_fetching_loads_neither_torch_nor_ray() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_what_fetch_tasks_run_loads_no_torch() -> None:
+    """A worker process that only fetches starts seconds earlier for it."""
+    code = "import sys, services.stream.steps; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -12,24 +12,20 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
-from ray.data.context import DataContext
+from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from services.errors import CapacityError
-from services.stream.account import Account
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
-from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
+from services.stream.fetch import opened, share_rows
 from services.stream.pool import Pool
-from services.stream.request import RowsRequest, StreamRequest
+from services.stream.request import StreamRequest
+from services.stream.steps import StepsDatasource, blank_share
 from services.stream.table import pack_share
 
 TASK_ROWS = 2048, 65_536
@@ -39,57 +35,6 @@ carries; one that is lost is done again from its start."""
 EXECUTION_TASKS = 2048
 """Fetch tasks of one execution. Ray lays all of them down before the first one starts; a run of
 more than so many of the largest tasks (134 million rows) goes on with a new execution."""
-
-
-class StepsDatasource(Datasource):
-    """Steps of one rank's share in their order, `task_steps` of them a read task."""
-
-    def __init__(
-        self, request: RowsRequest, rank: int, world: int, steps: Sequence[int], task_steps: int
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._request, self._rank, self._world = request, rank, world
-        self.share_rows = share_rows(request, world)
-        own = opened(request)
-        blank = _blank(self.share_rows, own.size, own.mask_size, own.map_shape)
-        self.share_bytes: int = pack_share(blank).nbytes
-        self._tasks = [steps[at : at + task_steps] for at in range(0, len(steps), task_steps)]
-
-    @property
-    def tasks(self) -> int:
-        """Number of read tasks."""
-        return len(self._tasks)
-
-    def get_name(self) -> str:
-        return "Fetch"
-
-    def estimate_inmemory_data_size(self) -> int:
-        return sum(len(steps) for steps in self._tasks) * self.share_bytes
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,
-    ) -> list[ReadTask]:
-        tasks = []
-        for steps in self._tasks:
-            read = partial(_fetch, self._request, self._rank, self._world, steps)
-            meta = BlockMetadata(
-                num_rows=len(steps) * self.share_rows,
-                size_bytes=len(steps) * self.share_bytes,
-                input_files=None,
-                exec_stats=None,
-            )
-            tasks.append(ReadTask(read, meta, per_task_row_limit=per_task_row_limit))
-        return tasks
-
-
-def _fetch(request: RowsRequest, rank: int, world: int, steps: Sequence[int]) -> Iterator[pa.Table]:
-    """Shares of some steps."""
-    for group in groups(request, world, steps):
-        for share in fetch_shares(request, group, rank, world):
-            yield pack_share(share)
 
 
 def block_bytes(fetched: int, augmented: int) -> int:
@@ -106,26 +51,12 @@ def block_bytes(fetched: int, augmented: int) -> int:
     return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
 
 
-def _blank(
-    rows: int,
-    size: tuple[int, int],
-    mask: tuple[int, int] | None = None,
-    shape: tuple[int, ...] | None = None,
-) -> Share:
-    """A share of the right size with nothing in it. mask, shape: of a row's mask and map."""
-    zeros = np.zeros(rows, np.int64)
-    masks = None if mask is None else np.zeros((rows, *mask), np.uint8)
-    ids = np.zeros((rows, *size), np.uint16)
-    maps = None if shape is None else np.zeros((rows, *shape), np.int16)
-    return Share(0, 0, zeros, zeros, ids, zeros, Account(), masks, maps)
-
-
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:
     """Bytes of a share behind the recipe; of a recipe that fetching applies, those of the fetch."""
     spec, recipe = opened(request.fetched).spec, request.recipe
     values = spec.channels if recipe.output == "embeddings" else 1
     inputs = 2 * rows * recipe.crop[0] * recipe.crop[1] * values
-    blank: int = pack_share(_blank(rows, (1, 1))).nbytes - 2 * rows
+    blank: int = pack_share(blank_share(rows, (1, 1))).nbytes - 2 * rows
     masks = 0
     if request.rows.masks:
         pixels = spec.image_height * spec.image_width // (spec.grid_height * spec.grid_width)

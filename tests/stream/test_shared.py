@@ -187,6 +187,7 @@ def test_a_slow_consumer_is_told_and_goes_on_alone(
     assert (fast.flow().shared, fast.flow().state) == ("shared", "finished")
 
 
+@pytest.mark.slow
 def test_who_joins_near_shares_and_who_joins_far_away_does_not(
     world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +250,7 @@ def test_a_lost_pipeline_is_told_by_its_own_error(world: Any) -> None:
         take(iter(shared(world.request(), 9, 5, pool=Pool(actors=5), trainer_cpus=1.0)), 1)
 
 
+@pytest.mark.slow
 def test_a_service_ends_when_nobody_uses_it_and_lives_while_someone_does(world: Any) -> None:
     request, idle = world.request("crop"), 4.0
     stream = shared(request, 30, 4, sharing=Sharing(4, idle))

@@ -68,6 +68,7 @@ def test_a_node_that_dies_may_leave_no_more_than_the_actors_hold(
     job.finish()
 
 
+@pytest.mark.slow  # in parts: test_pipeline.py starts anywhere, test_elastic.py kills a trainer
 def test_a_driver_that_dies_is_taken_up_at_its_last_step(
     ray_cluster: Cluster, token_stream: StreamRequest, undisturbed: list[str], tmp_path: Path
 ) -> None:

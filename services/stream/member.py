@@ -117,8 +117,9 @@ def join(
         get_if_exists=True,
         num_cpus=0,
         max_concurrency=_THREADS,
+        # Ray ignores a soft wish of actors that take no resources, and picks any node.
         scheduling_strategy=NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
+            ray.get_runtime_context().get_node_id(), soft=False
         ),
     )
     me, began = uuid.uuid4().hex, time.monotonic()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainers.classifiers import DATASET, MTM_SMALL, SMALL, World
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 _COMMON = " ".join(
     word for word in SMALL if word not in ("--cluster.no-ray", "--augment.crop", "4")
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RAY_ADDRESS": "local", "SEIT_CACHE_DIR": str(folder / "cache")}
     return subprocess.run(
-        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=800
+        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=1700
     )
 
 

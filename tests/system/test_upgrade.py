@@ -23,7 +23,7 @@ from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 300
+EPOCHS, STEPS = 300, 600
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def clusters(tmp_path: Path) -> Iterator[tuple[Cluster, Cluster]]:
 def program(data: Path, out: Path) -> tuple[str, ...]:
     return (
         *("--recipe", "mtm-tiny", "--data.root", str(data), "--data.dataset", "tiny"),
-        *("--out", str(out), "--loop.epochs", str(STEPS), "--loop.log-every", "1"),
-        *("--optim.warmup-epochs", "0", "--loop.validate-every", str(STEPS)),
+        *("--out", str(out), "--loop.epochs", str(EPOCHS), "--loop.log-every", "1"),
+        *("--optim.warmup-epochs", "0", "--loop.validate-every", str(EPOCHS)),
         *("--loop.checkpoint-every", "1000000"),
     )
 

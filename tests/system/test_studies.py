@@ -31,7 +31,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RAY_ADDRESS": "local", "SEIT_CACHE_DIR": str(folder / "cache")}
     return subprocess.run(
-        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=1700
+        [sys.executable, "-m", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1700,
     )
 
 

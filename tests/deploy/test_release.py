@@ -92,7 +92,11 @@ def fresh_environment(folder: Path, parts: Iterable[Distribution]) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+@pytest.mark.parametrize(
+    "kind",
+    # The wheel that comes of the sdist is compared with the other one below.
+    ["wheel", pytest.param("sdist", marks=pytest.mark.slow)],
+)
 def test_it_runs_in_an_environment_of_its_declared_dependencies_alone(
     release: tuple[Path, Path], tmp_path: Path, kind: str
 ) -> None:

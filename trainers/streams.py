@@ -62,6 +62,7 @@ def settle(run: T) -> T:
     mixed = [given or began.get(dataset) or str(newest(dataset)) for dataset, given in data.mixed]
     run = replace(run, data=_counted(root, data.at(version, mixed)))
     context = open_context(run, ALONE)
+    _tell_of_tokenadapt(run.augment, context.spec)
     stop = run.loop.epochs * context.open_train(None).steps_per_epoch
     context.open_validation()
     stands = max(checkpoint_steps(run.out), default=0)
@@ -182,14 +183,20 @@ def recipe_of(augment: AugmentConfig, spec: wire.TokenSpec) -> RecipeConfig:
     if augment.coefficients:
         config = replace(config, eda=replace(config.eda, synonym_probability=0.0))  # of codes
     elif not augment.tokenadapt:
-        if config.adapt.share:
-            logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
         config = replace(config, adapt=replace(config.adapt, share=0.0))
     networks = replace(config.adapt, precision=augment.precision, compiled=augment.compile)
     config = replace(config, adapt=networks)
     for name, value in augment.overrides.items():
         config = _change(config, name, name.split("."), value)
     return config
+
+
+def _tell_of_tokenadapt(augment: AugmentConfig, spec: wire.TokenSpec) -> None:
+    """Say once, before a run starts, that its recipe goes without what it would otherwise use."""
+    if augment.tokenadapt or augment.coefficients:
+        return
+    if RECIPES[augment.recipe](spec, (augment.crop, augment.crop)).adapt.share:
+        logger.info("recipe %s: no TokenAdapt weights given, its path is off", augment.recipe)
 
 
 def _change(part: Any, name: str, path: list[str], value: float) -> Any:

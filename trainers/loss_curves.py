@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def curves(config: LossConfig) -> None:
     """Run what is missing, write OUT/loss_curves.json and .png, and log the table."""
-    hush_runs()
+    hush_runs(logger)
     data, overrides = prepare(config)
     sweep = Sweep(config, data, overrides)
     out = config.out.resolve()

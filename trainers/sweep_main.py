@@ -30,7 +30,7 @@ def main(
     """
 
     def work(config: C) -> None:
-        hush_runs()
+        hush_runs(logger)
         data, overrides = prepare(config)
         results = Sweep(config, data, overrides).run(settings(config, data))
         text, files = report(config, data, results)
@@ -41,8 +41,12 @@ def main(
     return program(kind, work, argv, description=description, interrupted=RESUMES)
 
 
-def hush_runs() -> None:
-    """The sweep's own lines, and only warnings of the runs that it is made of."""
+def hush_runs(own: logging.Logger) -> None:
+    """The program's own lines and its sweep's, and only warnings of the runs that it is made of.
+
+    own: the program's logger, whose name is another one when it is started by its file.
+    """
     logging.getLogger().setLevel(logging.WARNING)
-    for name in ("sweep", "sweep_main", "chain", "job_graph"):
-        logging.getLogger(f"trainers.{name}").setLevel(logging.INFO)
+    ours = [logging.getLogger(f"trainers.{name}") for name in ("sweep", "chain", "job_graph")]
+    for found in (own, *ours):
+        found.setLevel(logging.INFO)

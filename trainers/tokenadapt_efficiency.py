@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def efficiency(config: EfficiencyConfig) -> None:
     """Run what is missing, write OUT/tokenadapt_efficiency.json and .png, and log the table."""
     parse(TokenAdaptRun, RECIPES, ["--recipe", config.recipe, *shlex.split(config.options)])
-    hush_runs()
+    hush_runs(logger)
     study = _open(config)
     with jobs_at(config.cluster.address) as jobs:
         made_from = fingerprint(Path(study.images))

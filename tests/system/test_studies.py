@@ -73,6 +73,7 @@ def test_loss_curves(world: World, tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
+    assert "loss_curves.png" in ended.stderr + ended.stdout
     found = json.loads((out / "loss_curves.json").read_text())
     assert set(found["losses"]) == {"SeiT", "SeiT++"}
     assert (out / "loss_curves.png").stat().st_size > 10_000
@@ -88,6 +89,7 @@ def test_tokenadapt_efficiency(world: World, tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
+    assert "tokenadapt_efficiency.png" in ended.stderr + ended.stdout
     lines = json.loads((out / "tokenadapt_efficiency.json").read_text())["lines"]
     assert [line["pictures"] for line in lines] == [0, 5, len(world.splits["train"]) + 4]
     assert len((out / "keys" / "5-seed0.txt").read_text().splitlines()) == 5

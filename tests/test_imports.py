@@ -262,18 +262,15 @@ def test_unsafe_reads_are_seen(source: str, found: list[str]) -> None:
     assert unsafe_reads(ast.parse(source)) == found
 
 
-def test_fetching_loads_neither_torch_nor_ray() -> None:
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("services.stream.fetch", ["torch", "ray", "sklearn"]),
+        ("services.stream.steps", ["torch", "sklearn"]),
+    ],
+)
+def test_fetching_loads_nothing_heavy(module: str, heavy: list[str]) -> None:
     """A cold fetch task must not pay seconds of imports on every core of a cluster."""
-    code = (
-        "import sys, services.stream.fetch; "
-        "print([name for name in ('torch', 'ray', 'sklearn') if name in sys.modules])"
-    )
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_what_fetch_tasks_run_loads_no_torch() -> None:
-    """A worker process that only fetches starts seconds earlier for it."""
-    code = "import sys, services.stream.steps; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"

@@ -81,7 +81,7 @@ SPEC = wire.TokenSpec(
 
 @pytest.fixture(scope="session")
 def token_stream(tmp_path_factory: pytest.TempPathFactory) -> StreamRequest:
-    """MTM's recipe with TokenAdapt on 7,000 rows: some 50 ms of a core for each step of 96."""
+    """MTM's recipe with TokenAdapt on 7,000 rows: a step of 96 takes 150 ms of a slow core."""
     folder = tmp_path_factory.mktemp("chaos")
     root = open_store(str(folder / "data"))
     codebook = Codebook(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))

@@ -24,6 +24,9 @@ from services.errors import InvalidInputError
 from services.plan.draws import KeyArray, derive, hash_key, permute, shuffle
 from services.types import IntArray, Span
 
+LOOK_AHEAD_ROWS = 32_768
+"""How long before they are due shards begin to be fetched, in rows of the whole stream."""
+
 _MAX_SEED = 2**64 - 1
 _MAX_COUNT = 2**32 - 1
 
@@ -120,6 +123,20 @@ class RowPlan(ABC):
         where there is none. Steps and slots must be there.
         """
 
+    @abstractmethod
+    def block_shards(self, steps: IntArray, slots: IntArray) -> IntArray:
+        """(n,) sorted shards that the blocks, (J,) and (J,), draw their rows from, and all others
+        that a shuffle window mixes with those.
+        """
+
+    def open_shards(self, step: int, slots: range) -> IntArray:
+        """(n,) sorted shards that a step's slots draw on: those of every window that is open.
+
+        Raises InvalidInputError for a step that is not there; slots are those of `rank_slots`.
+        """
+        self._check_step(step)
+        return self.block_shards(np.full(len(slots), step), np.array(slots, dtype=np.int64))
+
     def _check_step(self, step: int) -> None:
         if step < 0:
             raise InvalidInputError(
@@ -180,8 +197,12 @@ class RowPlan(ABC):
         Raises InvalidInputError for rows outside of [-1, N).
         """
         shard, inside = self.locate(rows)
-        source = np.searchsorted(self.source_shards, shard, side="right").astype(np.int64) - 1
-        return source, np.where(shard < 0, -1, shard - self.source_shards[source]), inside
+        return *self.source_of(shard), inside
+
+    def source_of(self, shards: IntArray) -> tuple[IntArray, IntArray]:
+        """Shards of the plan to (source, shard of that source); -1 stays -1."""
+        source = np.searchsorted(self.source_shards, shards, side="right").astype(np.int64) - 1
+        return source, np.where(shards < 0, -1, shards - self.source_shards[source])
 
     def rank_slots(self, rank: int, world: int) -> range:
         """The slots of each step that belong to one of `world` workers: a contiguous share."""
@@ -227,6 +248,10 @@ class SequentialPlan(RowPlan):
         present = self._present(steps, slots)  # (J,)
         rows = np.where(inside < present[:, None], begin[:, None] + inside, -1)  # (J, B)
         return np.zeros(len(slots), dtype=np.int64), rows
+
+    def block_shards(self, steps: IntArray, slots: IntArray) -> IntArray:
+        _, rows = self.blocks(steps, slots)
+        return np.unique(self.locate(rows[rows >= 0])[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,12 +357,39 @@ class Plan(RowPlan):
             rows[own] = self._rows_in(int(epoch), turns[own], slots[own])
         return epochs, rows
 
+    def block_shards(self, steps: IntArray, slots: IntArray) -> IntArray:
+        epochs, turns = np.divmod(steps, self.steps_per_epoch)
+        begin, lane_end = self._block_begin(turns, slots), self._lane_begin[1:]  # (J,), (L,)
+        end = np.minimum(begin + self.order.block_rows, lane_end[slots % self.order.lanes])
+        found = [np.zeros(0, dtype=np.int64)]
+        for epoch in np.unique(epochs):
+            own = np.flatnonzero((epochs == epoch) & (begin < end))
+            found.append(self._mixed(self._visit_of(int(epoch)), begin[own], end[own]))
+        return np.unique(np.concatenate(found))
+
+    def _mixed(self, visit: _Visit, begin: IntArray, end: IntArray) -> IntArray:
+        """(n,) shards of all windows that reach into [begin, end), (J,) and (J,) positions."""
+        opens = np.zeros(len(visit.window_begin), dtype=np.int64)  # (V + 1,)
+        np.add.at(opens, np.searchsorted(visit.window_begin, begin, side="right") - 1, 1)
+        np.add.at(opens, np.searchsorted(visit.window_begin, end, side="left"), -1)
+        ends = np.append(self._window_first[1:], len(visit.first_row))  # (V,) segments
+        rows = [
+            visit.first_row[self._window_first[window] : ends[window]]
+            for window in np.flatnonzero(np.cumsum(opens)).tolist()
+        ]
+        return self.locate(np.concatenate(rows))[0] if rows else np.zeros(0, dtype=np.int64)
+
+    def _block_begin(self, turns: IntArray, slots: IntArray) -> IntArray:
+        """(J,) positions at which blocks begin. turns: which step of its epoch each belongs to."""
+        before = turns * self._turns + slots // self.order.lanes  # (J,) blocks that the lane gave
+        lane_begin = self._lane_begin[slots % self.order.lanes]
+        position: IntArray = lane_begin + before * self.order.block_rows
+        return position
+
     def _rows_in(self, epoch: int, turn: IntArray, slots: IntArray) -> IntArray:
         """(J, B) row numbers of blocks of one epoch; turn: which of its steps each belongs to."""
-        order, block = self.order, self.order.block_rows
-        lane_block = turn * self._turns + slots // order.lanes  # (J,) blocks the lane gave before
-        begin = self._lane_begin[slots % order.lanes] + lane_block * block  # (J,) positions
-        inside = np.arange(block)  # (B,)
+        begin = self._block_begin(turn, slots)  # (J,) positions
+        inside = np.arange(self.order.block_rows)  # (B,)
         exists = inside < self._present(turn, slots)[:, None]  # (J, B)
         rows = np.full(exists.shape, -1, dtype=np.int64)
         rows[exists] = self._rows_at(self._visit_of(epoch), (begin[:, None] + inside)[exists])

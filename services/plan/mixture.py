@@ -159,6 +159,16 @@ class MixturePlan(RowPlan):
             rows[own] = np.where(found < 0, -1, found + source.row_begin)
         return epochs, rows
 
+    def block_shards(self, steps: IntArray, slots: IntArray) -> IntArray:
+        """Of every source: those that the lanes of these blocks are at, whoever's turn it is."""
+        lane = slots % self.order.lanes  # (J,)
+        turn = steps * self._turns + slots // self.order.lanes  # (J,) blocks the lane gave before
+        found = [
+            begin + source.plan.block_shards(*_own_blocks(source, self.order.lanes, turn, lane))
+            for begin, source in zip(self.source_shards, self._sources, strict=False)
+        ]
+        return np.concatenate(found)
+
 
 def _own_order(order: OrderSpec, number: int, rows: int) -> OrderSpec:
     """The order of a source's own plan, whose step is one block of each of its lanes.

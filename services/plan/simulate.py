@@ -10,18 +10,19 @@ What depends on them (times, cores) is an estimate; bytes, hits and shuffle foll
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.errors import InvalidInputError
-from services.plan.epoch import OrderSpec, Plan
+from services.plan.epoch import LOOK_AHEAD_ROWS, OrderSpec, Plan
 from services.plan.quality import ShuffleQuality, shuffle_quality
 from services.types import IntArray
 
-HELD_SHARE = 8
-"""A process keeps an eighth of the cache's limit mapped (services/shards/cache.py)."""
+HELD_SHARE = 2
+"""A process holds at most half of the cache's limit (services/shards/cache.py)."""
 
 _FETCHES = 4  # shards that a process fetches at a time (services/stream/ahead.py)
 _QUALITY_STEPS = 8
@@ -63,6 +64,7 @@ class Scenario:
     nodes, one trainer each. cache_bytes: limit of each node's cache. order: of the stream.
     gpu_rows: rows/s that one GPU trains. cached_bytes: of a row in the cache, see entry.py.
     epochs: how many are followed; the last one stands for all later ones.
+    ahead_rows: how long before they are due shards are fetched, in rows of all nodes.
     Raises: InvalidInputError for what no run can be.
     """
 
@@ -75,6 +77,7 @@ class Scenario:
     gpu_rows: float
     cached_bytes: float
     epochs: int = 3
+    ahead_rows: int = LOOK_AHEAD_ROWS
     rates: Rates = Rates()
 
     def __post_init__(self) -> None:
@@ -97,7 +100,8 @@ class Scenario:
 
 @dataclass(frozen=True)
 class EpochTraffic:
-    """One epoch over all nodes. bytes, requests: from storage. uses: shards that nodes used.
+    """One epoch over all nodes. bytes, requests: from storage, what is fetched ahead for the next
+    epoch included. uses: shards that nodes asked for.
 
     hits: share of the uses for which a node had the shard. busiest_node_bytes: of one node.
     """
@@ -116,10 +120,11 @@ class EpochTraffic:
 class Simulation:
     """What a scenario comes to.
 
-    stored_bytes: of the split. shards: of it. open_bytes: most that the windows of a node hold at
-    once, in its cache. epochs: traffic of each epoch that was followed. epoch_seconds: at the
-    GPUs' rate. first_batch_seconds: from start, caches empty. first_store_rate, later_store_rate:
-    bytes/s that storage has to give so that no GPU waits, in the first and in later epochs.
+    stored_bytes: of the split. shards: of it. open_bytes: most that a node holds in its cache at
+    once: the windows that are open, and those fetched ahead. epochs: traffic of each epoch that was
+    followed. epoch_seconds: at the GPUs' rate. first_batch_seconds: from start, caches empty.
+    first_store_rate, later_store_rate: bytes/s that storage has to give so that no GPU waits, in
+    the first and in later epochs.
     serve_cores: cores of each node that fetching takes; augmentation comes on top.
     quality: of the shuffle.
     """
@@ -162,7 +167,8 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation
     plan = Plan(sizes, scenario.order)
     per_node = scenario.gpus // scenario.nodes
     lanes_of = [_lanes(plan, scenario.gpus, node, per_node) for node in range(scenario.nodes)]
-    visits = [plan.window_shards(epoch) for epoch in range(scenario.epochs)]
+    ahead = scenario.ahead_rows / scenario.rows  # epochs
+    visits = [plan.window_shards(epoch) for epoch in range(scenario.epochs + math.ceil(ahead))]
     cached = (sizes * scenario.cached_bytes).tolist()  # (S,)
     stored = sizes * scenario.rates.stored_bytes  # (S,)
     bytes_ = np.zeros((scenario.epochs, scenario.nodes))
@@ -171,16 +177,17 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation
     most_open = 0.0
     for node, lanes in enumerate(lanes_of):
         cache = _Cache(scenario.cache_bytes, cached)
-        for epoch, visit in enumerate(visits):
-            for opened in _in_turn([visit[lane] for lane in lanes]):
-                open_now = float(sum(cached[shard] for shard in opened.open))
-                if HELD_SHARE * open_now > scenario.cache_bytes:
-                    raise _too_small(scenario, open_now)
-                most_open = max(most_open, open_now)
-                fetched = [shard for shard in opened.new if not cache.use(shard)]
-                uses[epoch] += len(opened.new)
-                requests[epoch] += len(fetched)
-                bytes_[epoch, node] += float(stored[fetched].sum())
+        for turn in _turns(visits, lanes, ahead, scenario.epochs):
+            cache.let_go(turn.closes)
+            epoch = int(turn.at)
+            for shard in turn.opens:
+                uses[epoch] += 1
+                if not cache.use(shard):
+                    requests[epoch] += 1
+                    bytes_[epoch, node] += float(stored[shard])
+            if HELD_SHARE * cache.held_bytes > scenario.cache_bytes:
+                raise _too_small(scenario, cache.held_bytes)
+            most_open = max(most_open, cache.held_bytes)
         if progress:
             progress(node + 1, scenario.nodes)
     traffic = tuple(
@@ -216,76 +223,78 @@ def _lanes(plan: Plan, world: int, node: int, per_node: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A moment at which lanes go on to their next windows. new: shards of those. open: of all."""
+class _Turn:
+    """A moment, in epochs from the start, at which some shards begin or cease to be needed."""
 
-    new: list[int]
-    open: set[int]
+    at: float
+    opens: list[int]
+    closes: list[int]
 
 
-def _in_turn(lanes: list[list[tuple[float, IntArray]]]) -> Iterator[_Opened]:
-    """Windows of several lanes in the order in which they begin, as shares of the lane's rows."""
-    events = sorted(
-        (begin, lane, window)
-        for lane, windows in enumerate(lanes)
-        for window, (begin, _) in enumerate(windows)
-    )
-    open_of: list[list[int]] = [[] for _ in lanes]
-    for _, lane, window in events:
-        open_of[lane] = lanes[lane][window][1].tolist()
-        yield _Opened(open_of[lane], {shard for shards in open_of for shard in shards})
+def _turns(
+    visits: list[list[list[tuple[float, IntArray]]]], lanes: list[int], ahead: float, epochs: int
+) -> Iterator[_Turn]:
+    """Windows of several lanes, each from when it is fetched until it is over.
+
+    visits: windows by epoch and lane. ahead: how many epochs before it begins a window is fetched.
+    """
+    turns = []
+    for lane in lanes:
+        windows = [
+            (epoch + begin, shards.tolist())
+            for epoch, visit in enumerate(visits)
+            for begin, shards in visit[lane]
+        ]
+        ends = [begin for begin, _ in windows[1:]] + [float(len(visits))]
+        for (begin, shards), end in zip(windows, ends, strict=True):
+            turns.append(_Turn(max(0.0, begin - ahead), shards, []))
+            turns.append(_Turn(end, [], shards))
+    for turn in sorted(turns, key=lambda turn: turn.at):
+        if turn.at >= epochs:
+            return
+        yield turn
 
 
 class _Cache:
     """Which shards a node has, under the policy of services/shards/cache.py.
 
-    Of those that no process holds, the most recently used go first; what is held are the most
-    recently used ones, to an eighth of the limit.
+    Those that are needed now or soon are held; of the others the most recently used go first.
     """
 
     def __init__(self, limit: int, sizes: list[float]) -> None:
         self._limit, self._sizes = limit, sizes
         self._bytes = 0.0
         self._idle: dict[int, None] = {}  # in order of use; those that nobody holds
-        self._held: dict[int, None] = {}
-        self._held_bytes = 0.0
+        self._held: dict[int, int] = {}  # how many windows need each
+        self.held_bytes = 0.0
 
     def use(self, shard: int) -> bool:
-        """Whether it is there; it is, afterwards."""
-        size = self._sizes[shard]
+        """Whether it is there; it is, afterwards, until it is let go as often as it was used."""
         there = shard in self._idle or shard in self._held
-        if shard in self._held:
-            del self._held[shard]
-            self._held_bytes -= size
-        elif there:
-            del self._idle[shard]
-        else:
-            self._make_room(size)
-            self._bytes += size
-        self._held[shard] = None
-        self._held_bytes += size
-        while len(self._held) > 1 and self._held_bytes > self._limit / HELD_SHARE:
-            oldest = next(iter(self._held))
-            del self._held[oldest]
-            self._held_bytes -= self._sizes[oldest]
-            self._idle[oldest] = None
+        if not there:
+            while self._idle and self._bytes + self._sizes[shard] > self._limit:
+                gone, _ = self._idle.popitem()
+                self._bytes -= self._sizes[gone]
+            self._bytes += self._sizes[shard]
+        self._idle.pop(shard, None)
+        if shard not in self._held:
+            self.held_bytes += self._sizes[shard]
+        self._held[shard] = self._held.get(shard, 0) + 1
         return there
 
-    def _make_room(self, size: float) -> None:
-        while self._bytes + size > self._limit and (self._idle or self._held):
-            if self._idle:
-                gone, _ = self._idle.popitem()
-            else:
-                gone = next(iter(self._held))
-                del self._held[gone]
-                self._held_bytes -= self._sizes[gone]
-            self._bytes -= self._sizes[gone]
+    def let_go(self, shards: list[int]) -> None:
+        for shard in shards:
+            self._held[shard] -= 1
+            if not self._held[shard]:
+                del self._held[shard]
+                self.held_bytes -= self._sizes[shard]
+                self._idle[shard] = None
 
 
 def _too_small(scenario: Scenario, wanted: float) -> InvalidInputError:
     return InvalidInputError(
-        f"cache_bytes is {scenario.cache_bytes:,} and the windows of a node have {wanted:,.0f} "
-        f"bytes open at once, of which a process holds a cache's {HELD_SHARE}th part: the others "
+        f"cache_bytes is {scenario.cache_bytes:,} and a node has {wanted:,.0f} bytes open or "
+        "fetched ahead at once, of which a process holds at most half of its cache: the others "
         "would be evicted between uses and fetched many times; give a cache of at least "
         f"{HELD_SHARE * wanted:,.0f} bytes, or smaller windows (window_shards, lanes)"
     )

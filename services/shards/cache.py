@@ -12,7 +12,9 @@ rows are copies out of a mapped file (entry.py). What makes it safe under `kill 
 Eviction: an epoch visits every shard once, in an order of its own. The entry that was used last
 is thus the one that is needed again last, and dropping the least recently used would drop what
 comes next (with a cache of half the data, it would never hit). So the most recently used of the
-entries that nobody holds goes first, after those of datasets that nobody reads any more.
+entries that nobody holds goes first, after those of datasets that nobody reads any more. What is
+about to be used, or to be used again, looks just the same from outside: a reader that knows its
+order says so with `keep`, and holds those entries until it says otherwise.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -49,6 +52,8 @@ _SUFFIX = ".rows"
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
 _IDLE_DATASET_SECONDS = 600.0
 _FETCHES = 2  # the first, and one more after a bad checksum
+_KEPT_SHARE = 2  # a process holds at most half of the limit, so that another can bring something in
+_RECENT_SHARE = 8  # and, of what nobody asked it to keep, an eighth
 
 EntryT = TypeVar("EntryT", bound=MappedEntry)
 
@@ -104,7 +109,8 @@ class ShardCache:
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
         self._guard, self._decoding = threading.Lock(), threading.Lock()
-        self._open: OrderedDict[str, MappedEntry] = OrderedDict()
+        self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
+        self._kept: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
         self._verified: set[tuple[str, int]] = set()
         self._quarantined: set[str] = set()
         self._counts = dict.fromkeys(
@@ -141,6 +147,20 @@ class ShardCache:
             return CachedShard(path, shard, spec)
 
         return self._entry(root, dataset, shard, shard.xxh3, opened, decode)
+
+    def keep(self, reader: object, root: Store, dataset: str, files: Iterable[NamedFile]) -> None:
+        """Hold the entries of these files, once they are here, until `reader` names others.
+
+        Those that it named before are let go: nobody needs them again before long. They are held
+        up to half of the limit; past that the one used longest ago goes, and is fetched again.
+        """
+        named = frozenset(_file_name(root, dataset, file.xxh3) for file in files)
+        with self._guard:
+            before = self._kept.get(reader, frozenset())
+            self._kept[reader] = named
+            over = before.difference(*self._kept.values())
+            for name in [name for name in self._open if _file_of(name) in over]:
+                del self._open[name]
 
     def holds(self, root: Store, dataset: str, shard: wire.Shard) -> bool:
         """Whether this process has the shard's entry open; it may be gone by the next call."""
@@ -212,14 +232,22 @@ class ShardCache:
             return entry
 
     def _hold(self, name: str, entry: MappedEntry) -> None:
-        """Keep the mapping for the next call; a process holds at most an eighth of the limit."""
+        """Keep the mapping for the next call, and drop those that are too many."""
         with self._guard:
             self._open[name] = entry
             self._open.move_to_end(name)
-            held = sum(other.file_bytes for other in self._open.values())
-            while len(self._open) > 1 and held > self._limit // 8:
-                _, oldest = self._open.popitem(last=False)
-                held -= oldest.file_bytes
+            kept = frozenset().union(*self._kept.values())
+            recent = [name for name in self._open if _file_of(name) not in kept]
+            self._drop(recent, self._limit // _RECENT_SHARE)
+            self._drop(list(self._open), self._limit // _KEPT_SHARE)
+
+    def _drop(self, names: list[str], most: int) -> None:
+        """Let go of these, the first ones first, until they are `most` bytes or a single one."""
+        held = sum(self._open[name].file_bytes for name in names)
+        for name in names[:-1]:
+            if held <= most:
+                return
+            held -= self._open.pop(name).file_bytes
 
     def _open_entry(self, name: str, opened: Callable[[Path], EntryT]) -> EntryT | None:
         """The entry if it stands and is sound; a damaged one is removed."""
@@ -319,9 +347,18 @@ class ShardCache:
             yield
 
 
+def _file_name(root: Store, dataset: str, digest: str) -> str:
+    """What a file's entries begin with: the dataset's address first, which eviction sorts by."""
+    return f"{xxhash.xxh3_64_hexdigest(f'{root.url}/{dataset}'.encode())}-{digest}"
+
+
 def _entry_name(root: Store, dataset: str, key: str) -> str:
-    """File of an entry: the dataset's address first, which eviction sorts by."""
-    return f"{xxhash.xxh3_64_hexdigest(f'{root.url}/{dataset}'.encode())}-{key}{_SUFFIX}"
+    return _file_name(root, dataset, key) + _SUFFIX
+
+
+def _file_of(name: str) -> str:
+    """The file's part of an entry's name: an entry may be of a part of the file."""
+    return "-".join(name.removesuffix(_SUFFIX).split("-")[:2])
 
 
 def _eviction_order(entries: list[_Use]) -> list[_Use]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.cache import ShardCache
+from services.shards.checked import NamedFile
 from services.shards.column_entry import ColumnValues
 from services.shards.column_file import column_parts, number_type
 from services.shards.entry import CachedShard
@@ -70,6 +71,14 @@ class DatasetReader:
     def holds(self, number: int) -> bool:
         """Whether this process has the shard at hand, so that `shard` costs nothing."""
         return self._cache.holds(self._root, self.source.dataset, self.split.shards[number])
+
+    def keep(self, numbers: Iterable[int]) -> None:
+        """Name the shards that are needed soon, or again: the node's cache holds them until the
+        next call names others, and lets all others go.
+        """
+        shards = [self.split.shards[number] for number in numbers]
+        files: list[NamedFile] = [*shards, *(file for s in shards for file in s.columns)]
+        self._cache.keep(self, self._root, self.source.dataset, files)
 
     def take(
         self, shards: IntArray, rows: IntArray, boxes: IntArray | None = None

@@ -24,9 +24,6 @@ from services.types import IdArray, IntArray, MaskArray
 
 _building = threading.Lock()
 
-LOOK_AHEAD_ROWS = 32_768
-"""How long before they are due shards begin to be fetched, in rows of the whole stream."""
-
 GROUP_ROWS = 4096
 """Rows of a share's steps that are read together. Planning and grouping by shard cost the same for
 one step as for several; more would only add memory: 8 MB for grids of 32 x 32."""
@@ -93,8 +90,7 @@ def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: i
     epochs_TJ, rows_TN = plan.step_rows(steps, slots)
     epochs_TN = np.repeat(epochs_TJ, request.order.block_rows, axis=1)
     taken = sources.take(rows_TN.reshape(-1), epochs_TN.reshape(-1))
-    for step in steps:
-        _look_ahead(request, sources, step, rank, world)
+    sources.look_ahead(steps[-1], slots)
     cost = asdict(tally.reading() - before + sources.cost_ahead())
     spent = (time.perf_counter() - began) / len(steps)
     size = rows_TN.shape[1]
@@ -116,18 +112,3 @@ def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: i
             )
         )
     return shares
-
-
-def _look_ahead(request: RowsRequest, sources: Sources, step: int, rank: int, world: int) -> None:
-    """Now and then, begin to fetch what the rank needs some steps later.
-
-    One block of each lane stands for all: a lane's blocks draw on the same shards for long.
-    """
-    plan, order = sources.plan, request.order
-    distance = max(1, LOOK_AHEAD_ROWS // order.global_batch_rows)
-    past_the_end = request.sequential and step + distance >= plan.steps_per_epoch
-    if step % max(1, distance // 4) or past_the_end:
-        return
-    slots = plan.rank_slots(rank, world)[: order.lanes]
-    later = plan.spans(step + distance, slots)
-    sources.prepare(np.concatenate([span.rows for span in later]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,7 @@ from services.shards.store import Store, open_store
 from services.shards.tally import Reading
 from services.stream.ahead import Ahead, Place
 from services.stream.coefficients import Coefficients
+from services.stream.horizon import Horizon
 from services.stream.masks import Masks
 from services.stream.request import Cut, RowsRequest, SourceRequest
 from services.types import UNLABELLED, IdArray, IntArray, MaskArray
@@ -121,6 +123,8 @@ class Sources:
             self.plan = SequentialPlan(shard_rows[0], request.order)
         else:
             self.plan = plan_of(shard_rows, request.order, request.weights)
+        last_step = self.plan.steps_per_epoch - 1 if request.sequential else None
+        self._horizon, self._looking = Horizon(self.plan, last_step), threading.Lock()
         whole = sum(len(reader) for reader in self._readers)
         self.steps_per_epoch = -(-whole // request.order.global_batch_rows)
 
@@ -172,10 +176,18 @@ class Sources:
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
         return replace(taken, rows=np.where(shard < 0, -1, rows), lost=lost)
 
-    def prepare(self, rows: IntArray) -> None:
-        """Begin to fetch the shards of rows that are due later."""
-        source, shard, _ = self.plan.place(rows)
-        self._ahead.begin(self._missing(source, shard))
+    def look_ahead(self, step: int, slots: range) -> None:
+        """Begin to fetch the shards that a rank needs some steps later, and let go of those that
+        it is done with. slots: of the rank.
+        """
+        with self._looking:
+            needs = self._horizon.at(step, slots)
+            if needs is None:
+                return
+            source, shard = self.plan.source_of(needs.all)
+            for number, reader in enumerate(self._readers):
+                reader.keep(shard[source == number].tolist())
+        self._ahead.begin(self._missing(*self.plan.source_of(needs.later)))
 
     def cost_ahead(self) -> Reading:
         """What was read in threads of our own since the last call."""

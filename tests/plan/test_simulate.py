@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import InvalidInputError
+from services.plan import epoch as plan_epoch
 from services.plan.epoch import OrderSpec, Plan
 from services.plan.simulate import Rates, Scenario, shard_sizes, simulate
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
-from services.stream import fetch
 from services.stream.fetch import fetch_share
 from services.stream.request import RowsRequest
 from services.stream.sources import cache_at, pinned
@@ -54,11 +54,12 @@ def scenario(
         nodes=nodes,
         gpus=gpus,
         cache_bytes=max(
-            int(cache_share * rows * 50), 8 * per_node * 5 * 100 * 50
+            int(cache_share * rows * 50), 2 * per_node * 8 * 100 * 50
         ),  # and what is open
         order=OrderSpec(seed, gpus * 8, 8, gpus, 3),
         gpu_rows=100,
         cached_bytes=50,
+        ahead_rows=500,
         rates=Rates(stored_bytes=25),
     )
 
@@ -77,14 +78,17 @@ def test_traffic_keeps_its_bounds(
     asked = scenario(rows, nodes, per_node, share, seed)
     found = simulate(asked)
     parts = len(shard_sizes(rows, 100)) + asked.order.lanes  # a lane may share one with the next
-    for epoch in found.epochs:
+    ahead = 6 * (asked.order.lanes + 3)  # shards of windows that begin within `ahead_rows`
+    for number, epoch in enumerate(found.epochs):
         assert 0 <= epoch.hits <= 1
-        assert epoch.requests <= epoch.uses <= parts
+        assert epoch.requests <= epoch.uses <= parts + ahead
+        assert sum(e.uses for e in found.epochs[: number + 1]) <= (number + 1) * parts + ahead
         assert epoch.busiest_node_bytes <= epoch.bytes <= epoch.busiest_node_bytes * nodes
         assert epoch.bytes <= epoch.requests * 100 * 25
-    # The first epoch reads everything, and less than a shard more for each end of a lane.
+    # The first epoch reads everything, less than a shard more for each end of a lane, and what it
+    # fetches ahead for the second.
     assert found.stored_bytes <= found.epochs[0].bytes
-    assert found.epochs[0].bytes <= found.stored_bytes + asked.order.lanes * 100 * 25
+    assert found.epochs[0].bytes <= found.stored_bytes + (asked.order.lanes + ahead) * 100 * 25
     larger = simulate(replace(asked, cache_bytes=3 * asked.cache_bytes + 10**7))
     assert larger.epochs[0].bytes <= found.epochs[0].bytes
     assert larger.epochs[1].bytes == 0  # everything fits
@@ -122,34 +126,42 @@ def test_what_no_run_can_be_is_refused(changes: dict[str, float], says: str) -> 
 
 
 @pytest.mark.parametrize("shards_cached", [18, 30])
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 1), (2, 1), (1, 3)])
 def test_real_caches_read_what_the_simulation_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, shards_cached: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, processes: int, shards_cached: int
 ) -> None:
-    """Real shards through real caches, a folder a node, over three epochs."""
+    """Real shards through real caches, a folder a node, over three epochs. Several processes of a
+    node read steps by turns, as fetch tasks do: what one fetched ahead, another must not push out.
+    """
     # The stream looks ahead by a fixed number of rows, which is far less than a window of shards
     # of usual size, but would be many epochs of this dataset.
-    monkeypatch.setattr(fetch, "LOOK_AHEAD_ROWS", 16)
+    monkeypatch.setattr(plan_epoch, "LOOK_AHEAD_ROWS", 16)
     spec = wire.TokenSpec(
         grid_height=8, grid_width=8, codes=64, channels=8, image_height=32, image_width=32
     )
     root = open_store(str(tmp_path / "data"))
     write_dataset(root, "small", rows=32, shards=40, spec=spec)
     order = OrderSpec(seed=5, global_batch_rows=16, block_rows=8, lanes=2, window_shards=1)
-    probe = _requests(tmp_path, root.url, order, 10**9, 1, "probe")[0]
+    probe = _request(root.url, order, 10**9, str(tmp_path / "probe-0"))
     fetch_share(probe, 0, 0, 1)
     entries = [p.stat().st_size for p in (tmp_path / "probe-0").glob("*.rows")]
     limit = shards_cached * max(entries)
-    requests = _requests(tmp_path, root.url, order, limit, nodes, "node")
+    requests = [
+        [
+            _request(root.url, order, limit, str(tmp_path / f"node-{node}") + "/." * process)
+            for process in range(processes)
+        ]
+        for node in range(nodes)
+    ]
     stored = load_manifest(root, "small").manifest.splits[0].shards
     plan = Plan(np.array([shard.rows for shard in stored]), order)
     real = []
     for epoch in range(3):
-        before = sum(_fetched(request) for request in requests)
+        before = sum(_fetched(request) for own in requests for request in own)
         for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-            for rank, request in enumerate(requests):
-                fetch_share(request, step, rank, nodes)
-        real.append(sum(_fetched(request) for request in requests) - before)
+            for rank, own in enumerate(requests):
+                fetch_share(own[step // 3 % processes], step, rank, nodes)
+        real.append(sum(_fetched(request) for own in requests for request in own) - before)
     found = simulate(
         Scenario(
             rows=1280,
@@ -160,6 +172,7 @@ def test_real_caches_read_what_the_simulation_says(
             order=order,
             gpu_rows=1,
             cached_bytes=max(entries) / 32,
+            ahead_rows=16,
             rates=Rates(stored_bytes=sum(shard.bytes for shard in stored) / 1280),
         )
     )
@@ -167,17 +180,11 @@ def test_real_caches_read_what_the_simulation_says(
     assert said[0] == pytest.approx(real[0], rel=0.02)
     # Later: which shards stay depends on the threads that fetch ahead, how many do not.
     whole = found.stored_bytes
-    assert said[1:] == pytest.approx(real[1:], abs=0.12 * whole)
+    assert said[1:] == pytest.approx(real[1:], abs=0.08 * whole)
 
 
-def _requests(
-    folder: Path, url: str, order: OrderSpec, limit: int, nodes: int, name: str
-) -> list[RowsRequest]:
-    source = pinned(open_store(url), "small", "train")
-    return [
-        RowsRequest((source,), order, str(folder / f"{name}-{node}"), limit)
-        for node in range(nodes)
-    ]
+def _request(url: str, order: OrderSpec, limit: int, folder: str) -> RowsRequest:
+    return RowsRequest((pinned(open_store(url), "small", "train"),), order, folder, limit)
 
 
 def _fetched(request: RowsRequest) -> int:

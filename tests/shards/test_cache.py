@@ -34,6 +34,10 @@ def assert_rows(shard: CachedShard, rows: TokenRows) -> None:
     np.testing.assert_array_equal(shard.source_bytes(order), rows.source_bytes[order])
 
 
+class Reader:
+    """Someone who reads."""
+
+
 def entries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.rows"))
 
@@ -184,6 +188,52 @@ def test_a_cache_of_half_the_data_answers_about_half_of_each_epoch(
         hits.append(cache.counters.hits - before)
     assert hits[0] == 0
     assert min(hits[1:]) >= 10
+
+
+def test_what_is_kept_stays_until_it_is_let_go(
+    root: Store, tmp_path: Path, spec: wire.TokenSpec, make_rows, put_shard
+) -> None:
+    shards = [put_shard(root, make_rows(40, seed)) for seed in range(12)]
+    size = ShardCache(tmp_path / "one", LIMIT).rows(root, "ds", shards[0], spec).file_bytes
+    reader, other = Reader(), Reader()
+    # Two processes of a node: one fetches ahead, the other's fetches must not push that out.
+    ours, theirs = (ShardCache(tmp_path / "cache", int(size * 6.5)) for _ in range(2))
+    ours.keep(reader, root, "ds", shards[:3])
+    for shard in shards[:3]:
+        ours.rows(root, "ds", shard, spec)
+    for shard in shards[3:]:
+        theirs.rows(root, "ds", shard, spec)
+    for shard in shards[:3]:
+        assert ours.holds(root, "ds", shard)
+        assert theirs.rows(root, "ds", shard, spec) is not None
+    assert theirs.counters.misses == 9
+    # A file that two readers need is held until both are done with it.
+    ours.keep(other, root, "ds", shards[2:3])
+    ours.keep(reader, root, "ds", [])
+    assert [ours.holds(root, "ds", shard) for shard in shards[:3]] == [False, False, True]
+    del other
+    ours.keep(reader, root, "ds", shards[3:4])
+    theirs.keep(reader, root, "ds", [])
+    fresh = ShardCache(tmp_path / "cache", int(size * 6.5))
+    for shard in shards[5:]:
+        fresh.rows(root, "ds", shard, spec)
+    assert sum(path.stat().st_size for path in entries(tmp_path / "cache")) <= size * 6.5 + 200
+
+
+def test_no_more_than_half_of_the_cache_is_kept(
+    root: Store, tmp_path: Path, spec: wire.TokenSpec, make_rows, put_shard
+) -> None:
+    """Or a second process could bring nothing in, and entries in use would be thrown out."""
+    blocks = [make_rows(40, seed) for seed in range(12)]
+    shards = [put_shard(root, rows) for rows in blocks]
+    size = ShardCache(tmp_path / "one", LIMIT).rows(root, "ds", shards[0], spec).file_bytes
+    cache = ShardCache(tmp_path / "cache", int(size * 8.5))
+    reader = Reader()
+    cache.keep(reader, root, "ds", shards)
+    for shard, rows in zip(shards, blocks, strict=True):
+        assert_rows(cache.rows(root, "ds", shard, spec), rows)
+        assert sum(cache.holds(root, "ds", one) for one in shards) <= 4
+    assert cache.holds(root, "ds", shards[-1])
 
 
 def test_a_dataset_that_nobody_reads_goes_first(

@@ -1,5 +1,8 @@
 """Make .venv and install what requirements.lock pins. Needs the standard library alone.
 
+uv installs, in a third of pip's time; pip brings uv, and takes over where uv cannot: a mirror of
+packages that only pip's own configuration names, say.
+
 Debian ships Python without `ensurepip`; where that is so the package python3-venv is installed if
 this user may, else named.
 """
@@ -10,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -43,6 +47,18 @@ def install_ensurepip() -> None:
         fail(f"could not install {package}; install it by hand and run the command again")
 
 
+def run(command: list[str]) -> bool:
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def pin_of(package: str) -> str:
+    """A package's lines of the lock: its version, and a line for each hash."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith(f"{package}=="))
+    last = next(at for at in range(first, len(lines)) if not lines[at].endswith("\\"))
+    return "\n".join(lines[first : last + 1])
+
+
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever Python a machine has
         fail(
@@ -56,13 +72,17 @@ def main() -> None:
     if not python.exists() or subprocess.run(probe, capture_output=True, check=False).returncode:
         venv.EnvBuilder(with_pip=True, clear=True).create(ENVIRONMENT)
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    steps = [
-        [*pip, "--require-hashes", "-r", str(ROOT / "requirements.lock")],
-        [*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)],
-    ]
-    for step in steps:
-        if subprocess.run(step, check=False).returncode:
-            fail("an install step failed; its output is above. Run the command again to continue")
+    uv = [str(ENVIRONMENT / "bin" / "uv"), "pip", "install", "--python", str(python)]
+    pinned = ["--require-hashes", "-r", str(ROOT / "requirements.lock")]
+    with tempfile.NamedTemporaryFile("w", suffix=".lock") as only_uv:
+        only_uv.write(pin_of("uv"))
+        only_uv.flush()
+        done = run([*pip, "--quiet", "--require-hashes", "-r", only_uv.name])
+    if not (done and run([*uv, "--system-certs", *pinned])):
+        sys.stderr.write("bootstrap: uv could not install it, see above; pip tries instead\n")
+        done = run([*pip, *pinned])
+    if not (done and run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)])):
+        fail("an install step failed; its output is above. Run the command again to continue")
     STAMP.touch()
 
 

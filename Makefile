@@ -15,11 +15,16 @@ help:  ## what there is
 demo: .venv/.installed  ## pictures to a trained token model, into $(OUT); IMAGES=folder for your own
 	.venv/bin/seit demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
 
+# Side by side, one thread each; then, one after the other, those that fill the machine themselves.
+apart = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
 test: .venv/.installed  ## the tests that CI runs
-	.venv/bin/python -m pytest -m "not slow"
+	$(apart) -m "not slow and not system"
+	.venv/bin/python -m pytest -m "not slow and system"
 
 test-all: .venv/.installed  ## all tests, the long chaos and scale ones included
-	.venv/bin/python -m pytest
+	$(apart) -m "not system"
+	.venv/bin/python -m pytest -m system
 
 lint: .venv/.installed  ## ruff and mypy
 	.venv/bin/ruff check .

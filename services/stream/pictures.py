@@ -21,7 +21,8 @@ import xxhash
 from services.errors import InvalidInputError
 from services.pictures import ByteArray, Picture, check_unreadable, read_picture, split
 from services.plan import cursor
-from services.plan.epoch import OrderSpec, Plan, SequentialPlan
+from services.plan.epoch import OrderSpec, Plan
+from services.plan.sequential import SequentialPlan
 from services.stream.account import Account
 from services.stream.batch import StreamBatch
 from services.stream.loader import THREADS, in_order, metered

@@ -15,8 +15,9 @@ import numpy as np
 from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.errors import FormatError, IntegrityError, InvalidInputError
 from services.plan.draws import Draws
-from services.plan.epoch import RowPlan, SequentialPlan
+from services.plan.epoch import RowPlan
 from services.plan.mixture import plan_of
+from services.plan.sequential import SequentialPlan
 from services.plan.subset import Subset
 from services.shards.cache import ShardCache
 from services.shards.coefficients import CoefficientArray

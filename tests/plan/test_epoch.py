@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import InvalidInputError
-from services.plan.epoch import OrderSpec, Plan, RowPlan, SequentialPlan
+from services.plan.epoch import OrderSpec, Plan, RowPlan
+from services.plan.sequential import SequentialPlan
 
 quick = settings(deadline=None, max_examples=80)
 WORLDS = range(1, 13)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import InvalidInputError
-from services.plan.epoch import RowPlan, SequentialPlan
+from services.plan.epoch import RowPlan
+from services.plan.sequential import SequentialPlan
 from tests.plan import test_epoch, test_mixture
 
 quick = settings(deadline=None, max_examples=80)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from services.errors import InvalidInputError
-from services.plan.epoch import OrderSpec, Plan, SequentialPlan
+from services.plan.epoch import OrderSpec, Plan
 from services.plan.quality import shuffle_quality
+from services.plan.sequential import SequentialPlan
 
 SHARD_ROWS = np.full(64, 100)
 

@@ -16,6 +16,7 @@ import fsspec
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from s3fs import S3FileSystem
 
 from services.errors import NotFoundError, StoreError
 from services.settings import load_settings
@@ -128,6 +129,7 @@ def test_the_service_answers_from_s3(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    S3FileSystem.clear_instance_cache()  # it would remember another test's endpoint
     try:
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("stats")
         root = open_store("s3://stats/datasets")

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.plan import epoch
-from services.plan.epoch import OrderSpec, Plan, SequentialPlan
+from services.plan.epoch import OrderSpec, Plan
+from services.plan.sequential import SequentialPlan
 from services.stream.horizon import Horizon, Needs
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=15)
 
 
 def order(seed: int = 0) -> OrderSpec:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-import tyro
-
 from services.shards.store import absolute_url
 from trainers.config import Run
+from trainers.program import asked
 
 R = TypeVar("R", bound=Run)
 Recipes = Mapping[str, Callable[[], R]]
@@ -44,13 +43,7 @@ def parse(
         sys.stderr.write(f"there is no recipe {name!r}; --recipe takes one of\n{listing}\n")
         raise SystemExit(2)
     about = f"{kind.__doc__}\n\nDefaults are those of `--recipe {name}`. Recipes:\n{listing}"
-    return tyro.cli(
-        kind,
-        default=replace(recipes[name](), recipe=name),
-        args=rest,
-        description=about,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    return asked(kind, rest, default=replace(recipes[name](), recipe=name), description=about)
 
 
 _PLACES = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -41,9 +43,7 @@ def program(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     more: dict[str, Any] = {"description": description} if description else {}
     try:
-        config = tyro.cli(
-            options, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **more
-        )
+        config = asked(options, argv, prog=prog, **more)
         return work(config) or 0
     except (SeitError, OSError) as error:
         logger.error("%s", error)
@@ -51,3 +51,13 @@ def program(
     except (KeyboardInterrupt, StoppedError):
         logger.error("%s", interrupted)
         return INTERRUPTED
+
+
+def asked(options: type[C], argv: Sequence[str] | None, **more: Any) -> C:
+    """What a command line asks for. more: as tyro.cli takes it."""
+    try:
+        config: C = tyro.cli(options, args=argv, config=(tyro.conf.FlagCreatePairsOff,), **more)
+        return config
+    except BrokenPipeError:  # `--help | head`: who closed the pipe has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # exit would write there
+        raise SystemExit(0) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,20 @@ def test_errors_name_value_range_and_consequence() -> None:
         replace(mtm.mtm_base().loop, keep=0)
     with pytest.raises(InvalidInputError, match=r"share_lag is 8, it must be 0 with --cluster\.no"):
         replace(mtm.mtm_base().cluster, workers=1, no_ray=True, share_lag=8)
+
+
+def test_help_into_a_pipe_that_closes_is_no_error() -> None:
+    text = (
+        "from trainers.config import MtmRun\n"
+        "from trainers.options import parse\n"
+        "from trainers.recipes.mtm import RECIPES\n"
+        "parse(MtmRun, RECIPES, ['--help'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()  # before it has said anything
+        assert child.stderr.read() == b""
+    assert child.returncode == 0

@@ -52,6 +52,7 @@ _SUFFIX = ".rows"
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
 _IDLE_DATASET_SECONDS = 600.0
 _FETCHES = 2  # the first, and one more after a bad checksum
+_DECODES = 2  # at a time in a process; more would multiply the memory, not the speed
 _KEPT_SHARE = 2  # a process holds at most half of the limit, so that another can bring something in
 _RECENT_SHARE = 8  # and, of what nobody asked it to keep, an eighth
 
@@ -108,7 +109,7 @@ class ShardCache:
         self._limit = limit_bytes
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._guard, self._decoding = threading.Lock(), threading.Lock()
+        self._guard, self._decoding = threading.Lock(), threading.Semaphore(_DECODES)
         self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
         self._kept: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
         self._verified: set[tuple[str, int]] = set()
@@ -211,7 +212,7 @@ class ShardCache:
                 self._count(misses=1)
                 folder = root.child(dataset)
                 data = self._fetch(folder, file)
-                with self._decoding:  # several at once would multiply the memory, not the speed
+                with self._decoding:
                     laid = decode(data, f"{folder.url}/{file.path}")
                     del data  # as large as the file, and not needed while it is laid down
                     entry = self._lay_down(name, laid, opened)

@@ -305,14 +305,14 @@ def _to_rows(
     low = _grid_of(arrays["tokens"], tokens)
     high = _grid_of(arrays["tokens_high"], tokens) if "tokens_high" in arrays else low[:0]
     columns = Columns(encoding, ranks, low, high, offsets, escape_low, escape_high)
-    labels = arrays["label"].to_numpy().astype(np.int64)
+    labels = _numbers_of(arrays["label"], np.int32).astype(np.int64)
     if labels.min() < UNLABELLED:
         raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
     key_offsets, key_bytes = _bytes_of(arrays["key"])
     return ShardRows(
         ids=codec.decode(columns),
         labels=labels,
-        source_bytes=arrays["source_bytes"].to_numpy(),
+        source_bytes=_numbers_of(arrays["source_bytes"], np.int64),
         key_offsets=key_offsets,
         key_bytes=key_bytes,
     )
@@ -331,6 +331,11 @@ def _bytes_of(array: Any) -> tuple[IntArray, ByteArray]:
     offsets = np.frombuffer(places, np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
     content = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
     return offsets - offsets[0], content
+
+
+def _numbers_of(array: Any, kind: type[np.int32] | type[np.int64]) -> npt.NDArray[Any]:
+    """Values of an array without nulls. Arrow's `to_numpy` would import pandas, as in codec.py."""
+    return np.frombuffer(array.buffers()[1], kind)[array.offset :][: len(array)]
 
 
 def _grid_of(array: Any, tokens: int) -> ByteArray:

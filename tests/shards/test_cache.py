@@ -314,3 +314,24 @@ def test_killed_users_leave_nothing_to_clean_by_hand(
         assert cache.counters.refetches == 0
         assert list(folder.glob(".*.tmp")) == []
         assert sum(path.stat().st_size for path in entries(folder)) <= limit
+
+
+def test_a_process_that_only_reads_does_without_pandas(
+    root: Store, tmp_path: Path, spec: wire.TokenSpec, make_rows, put_shard
+) -> None:
+    """Arrow imports it where it is asked for numpy's arrays: half a second of each new process."""
+    rows = make_rows(40, 0)
+    arguments = root, tmp_path / "cache", put_shard(root, rows), spec
+    (tmp_path / "arguments").write_bytes(pickle.dumps(arguments))
+    program = (
+        "import pickle, sys\n"
+        "from services.shards.cache import ShardCache\n"
+        f"arguments = open({str(tmp_path / 'arguments')!r}, 'rb').read()\n"
+        "root, folder, shard, spec = pickle.loads(arguments)\n"
+        "rows = ShardCache(folder, 1 << 30).rows(root, 'ds', shard, spec)\n"
+        "print(len(rows), 'pandas' in sys.modules)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["40", "False"]

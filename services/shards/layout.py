@@ -333,7 +333,7 @@ def _bytes_of(array: Any) -> tuple[IntArray, ByteArray]:
     return offsets - offsets[0], content
 
 
-def _numbers_of(array: Any, kind: type[np.int32] | type[np.int64]) -> npt.NDArray[Any]:
+def _numbers_of(array: Any, kind: type[np.int32] | type[np.int64]) -> Any:
     """Values of an array without nulls. Arrow's `to_numpy` would import pandas, as in codec.py."""
     return np.frombuffer(array.buffers()[1], kind)[array.offset :][: len(array)]
 

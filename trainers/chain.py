@@ -6,6 +6,7 @@ interrupted goes on from its checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -48,8 +49,8 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
     notes.mkdir(parents=True, exist_ok=True)
     os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
     seconds: dict[str, float] = {}
-    with local_cluster() as address:
-        environment = {**os.environ, "RAY_ADDRESS": address}
+    with contextlib.ExitStack() as stack:
+        environment: dict[str, str] = {}  # of the cluster, which starts where a step is to be done
         redone = False
         for step in steps:
             note = notes / f"{step.name}.json"
@@ -66,6 +67,9 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             note.write_text(json.dumps({"mark": mark, "seconds": None}))
             logger.info("[%s] %s", step.name, step.about)
             logger.info("  $ %s", " ".join(short(word, out) for word in step.command))
+            if not environment:
+                address = stack.enter_context(local_cluster())
+                environment = {**os.environ, "RAY_ADDRESS": address}
             began = time.monotonic()
             code = _call(step.command, environment)
             if code:

@@ -111,6 +111,7 @@ def test_masks_stand_with_their_tokens_and_stream_alike_with_ray_and_without(
             assert torch.equal(ours.inputs, theirs.inputs)
 
 
+@pytest.mark.slow  # as pictures, which CI looks at
 def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, tokenizer: Path) -> None:
     folder = pairs(tmp_path / "ade", training=220) / "annotations" / "training"
     Image.fromarray(np.full((3, 3), 1, np.uint8)).save(folder / "7.png")
@@ -123,6 +124,7 @@ def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, tokenizer: Pa
     assert "not a readable mask" in skipped["training/8.jpg"]
 
 
+@pytest.mark.slow
 def test_many_faulty_masks_stop_the_job_and_leave_nothing(tmp_path: Path, tokenizer: Path) -> None:
     folder = pairs(tmp_path / "ade") / "annotations" / "training"
     for number in (3, 4):

@@ -228,7 +228,8 @@ def test_who_asks_for_something_else_gets_a_stream_of_its_own(world: Any) -> Non
     assert len({name, *others}) == 8
 
 
-@pytest.mark.parametrize("recipe", ["mtm", pytest.param("scratch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["mtm", "scratch"])
 def test_a_killed_service_leaves_both_with_the_same_batches(world: Any, recipe: str) -> None:
     request = world.request(recipe)
     here = list(Stream(request, stop=40))

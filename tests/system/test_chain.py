@@ -1,0 +1,64 @@
+"""Programs one after another: stopped in the middle, gone on with, and with nothing left to do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from trainers.chain import Step, run_steps
+
+pytestmark = pytest.mark.system
+
+_PROGRAM = """
+import os, pathlib, sys
+folder, allowed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+assert os.environ["RAY_ADDRESS"], "no cluster"
+folder.mkdir(exist_ok=True)
+with open(folder / "runs", "a") as runs:
+    runs.write("x")
+if not allowed.exists():
+    sys.exit(3)
+(folder / "made").touch()
+"""
+
+
+def _steps(out: Path, allowed: dict[str, Path]) -> list[Step]:
+    return [
+        Step(
+            name,
+            f"makes {name}",
+            [sys.executable, "-c", _PROGRAM, str(out / name), str(may)],
+            out / name,
+            ["made"],
+        )
+        for name, may in allowed.items()
+    ]
+
+
+def _runs(out: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_size for path in out.glob("*/runs")}
+
+
+def test_a_chain_goes_on_where_it_failed_and_ends_without_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEIT_CACHE_DIR", "")  # the chain sets it
+    out, later = tmp_path / "out", tmp_path / "later"
+    steps = _steps(out, {"first": tmp_path, "second": later, "third": tmp_path})
+    assert run_steps(steps, out, "pictures")[0] == 3
+    assert _runs(out) == {"first": 1, "second": 1}
+
+    later.touch()
+    code, seconds = run_steps(steps, out, "pictures")
+    assert (code, set(seconds)) == (0, {"first", "second", "third"})
+    assert _runs(out) == {"first": 1, "second": 2, "third": 1}
+
+    def no_cluster(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started, and there is nothing to do")
+
+    monkeypatch.setattr(ray, "init", no_cluster)
+    assert run_steps(steps, out, "pictures") == (0, seconds)
+    assert _runs(out) == {"first": 1, "second": 2, "third": 1}

@@ -150,6 +150,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_version_has_masks_or_none(tmp_path: Path, tokenizer: Path) -> None:
     pairs(tmp_path / "ade", 4, 2)
     made = config(tmp_path, tokenizer)

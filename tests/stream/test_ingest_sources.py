@@ -121,6 +121,7 @@ def test_dropped_duplicates_leave_the_first_of_each_on_any_cluster(
     assert report.committed.manifest.splits[0].duplicate_pictures == 0
 
 
+@pytest.mark.slow
 def test_equal_pictures_share_a_split(tmp_path: Path, tokenizer: Path) -> None:
     for number in range(40):
         for place in ("a", "b/c"):

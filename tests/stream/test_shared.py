@@ -163,7 +163,7 @@ def test_the_stream_outlives_the_job_that_began_it(world: Any, tmp_path: Path) -
 def test_a_slow_consumer_is_told_and_goes_on_alone(
     world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request, lag = world.request("mtm"), 6
+    request, lag = world.request("crop"), 6
     here = list(Stream(request, stop=40))
     fast, slow = shared(request, 40, lag), shared(request, 40, lag)
     ahead, behind = iter(fast), iter(slow)

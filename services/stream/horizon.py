@@ -44,7 +44,7 @@ class Horizon:
         due = self._due.setdefault(slots, {})
         if later in due:
             return None
-        # A stride longer than need be: another thread may be a few steps behind.
+        # Kept a stride longer than need be: another thread may be a few steps behind.
         for gone in [at for at in due if not now - self._stride <= at <= later]:
             del due[gone]
         for at in (now, later):

@@ -1,7 +1,7 @@
 """Make .venv and install what requirements.lock pins. Needs the standard library alone.
 
-uv installs, in less than half of pip's time; pip brings uv, and takes over where uv cannot: a mirror of
-packages that only pip's own configuration names, say.
+uv installs, in less than half of pip's time; pip brings uv, and takes over where uv cannot: a
+mirror of packages that only pip's own configuration names, say.
 
 Debian ships Python without `ensurepip`; where that is so the package python3-venv is installed if
 this user may, else named.

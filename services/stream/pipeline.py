@@ -32,9 +32,10 @@ TASK_ROWS = 2048, 65_536
 """Rows that a fetch task aims at, least and most. A task costs a few milliseconds whatever it
 carries; one that is lost is done again from its start."""
 
-EXECUTION_TASKS = 2048
-"""Fetch tasks of one execution. Ray lays all of them down before the first one starts; a run of
-more than so many of the largest tasks (134 million rows) goes on with a new execution."""
+EXECUTION_TASKS = 1024
+"""Fetch tasks of one execution. Ray lays all of them down before the first one starts, at a
+millisecond each: a second of the wait for a first batch. A run of
+more than so many of the largest tasks (67 million rows) goes on with a new execution."""
 
 
 def block_bytes(fetched: int, augmented: int) -> int:

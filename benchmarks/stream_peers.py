@@ -21,6 +21,7 @@ import harness
 from peers.bench import OTHERS, OURS, OURS_RAY, RAY_IDLE, READ_PARQUET, Bench, Run
 from peers.data import folder_bytes
 from peers.job import Job
+from peers.process import SlowError
 from peers.storage import Server, server
 
 PROCESSES = 2
@@ -41,13 +42,26 @@ class Options(harness.Options):
     """Where the rows stand; memory is measured from local disk."""
     repeats: int = 3
     """Cold and warm epochs from S3 of each contender (count); one in a quick run."""
+    contenders: tuple[Literal["seit", "mosaic", "lit", "web", "seit_ray", "ray_parquet"], ...] = (
+        *("seit", "mosaic", "lit", "web", "seit_ray", "ray_parquet"),
+    )
+    """Who takes part."""
+    limit: float = 300.0
+    """A peer that needs longer for a run is ended, named, and left out there, seconds."""
 
 
-def contenders(quick: bool) -> list[Key]:
+def contenders(options: Options) -> list[Key]:
     """Who runs, and with how many loader processes."""
     alone = [(name, 0) for name in (OURS, *OTHERS)]
-    spread = [] if quick else [(name, PROCESSES) for name in OTHERS]
-    return [*alone, *spread, (OURS_RAY, PROCESSES), (READ_PARQUET, PROCESSES)]
+    spread = [] if options.quick else [(name, PROCESSES) for name in OTHERS]
+    everyone = [*alone, *spread, (OURS_RAY, PROCESSES), (READ_PARQUET, PROCESSES)]
+    return [key for key in everyone if key[0] in options.contenders]
+
+
+def written(options: Options) -> list[str]:
+    """Whose formats the rows are written in; ours is one with Ray and without."""
+    takes_part = {OURS if name == OURS_RAY else name for name in options.contenders}
+    return [name for name in (OURS, *OTHERS, READ_PARQUET) if name in takes_part]
 
 
 def name_of(key: Key) -> str:
@@ -69,12 +83,15 @@ def add_claims(report: harness.Report, place: str, rates: dict[Key, float]) -> N
             report.add(f"{place}_{name}", rates[key] / max(against), "x", at_least=target)
 
 
-def local(report: harness.Report, bench: Bench, quick: bool) -> None:
+def local(report: harness.Report, bench: Bench, options: Options) -> None:
     """From local disk: epochs at steady state, first batches, memory."""
-    epochs = 3 if quick else 4
+    epochs = 3 if options.quick else 4
     runs: dict[Key, Run] = {}
-    for key in contenders(quick):
-        runs[key] = bench.run(bench.job(*key, epochs=epochs))
+    for key in contenders(options):
+        try:
+            runs[key] = bench.run(bench.job(*key, epochs=epochs))
+        except SlowError as slow:
+            report.note(f"Left out from local disk: {name_of(key)}: {slow} ({epochs} epochs).")
     idle = bench.run(bench.job(RAY_IDLE, epochs=1))
     add_claims(report, "local", {key: run.rate(1) for key, run in runs.items()})
     for key, run in runs.items():
@@ -93,7 +110,7 @@ def local(report: harness.Report, bench: Bench, quick: bool) -> None:
             at_most=0.5 if ours else None,
         )
     add_memory(report, runs, idle)
-    for name in (OURS, *OTHERS, READ_PARQUET):
+    for name in written(options):
         report.add(f"{name}_stored_bytes_a_row", folder_bytes(bench.data(name)) / bench.rows, "B")
 
 
@@ -102,23 +119,30 @@ def add_memory(report: harness.Report, runs: dict[Key, Run], idle: Run) -> None:
     for kind in ("resident", "own"):
         peaks = {key: float(getattr(run, f"{kind}_bytes")) for key, run in runs.items()}
         mine = (OURS, OURS_RAY)
-        leanest = min(peak for key, peak in peaks.items() if key[0] not in mine)
+        theirs = [peak for key, peak in peaks.items() if key[0] not in mine]
         ray = float(getattr(idle, f"{kind}_bytes"))
         report.add(f"ray_idle_peak_{kind}_bytes", ray, "B")
+        limits = {OURS: min(theirs), OURS_RAY: min(theirs) + ray} if theirs else {}
         for key, peak in peaks.items():
-            limit = {OURS: leanest, OURS_RAY: leanest + ray}.get(key[0])
+            limit = limits.get(key[0])
             report.add(f"{name_of(key)}_peak_{kind}_bytes", peak, "B", at_most=limit)
 
 
-def remote(report: harness.Report, bench: Bench, quick: bool, repeats: int) -> None:
+def remote(report: harness.Report, bench: Bench, options: Options) -> None:
     """From S3 on loopback, first with an empty cache folder, then with what that run left."""
-    keys = [(OURS, 0), ("lit", 0)] if quick else contenders(quick)
+    keys = [(OURS, 0), ("lit", 0)] if options.quick else contenders(options)
+    repeats = 1 if options.quick else options.repeats
     rates: dict[str, dict[Key, float]] = {"s3_cold": {}, "s3_warm": {}}
     for name in dict.fromkeys(key[0] for key in keys):
         with server() as s3:
             url = s3.upload(bench.data(name), "data")
             for key in (key for key in keys if key[0] == name):
-                for place, run, sent in _cold_and_warm(bench, s3, url, key, repeats):
+                try:
+                    found = _cold_and_warm(bench, s3, url, key, repeats)
+                except SlowError as slow:
+                    report.note(f"Left out from S3: {name_of(key)}: {slow} (one epoch).")
+                    continue
+                for place, run, sent in found:
                     rates[place][key] = run.rate(0)
                     _add_remote(report, f"{place}_{name_of(key)}", key, run, sent)
     for place, values in rates.items():
@@ -171,13 +195,13 @@ def main() -> None:
     options = harness.options(__doc__, Options)
     rows = options.rows or (16_384 if options.quick else 128_000)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        bench = Bench(Path(scratch), rows, options.peers_venv)
+        bench = Bench(Path(scratch), rows, options.peers_venv, options.limit)
         report = harness.Report("stream_peers", options, packages=("torch", "ray", "pyarrow"))
-        bench.write((OURS, *OTHERS, READ_PARQUET))
+        bench.write(written(options))
         if "local" in options.places:
-            local(report, bench, options.quick)
+            local(report, bench, options)
         if "s3" in options.places:
-            remote(report, bench, options.quick, 1 if options.quick else options.repeats)
+            remote(report, bench, options)
         found = ", ".join(f"{name} {number}" for name, number in bench.versions().items())
     report.note(
         f"{rows} grids of 1024 tokens, 391 codes; batches of 1024. The peers ran on {found}."

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
@@ -38,6 +38,9 @@ from trainers.parallel import compile_model, plain, reshard, share_out, spread, 
 from trainers.progress import FlowFile, ProgressLine, Recorder
 from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
 from trainers.task import Stream, Task, WorkerContext
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 __all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 
@@ -91,6 +94,8 @@ class _Trainer:
         parallel = config.cluster.parallel
         self._ema: ModelEmaV3 | None = None
         if loop.ema:  # tables of positions, whole on each rank, do not mix with shards
+            from timm.utils.model_ema import ModelEmaV3  # with the model, see make_blocks
+
             tables = parallel == "fsdp"
             self._ema = ModelEmaV3(self._model, decay=loop.ema, exclude_buffers=tables)
         saved = checkpoints.load(self._step, device) if self._step else None

@@ -52,8 +52,15 @@ class Run:
 class Bench:
     """Rows in a scratch folder, each contender's copy of them, and runs over those."""
 
-    def __init__(self, folder: Path, rows: int, peers_venv: Path | None) -> None:
-        self.folder, self.rows = folder, rows
+    def __init__(
+        self,
+        folder: Path,
+        rows: int,
+        peers_venv: Path | None,
+        limit_seconds: float | None = None,
+    ) -> None:
+        """limit_seconds: of a peer's run; ours takes what it takes."""
+        self.folder, self.rows, self._limit_seconds = folder, rows, limit_seconds
         self._python = environment.python_of(peers_venv or folder / "peers-venv")
         self._raw = folder / "raw"
         data.draw(rows, self._raw)
@@ -94,9 +101,11 @@ class Bench:
         return replace(job, **options)  # type: ignore[arg-type]
 
     def run(self, job: Job, **variables: str) -> Run:
-        """Run a job and check that whole epochs gave every row once."""
+        """Run a job and check that whole epochs gave every row once. Raises: process.SlowError."""
         scratch = self.folder / f"run-{job.contender}"
-        outcome = process.run(job, scratch, self._interpreter(job.contender), **variables)
+        limit = None if job.contender in (OURS, OURS_RAY, RAY_IDLE) else self._limit_seconds
+        python = self._interpreter(job.contender)
+        outcome = process.run(job, scratch, python, limit, **variables)
         epochs = outcome.result["epochs"]
         if job.contender != RAY_IDLE and not job.limit and not job.state:
             self._check(job, epochs)

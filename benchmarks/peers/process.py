@@ -35,6 +35,10 @@ class Outcome:
     own_bytes: int
 
 
+class SlowError(Exception):
+    """A process did not end within its limit, and was ended."""
+
+
 class _Watch(threading.Thread):
     """Samples a process tree until it is told to stop."""
 
@@ -78,10 +82,16 @@ def _own_bytes(pid: int) -> int:
     return sum(int(f[1]) * 1024 for f in fields if f[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
 
-def run(job: Job, scratch: Path, python: str = sys.executable, **variables: str) -> Outcome:
+def run(
+    job: Job,
+    scratch: Path,
+    python: str = sys.executable,
+    limit_seconds: float | None = None,
+    **variables: str,
+) -> Outcome:
     """Run a job to its end. `variables`: more of the child's environment.
 
-    Raises: RuntimeError with the end of what it said if it failed.
+    Raises: RuntimeError with the end of what it said if it failed; SlowError past the limit.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     result, order, said = scratch / "result.json", scratch / "job.json", scratch / "said.txt"
@@ -106,7 +116,9 @@ def run(job: Job, scratch: Path, python: str = sys.executable, **variables: str)
     watch = _Watch(child.pid)
     watch.start()
     try:
-        child.wait()
+        child.wait(limit_seconds)
+    except subprocess.TimeoutExpired as error:
+        raise SlowError(f"{job.contender} did not end within {limit_seconds:g} s") from error
     finally:
         watch.stop()
         left = [psutil.Process(child.pid)] if child.poll() is None else []

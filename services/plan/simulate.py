@@ -47,9 +47,9 @@ class Rates:
     node_bytes: bytes/s that a node's network gives.
     """
 
-    start_seconds: float = 8.79
+    start_seconds: float = 4.07
     decode_rows: float = 573_426
-    serve_rows: float = 158_517
+    serve_rows: float = 267_981
     stored_bytes: float = 1008.93
     request_seconds: float = 0.05
     request_bytes: float = 80e6

@@ -6,8 +6,6 @@ Letters: N rows, H x W grid (tokens), D channels of a code, P patches, C width o
 from __future__ import annotations
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from services.errors import InvalidInputError
@@ -54,6 +52,8 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """Bicubic resize of a learned table (1, 1 + P, C) from `old` patches to `new`; cls kept."""
     if old == new:
         return table
+    from timm.layers.pos_embed import resample_abs_pos_embed  # see make_blocks
+
     resized: Tensor = resample_abs_pos_embed(table, list(new), list(old))
     return resized
 
@@ -97,6 +97,10 @@ def make_blocks(size: ViTSize, dropout: float = 0.0, drop_path: float = 0.0) -> 
     dropout: of attention weights and of what each half of a block adds.
     drop_path: chance that the last block's halves are skipped for a row; rises linearly from 0.
     """
+    # timm brings torchvision and all of its models: seconds that a driver, which builds no model,
+    # need not spend.
+    from timm.models.vision_transformer import Block
+
     steps = max(1, size.depth - 1)
     return nn.ModuleList(
         Block(

@@ -164,6 +164,11 @@ class ClusterConfig:
     """CPU cores that each of these asks for."""
     augment_cpu_share: float = 0.25
     """Share of the batches that these make: as many as they can while the others make the rest."""
+    grows_to_cpus: float = 0.0
+    """CPU cores that the cluster may come to have where its autoscaler starts nodes for what waits,
+    which Ray does not say; 0 for those that it has."""
+    grows_to_gpus: float = 0.0
+    """GPUs that it may come to have, likewise."""
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     share_lag: int = 0
@@ -183,7 +188,7 @@ class ClusterConfig:
         for name in (
             *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
             *("augment_cpus_per_actor", "augment_gpus_per_actor", "max_failures"),
-            *("share_lag", "augment_cpu_actors"),
+            *("share_lag", "augment_cpu_actors", "grows_to_cpus", "grows_to_gpus"),
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
         require(

@@ -113,7 +113,8 @@ def _with_ray(
 
     connect()
     arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
-    _check_room(cluster, reach("CPU"), reach("GPU"))
+    most = reach("CPU", cluster.grows_to_cpus), reach("GPU", cluster.grows_to_gpus)
+    _check_room(cluster, *most)
     flag = Flag()
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
@@ -177,7 +178,9 @@ def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:
             raise InvalidInputError(
                 f"{fewest} workers of {each:g} {kind}s need {need:g}; the cluster has"
                 f" at most {have:g}, so the run would wait for ever: use fewer workers"
-                " (--cluster.workers) or a larger cluster"
+                " (--cluster.workers) or a larger cluster; where an"
+                " autoscaler makes it larger, say to how much (--cluster.grows-to-cpus,"
+                " --cluster.grows-to-gpus)"
             )
 
 
@@ -212,6 +215,8 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         cpus=cluster.augment_cpus_per_actor,
         gpus=cluster.augment_gpus_per_actor,
         fetchers=cluster.fetch_tasks,
+        grows_to_cpus=cluster.grows_to_cpus,
+        grows_to_gpus=cluster.grows_to_gpus,
         beside=Beside(
             cluster.augment_cpu_actors,
             cluster.augment_cpus_per_cpu_actor,

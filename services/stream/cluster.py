@@ -49,13 +49,15 @@ def capacity(kind: str) -> float:
     return total.get(kind, 0.0)
 
 
-def reach(kind: str) -> float:
+def reach(kind: str, grows_to: float = 0.0) -> float:
     """How much of it the cluster may come to have: where nodes come when something waits for them,
     all that its autoscaler may start, else its capacity.
+
+    grows_to: what a person says of that; the autoscalers of open-source Ray tell nobody.
     """
     # What Ray's own libraries ask before they wait for nodes; there is no public way.
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return max(capacity(kind), float(most.get(kind, 0)))
+    return max(capacity(kind), float(most.get(kind, 0)), grows_to)
 
 
 class _Flag:

@@ -187,8 +187,8 @@ def reserve(
 ) -> None:
     """Keep the datasets' executors off the trainers' CPUs, and refuse what cannot be placed.
 
-    What a cluster may come to have counts: Ray Data never asks an autoscaler for more than the
-    limit that is set here.
+    What a cluster may come to have counts: actors that it cannot place yet wait, and an autoscaler
+    starts nodes for what waits.
 
     datasets: one for each kind of the pool's actors, those beside last.
     trainer_cpus: logical CPUs that all trainer workers together hold.
@@ -196,7 +196,7 @@ def reserve(
 
     Raises: CapacityError.
     """
-    total, total_gpus = reach("CPU"), reach("GPU")
+    total, total_gpus = reach("CPU", pool.grows_to_cpus), reach("GPU", pool.grows_to_gpus)
     free = total - trainer_cpus
     actors, cpus = (pool.all_actors, pool.all_cpus) if augments else (0, 0.0)
     need, need_gpus = world * cpus, world * (pool.actors * pool.gpus if augments else 0)
@@ -207,7 +207,8 @@ def reserve(
             f" cluster has at most {total:g} and {total_gpus:g}, and the trainers hold"
             f" {trainer_cpus:g} CPUs. The run would never start: use fewer or smaller actors"
             " (--cluster.augment-actors, --cluster.augment-cpus-per-actor), fewer workers, or a"
-            " larger cluster"
+            " larger cluster; where an autoscaler makes it larger, say to how much"
+            " (--cluster.grows-to-cpus, --cluster.grows-to-gpus)"
         )
     beside = pool.beside.actors * pool.beside.cpus if pool.beside and len(datasets) > 1 else 0.0
     for dataset, limit in zip(datasets, (free / world - beside, beside), strict=False):

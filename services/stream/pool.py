@@ -44,6 +44,8 @@ class Pool:
         take no logical CPU: one always finds room, even where actors that came back after a node's
         death hold all that is left, and would else wait for its rows, and it for their CPUs.
     beside: actors on CPUs that work at the same time as those with GPUs; None for none.
+    grows_to_cpus, grows_to_gpus: what the cluster may come to have, with nodes that its autoscaler
+        starts for actors that wait; 0 for what it has.
     """
 
     actors: int = 1
@@ -52,6 +54,8 @@ class Pool:
     gpus: float = 0.0
     fetchers: int = 2
     beside: Beside | None = None
+    grows_to_cpus: float = 0.0
+    grows_to_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         if self.actors < 1 or self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:

@@ -24,7 +24,7 @@ from services.errors import CapacityError, IntegrityError, InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.stream.cluster import connect
 from services.stream.loader import Stream
-from services.stream.pipeline import build
+from services.stream.pipeline import build, reserve
 from services.stream.pool import Beside, Pool
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.table import head_of
@@ -260,3 +260,13 @@ def test_a_pool_that_cannot_be_placed_is_refused_at_once(world: Any) -> None:
     ):
         next(iter(stream))
     assert time.monotonic() - began < 60
+
+
+def test_what_an_autoscaler_may_bring_counts_as_room(world: Any) -> None:
+    def place(grows_to: float) -> None:
+        pool = Pool(actors=5, cpus=0.5, grows_to_cpus=grows_to)
+        reserve([], pool, world=1, trainer_cpus=1.0, augments=True)
+
+    place(3.5)
+    with pytest.raises(CapacityError, match=r"at most 3\.4 and 0"):
+        place(3.4)

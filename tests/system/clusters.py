@@ -116,15 +116,21 @@ def _end(processes: list[psutil.Process], number: int) -> None:
 
 @contextmanager
 def cluster(
-    folder: Path, environment: dict[str, str], cpus: int, name: str = "ray", *options: str
+    folder: Path,
+    environment: dict[str, str],
+    cpus: int,
+    name: str = "ray",
+    *options: str,
+    port: int | None = None,
 ) -> Iterator[Cluster]:
     """A head node with `cpus`, and what is started besides, until the context ends.
 
+    port: of the head; a free one if it does not have to be known before.
     environment: `ray` stands first on its PATH. Clients take it as the cluster completes it.
     """
     token = folder / "token"
     token.write_text("a" * 64)
-    port, dashboard = free_port(), free_port()
+    port, dashboard = port or free_port(), free_port()
     # A short path: Ray's sockets live below it, and a socket's name has at most 107 bytes.
     made = Cluster(
         address=f"127.0.0.2:{port}",

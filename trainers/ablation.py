@@ -5,6 +5,7 @@ SeiT, with ColorAdapt, with TokenAdapt, with both; each from scratch and from MT
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from trainers.charts import COLOURS, save_figure
+from trainers.data_config import require
 from trainers.reports import as_text
 from trainers.sweep import Data, Setting, SweepConfig
 from trainers.sweep_main import main
@@ -37,13 +39,24 @@ class AblationConfig(SweepConfig):
 
     pretraining: Literal["both", "with", "without"] = "both"
     """Whether classifiers start from MTM."""
+    share: float = 1.0
+    """Share of the training rows that is trained on, another one for each seed, for as many steps
+    as all of them would take; above 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.share <= 1, "share", self.share, "a share above 0 to 1")
+
+    def rows(self, data: Data) -> int:
+        """Rows that each run is trained on."""
+        return math.ceil(self.share * data.rows)
 
 
 def settings(config: AblationConfig, data: Data) -> list[Setting]:
-    """Rows of the table, all on the whole training split."""
+    """Rows of the table, all on equally many rows of the training split."""
     starts = {"both": (False, True), "with": (True,), "without": (False,)}[config.pretraining]
     return [
-        Setting(mtm=mtm, tokenadapt=adapt, coloradapt=color, rows=data.rows)
+        Setting(mtm=mtm, tokenadapt=adapt, coloradapt=color, rows=config.rows(data))
         for mtm, (adapt, color) in product(starts, _VARIANTS)
     ]
 
@@ -71,11 +84,15 @@ def claims(results: Results) -> list[Claim]:
 
 def report(config: AblationConfig, data: Data, results: Results) -> tuple[str, Sequence[Path]]:
     """Table, JSON and chart."""
-    title = f"top-1 (%) on {data.rows:,} rows of {data.classes} classes, {config.seeds} seeds"
+    title = (
+        f"top-1 (%) on {config.rows(data):,} rows of {data.classes} classes, {config.seeds} seeds"
+    )
     starts = sorted({setting.mtm for setting in results})
     table = Table("", *(_TRAINING[mtm] for mtm in starts), "paper (ViT-S, IN-100)", title=title)
     for (adapt, color), label in _VARIANTS.items():
-        cells = [str(top1(results, Setting(mtm, adapt, color, data.rows))) for mtm in starts]
+        cells = [
+            str(top1(results, Setting(mtm, adapt, color, config.rows(data)))) for mtm in starts
+        ]
         table.add_row(label, *cells, f"{_PAPER[label]}")
     order = claims(results)
     files = [write_json("ablation", config, data, results, order), _draw(config, data, results)]
@@ -89,7 +106,7 @@ def _draw(config: AblationConfig, data: Data, results: Results) -> Path:
     width = 0.8 / len(starts)
     for number, (mtm, colour) in enumerate(zip(starts, COLOURS, strict=False)):
         for place, (adapt, color) in enumerate(_VARIANTS):
-            setting = Setting(mtm, adapt, color, data.rows)
+            setting = Setting(mtm, adapt, color, config.rows(data))
             found, x = top1(results, setting), place + (number - (len(starts) - 1) / 2) * width
             axis.bar(
                 x,

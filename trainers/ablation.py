@@ -55,6 +55,7 @@ class AblationConfig(SweepConfig):
 def settings(config: AblationConfig, data: Data) -> list[Setting]:
     """Rows of the table, all on equally many rows of the training split."""
     starts = {"both": (False, True), "with": (True,), "without": (False,)}[config.pretraining]
+    require(config.rows(data) >= data.classes, "share", config.share, "a row of each class or more")
     return [
         Setting(mtm=mtm, tokenadapt=adapt, coloradapt=color, rows=config.rows(data))
         for mtm, (adapt, color) in product(starts, _VARIANTS)

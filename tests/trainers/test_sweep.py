@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,13 @@ def test_storage_asks_for_parts_of_the_rows_and_shares_the_whole_with_the_ablati
     whole = ablation.AblationConfig(
         out=config.out, root=config.root, dataset=DATASET, tokenadapt=config.tokenadapt
     )
-    shared = set(ablation.settings(whole, data)) & set(settings)
-    assert len(shared) == 4
-    other = Sweep(whole, data, {})
-    for setting in shared:
-        assert other.commands(setting, 1) == sweep.commands(setting, 1)
+    for kind in (whole, replace(whole, share=0.5)):  # an ablation may be of a part, too
+        shared = set(ablation.settings(kind, data)) & set(settings)
+        assert len(shared) == 4
+        assert {setting.rows for setting in shared} == {kind.rows(data)}
+        other = Sweep(kind, data, {})
+        for setting in shared:
+            assert other.commands(setting, 1) == sweep.commands(setting, 1)
 
 
 @pytest.mark.parametrize("shares", ["0", "1.5", "0.5 0.5", "nan", "0.01"])
@@ -139,18 +142,15 @@ def test_shares_that_leave_nothing_to_compare_are_refused(
 ) -> None:
     words = ["--out", str(tmp_path / "o"), "--root", str(world.root), "--dataset", DATASET]
     words += ["--tokenadapt", str(world.folder / "tokenadapt.safetensors")]
-    try:
-        code = main(
-            storage_sweep.StorageConfig,
-            storage_sweep.settings,
-            storage_sweep.report,
-            "",
-            [*words, "--shares", *shares.split()],
-        )
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    assert code == 2
-    assert not (tmp_path / "o").exists()
+    of_all = storage_sweep.StorageConfig, storage_sweep.settings, storage_sweep.report, ""
+    of_one = ablation.AblationConfig, ablation.settings, ablation.report, ""
+    for sweep, flag in ((of_all, "--shares"), (of_one, "--share")):
+        try:
+            code = main(*sweep, [*words, flag, *shares.split()])  # type: ignore[arg-type]
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        assert code == 2
+        assert not (tmp_path / "o").exists()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))

@@ -7,16 +7,18 @@ from the other's checkpoint.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 Kind = Literal["ddp", "fsdp"]
 
@@ -45,6 +47,9 @@ def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn
     if world == 1:
         return model
     if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (world,))
         for block in _blocks(model):
             fully_shard(block, mesh=mesh)
@@ -58,9 +63,26 @@ def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn
     )
 
 
+def _holds_shards(module: nn.Module) -> TypeGuard[FSDPModule]:
+    # Its import takes a fourth of a program's start: a run without shards goes without it.
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def _is_shard(value: object) -> TypeGuard[DTensor]:
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
 def unsynced(module: nn.Module, more: bool) -> AbstractContextManager[None]:
     """While `more` parts of a step follow, its gradients stay on the rank."""
-    if isinstance(module, FSDPModule):
+    if _holds_shards(module):
         module.set_requires_gradient_sync(not more)
     elif more and isinstance(module, DistributedDataParallel):
         return module.no_sync()
@@ -70,7 +92,7 @@ def unsynced(module: nn.Module, more: bool) -> AbstractContextManager[None]:
 def reshard(module: nn.Module) -> None:
     """Give back what an evaluation gathered, so that parameters are shards again."""
     for part in module.modules():
-        if isinstance(part, FSDPModule):
+        if _holds_shards(part):
             part.reshard()
 
 
@@ -79,7 +101,7 @@ def whole(value: Any, keep: bool) -> Any:
 
     Every rank calls it, with the same nest; only where `keep` is set is the result of use.
     """
-    if isinstance(value, DTensor):
+    if _is_shard(value):
         full = value.full_tensor()
         return full.detach().cpu() if keep else None
     if isinstance(value, Mapping):
@@ -91,14 +113,16 @@ def whole(value: Any, keep: bool) -> Any:
 
 def plain(value: Tensor) -> Tensor:
     """A reduced figure, such as a norm, as each rank's own tensor."""
-    whole_value: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    whole_value: Tensor = value.full_tensor() if _is_shard(value) else value
     return whole_value
 
 
 def share_out(optimizer: torch.optim.Optimizer) -> None:
     """Shard an optimizer's state, as a checkpoint gave it, like the parameters that it is for."""
     for parameter, state in optimizer.state.items():
-        if isinstance(parameter, DTensor):
+        if _is_shard(parameter):
+            from torch.distributed.tensor import distribute_tensor
+
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
                     state[name] = distribute_tensor(

@@ -34,8 +34,8 @@ carries; one that is lost is done again from its start."""
 
 EXECUTION_TASKS = 1024
 """Fetch tasks of one execution. Ray lays all of them down before the first one starts, at a
-millisecond each: a second of the wait for a first batch. A run of
-more than so many of the largest tasks (67 million rows) goes on with a new execution."""
+millisecond each: a second of the wait for a first batch. A run of more than so many of the largest
+tasks (67 million rows) goes on with a new execution."""
 
 
 def block_bytes(fetched: int, augmented: int) -> int:

@@ -5,7 +5,6 @@ SeiT, with ColorAdapt, with TokenAdapt, with both; each from scratch and from MT
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -47,17 +46,14 @@ class AblationConfig(SweepConfig):
         super().__post_init__()
         require(0 < self.share <= 1, "share", self.share, "a share above 0 to 1")
 
-    def rows(self, data: Data) -> int:
-        """Rows that each run is trained on."""
-        return math.ceil(self.share * data.rows)
-
 
 def settings(config: AblationConfig, data: Data) -> list[Setting]:
     """Rows of the table, all on equally many rows of the training split."""
     starts = {"both": (False, True), "with": (True,), "without": (False,)}[config.pretraining]
-    require(config.rows(data) >= data.classes, "share", config.share, "a row of each class or more")
+    rows = data.part(config.share)
+    require(rows >= data.classes, "share", config.share, "a row of each class or more")
     return [
-        Setting(mtm=mtm, tokenadapt=adapt, coloradapt=color, rows=config.rows(data))
+        Setting(mtm=mtm, tokenadapt=adapt, coloradapt=color, rows=rows)
         for mtm, (adapt, color) in product(starts, _VARIANTS)
     ]
 
@@ -85,15 +81,12 @@ def claims(results: Results) -> list[Claim]:
 
 def report(config: AblationConfig, data: Data, results: Results) -> tuple[str, Sequence[Path]]:
     """Table, JSON and chart."""
-    title = (
-        f"top-1 (%) on {config.rows(data):,} rows of {data.classes} classes, {config.seeds} seeds"
-    )
+    rows = data.part(config.share)
+    title = f"top-1 (%) on {rows:,} rows of {data.classes} classes, {config.seeds} seeds"
     starts = sorted({setting.mtm for setting in results})
     table = Table("", *(_TRAINING[mtm] for mtm in starts), "paper (ViT-S, IN-100)", title=title)
     for (adapt, color), label in _VARIANTS.items():
-        cells = [
-            str(top1(results, Setting(mtm, adapt, color, config.rows(data)))) for mtm in starts
-        ]
+        cells = [str(top1(results, Setting(mtm, adapt, color, rows))) for mtm in starts]
         table.add_row(label, *cells, f"{_PAPER[label]}")
     order = claims(results)
     files = [write_json("ablation", config, data, results, order), _draw(config, data, results)]
@@ -107,7 +100,7 @@ def _draw(config: AblationConfig, data: Data, results: Results) -> Path:
     width = 0.8 / len(starts)
     for number, (mtm, colour) in enumerate(zip(starts, COLOURS, strict=False)):
         for place, (adapt, color) in enumerate(_VARIANTS):
-            setting = Setting(mtm, adapt, color, config.rows(data))
+            setting = Setting(mtm, adapt, color, data.part(config.share))
             found, x = top1(results, setting), place + (number - (len(starts) - 1) / 2) * width
             axis.bar(
                 x,

@@ -96,7 +96,7 @@ def curves(config: LossConfig) -> None:
 
 
 def _setting(config: LossConfig, data: Data, kind: str, ours: bool) -> Setting:
-    return Setting(kind == "mtm", ours, ours, math.ceil(config.share * data.rows))
+    return Setting(kind == "mtm", ours, ours, data.part(config.share))
 
 
 def _folder(config: LossConfig, sweep: Sweep, kind: str, ours: bool, seed: int) -> Path:

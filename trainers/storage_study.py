@@ -7,7 +7,6 @@ JPEG quality and resolution, SeiT's tokens, and SeiT++. Every step is a Ray job.
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -146,7 +145,7 @@ def _sweep_config(config: StudyConfig, place: Place) -> SweepConfig:
 
 def _setting(arm: Arm, sweep: Sweep) -> Setting:
     whole = arm.method == "seitpp"
-    return Setting(whole, whole, whole, math.ceil(arm.value * sweep.data.rows))
+    return Setting(whole, whole, whole, sweep.data.part(arm.value))
 
 
 def _token_points(config: StudyConfig, sweep: Sweep) -> list[Job]:

@@ -6,7 +6,6 @@ the number of steps stays that of all rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def settings(config: StorageConfig, data: Data) -> list[Setting]:
 
 
 def _rows(config: StorageConfig, data: Data) -> list[int]:
-    found = [math.ceil(share * data.rows) for share in sorted(config.shares, reverse=True)]
+    found = [data.part(share) for share in sorted(config.shares, reverse=True)]
     require(len(set(found)) == len(found), "shares", config.shares, f"apart on {data.rows} rows")
     require(found[-1] >= data.classes, "shares", config.shares, "at least a row of each class")
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,10 @@ class Data:
     tokenadapt: str
     rows: int
     bytes: int
+
+    def part(self, share: float) -> int:
+        """Rows of a share of the training split, rounded up."""
+        return math.ceil(share * self.rows)
 
     @property
     def classes(self) -> int:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,23 @@ class Job:
                 return rest
         self.process.kill()
         raise AssertionError(Path(self._log.name).read_text()[-4000:])
+
+
+@contextmanager
+def started(made: Cluster, words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program on that cluster, killed at the context's end if it still runs then."""
+    with log.open("wb") as lines:
+        process = subprocess.Popen(
+            words,
+            env={**made.environment, "RAY_ADDRESS": made.address},
+            stdout=lines,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
 
 
 def until(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:

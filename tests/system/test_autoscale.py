@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
 from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster, cluster, free_port
 from tests.system.conftest import ROOT
-from tests.system.jobs import until
+from tests.system.jobs import started, until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -106,26 +105,16 @@ def test_nodes_come_for_augmentation_actors_and_go(
         *("--cluster.augment-actors", "4", "--cluster.augment-cpus-per-actor", "0.5"),
         *("--cluster.cpus-per-worker", "0.5", "--cluster.grows-to-cpus", "3"),
     ]
-    with log.open("wb") as lines:
-        run = subprocess.Popen(
-            command,
-            env={**head.environment, "RAY_ADDRESS": head.address},
-            stdout=lines,
-            stderr=subprocess.STDOUT,
-        )
 
     def nodes() -> list[str]:
         """Addresses of ordered nodes that stand, by their raylets."""
         words = [" ".join(p.cmdline()) for p in head.workers("raylet/raylet")]
         return [ip for ip in ORDERED if any(ip in word for word in words)]
 
-    try:
+    with started(head, command, log) as run:
         until(lambda: len(nodes()) > 1, "a node for the actors", 300)
         until(lambda: len(head.workers("AugmentActor")) > 1, "an actor on it", 200)
         assert run.wait(600) == 0, log.read_text()[-4000:]
-    finally:
-        run.kill()
-        run.wait(10)
     told = json.loads((out / "streams" / "rank-0.json").read_text())
     assert told["state"] == "finished"
     until(lambda: len(nodes()) == 1, "the ordered nodes to go", 200)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ import pytest
 from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT
-from tests.system.jobs import until
+from tests.system.jobs import started, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(720)]
 
@@ -60,22 +59,6 @@ def undisturbed_losses(source: StreamRequest, out: Path, epochs: int) -> dict[in
     found = losses(out)
     assert sorted(found) == list(range(1, EPOCH * epochs + 1))
     return found
-
-
-@contextmanager
-def started(made: Cluster, words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as lines:
-        process = subprocess.Popen(
-            words,
-            env={**made.environment, "RAY_ADDRESS": made.address},
-            stdout=lines,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_storage_asks_for_parts_of_the_rows_and_shares_the_whole_with_the_ablati
     for kind in (whole, replace(whole, share=0.5)):  # an ablation may be of a part, too
         shared = set(ablation.settings(kind, data)) & set(settings)
         assert len(shared) == 4
-        assert {setting.rows for setting in shared} == {kind.rows(data)}
+        assert {setting.rows for setting in shared} == {data.part(kind.share)}
         other = Sweep(kind, data, {})
         for setting in shared:
             assert other.commands(setting, 1) == sweep.commands(setting, 1)

@@ -96,9 +96,6 @@ class LoopbackProvider(NodeProvider):
             with self._lock:
                 self._tags[ip] = {**tags, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
 
-    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
-        self.create_node_with_resources_and_labels(node_config, tags, count, {"CPU": 1}, {})
-
     def terminate_node(self, node_id: str) -> None:
         with self._lock:
             self._tags.pop(node_id)

@@ -329,14 +329,19 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
     root = Path(folder)
     digits = load_digits()
     for index, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        path = root / str(label) / f"{index:04d}.png"
         image = Image.fromarray((grey * (255 / 16)).round().astype(np.uint8))
-        encoded = io.BytesIO()
-        image.resize((size, size), Image.Resampling.BICUBIC).save(encoded, "PNG")
-        if path.is_file() and path.read_bytes() == encoded.getvalue():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(encoded.getvalue())
-        part.replace(path)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC)
+        put_picture(root / str(label) / f"{index:04d}.png", resized)
     return root
+
+
+def put_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG file as a whole or not at all; one with the same content is left alone."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    if path.is_file() and path.read_bytes() == encoded.getvalue():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(encoded.getvalue())
+    part.replace(path)

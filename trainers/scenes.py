@@ -10,20 +10,17 @@ photograph: they take other digits, and other halves of each photograph.
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
-from services.pictures import ByteArray
+from services.pictures import ByteArray, put_picture
 from services.plan.draws import hash_key
 from services.types import MaskArray
 from trainers.program import program
@@ -95,7 +92,8 @@ def write_scenes(config: ScenesConfig) -> Path:
             rng = np.random.default_rng(hash_key("scene", config.seed, split, index))
             picture, mask = _scene(rng, config, halves, digits[own], labels[own])
             for kind, pixels in (("images", picture), ("annotations", mask)):
-                _put(config.out / kind / split / "scenes" / f"{index:05d}.png", pixels)
+                path = config.out / kind / split / "scenes" / f"{index:05d}.png"
+                put_picture(path, Image.fromarray(pixels))
     (config.out / "annotations" / "classes.txt").write_text("\n".join(config.classes) + "\n")
     return config.out
 
@@ -164,17 +162,6 @@ def _ink(rng: np.random.Generator, digit: FloatArray, side: int) -> FloatArray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     kept: FloatArray = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return kept
-
-
-def _put(path: Path, pixels: npt.NDArray[Any]) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    if path.is_file() and path.read_bytes() == encoded.getvalue():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(encoded.getvalue())
-    part.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

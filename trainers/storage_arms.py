@@ -52,8 +52,8 @@ class StudyConfig:
     out: Path
     """Folder of the study: runs, notes of jobs, table, chart. Shared, where jobs run elsewhere."""
     images: str = "digits"
-    """Folder of class/picture files, or "digits" (scikit-learn's) or "textures" (crops of
-    scikit-image's photographs), which are made here first."""
+    """Folder of class/picture files, or "digits" (scikit-learn's), "textures" (crops of
+    scikit-image's photographs) or "shapes" (drawn outlines), which are made here first."""
     tokenizer: str = ""
     """Tokenizer (.safetensors) to make tokens with; empty trains one on the folder."""
     tokenadapt: str = ""

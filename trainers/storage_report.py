@@ -20,6 +20,7 @@ from trainers.charts import COLOURS, save_figure
 from trainers.reports import as_text, machine
 from trainers.storage_arms import METHODS, Arm, Method, StudyConfig, arms
 from trainers.sweep import Data, described
+from trainers.sweep_data import kind_of
 from trainers.sweep_report import Estimate, estimate
 
 PAPER: Mapping[Method, Sequence[tuple[float, float]]] = {
@@ -132,12 +133,11 @@ def _write(config: StudyConfig, data: Data, lines: Sequence[_Line]) -> Path:
         *("options", "pixel_options", "token_options", "mtm_options", "tokenizer_options"),
         *("tokenadapt_options", "cscore_options", "cscore_models", "keep"),
     )
-    kind = config.images if config.images in ("digits", "textures") else "a folder of pictures"
     content = {
         "name": "storage_study",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "pictures": kind,
+        "pictures": kind_of(config.images),
         "tokens": described(data),
         "recipes": {name: getattr(config, name) for name in names},
         "coloradapt": config.coloradapt,

@@ -48,7 +48,7 @@ from trainers.storage_arms import (
 )
 from trainers.storage_report import Found, report
 from trainers.sweep import Setting, Sweep, SweepConfig, open_data
-from trainers.sweep_data import TEXTURE_OVERRIDES, pictures_of
+from trainers.sweep_data import options_of, overrides_of, pictures_of
 from trainers.sweep_report import storage_bytes
 from trainers.tokenadapt_report import check_belongs
 
@@ -72,8 +72,12 @@ def study(config: StudyConfig) -> None:
 
     Raises: SeitError, StoppedError.
     """
-    if config.images == "textures":
-        config = replace(config, overrides={**TEXTURE_OVERRIDES, **config.overrides})
+    own = options_of(config.images).get("tokenizer", ())
+    config = replace(
+        config,
+        overrides={**overrides_of(config.images), **config.overrides},
+        tokenizer_options=f"{shlex.join(own)} {config.tokenizer_options}".strip(),
+    )
     _check(config)
     place = place_of(config, pictures_of(config.images, config.out.resolve()))
     made_from = fingerprint(Path(place.images))  # bad pictures are said before a cluster starts

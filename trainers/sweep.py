@@ -12,7 +12,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,7 +46,8 @@ class SweepConfig:
     """Folder of the sweep: its runs, its points, and the table and picture of the result."""
     pictures: str = ""
     """Make the tokens here first: "digits" (scikit-learn's), "textures" (crops of scikit-image's
-    photographs), or a folder of class/picture files. Empty takes data.root and what follows."""
+    photographs), "shapes" (drawn outlines), or a folder of class/picture files. Empty takes
+    data.root and what follows."""
     root: str = ""
     """Folder that holds datasets: a path or a URL."""
     dataset: str = ""
@@ -160,7 +161,7 @@ def open_data(root: str, dataset: str, version: int | None, tokenadapt: str) -> 
 class Sweep:
     """The points of a sweep, computed one after another in the folder `config.out`."""
 
-    def __init__(self, config: SweepConfig, data: Data, overrides: dict[str, float]) -> None:
+    def __init__(self, config: SweepConfig, data: Data, overrides: Mapping[str, float]) -> None:
         """overrides: numbers of the classifiers' augmentation that the kind of pictures asks for;
         the config's own win."""
         self._config, self.data = config, data

@@ -7,13 +7,13 @@ are validated on was seen in training.
 from __future__ import annotations
 
 import importlib.util
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
+from services.pictures import put_picture
 from services.plan.draws import Draws, hash_key
 
 PHOTOGRAPHS = (
@@ -80,13 +80,6 @@ def _crops(
     draws = Draws(hash_key("textures", place.name, seed), left, np.arange(count))
     x = left + draws.integers("x", across)[:, 0]
     y = draws.integers("y", down)[:, 0]
-    place.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         box = (x[number], y[number], x[number] + side, y[number] + side)
-        encoded = io.BytesIO()
-        photograph.crop(box).save(encoded, "PNG")
-        path = place / f"{number:04d}.png"
-        if not (path.is_file() and path.read_bytes() == encoded.getvalue()):
-            part_file = path.with_suffix(".part")
-            part_file.write_bytes(encoded.getvalue())
-            part_file.replace(path)
+        put_picture(place / f"{number:04d}.png", photograph.crop(box))

@@ -38,7 +38,7 @@ from trainers.program import RESUMES, program
 from trainers.recipes.tokenadapt import RECIPES
 from trainers.reports import as_text, machine
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described, open_data
-from trainers.sweep_data import pictures_of, prepare
+from trainers.sweep_data import kind_of, pictures_of, prepare
 from trainers.sweep_main import hush_runs
 from trainers.sweep_report import Estimate, estimate
 from trainers.tokenadapt_compare import METHODS, OPERATIONS
@@ -59,7 +59,8 @@ class EfficiencyConfig:
     out: Path
     """Folder for runs, notes of jobs, table and picture. Shared, where jobs run elsewhere."""
     images: str = "digits"
-    """Folder of class/picture files, or "digits" or "textures", which are made here first."""
+    """Folder of class/picture files, or "digits", "textures" or "shapes", which are made here
+    first."""
     tokenizer: str = ""
     """Tokenizer (.safetensors) of the dataset below; empty makes small tokens of the pictures
     here first."""
@@ -279,12 +280,11 @@ def _write(study: _Study, lines: Sequence[Line], naive: Mapping[str, float]) -> 
     """Every point; no path of this machine in it."""
     config = study.config
     names = ("recipe", "options", "scratch", "classify_options", "coloradapt", "seeds")
-    kind = config.images if config.images in ("digits", "textures") else "a folder of pictures"
     content = {
         "name": "tokenadapt_efficiency",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "pictures": kind,
+        "pictures": kind_of(config.images),
         "tokens": described(study.data),
         "recipes": {name: getattr(config, name) for name in names},
         "agreement_naive": naive,

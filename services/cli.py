@@ -204,6 +204,8 @@ _ABOUT = """Token datasets for vision training: make, look at, check and serve t
 
 Exit code 0: done; 1: a verification failed; 2: bad input or storage; 130: interrupted."""
 
+_STYLE = (tyro.conf.FlagCreatePairsOff,)  # no --no-no-ray
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `seit`; ends the process with the exit code of the command."""
@@ -226,7 +228,7 @@ def _run(args: list[str]) -> int:
     handler = _PASSED_ON.get(args[0]) if args else None
     if handler is not None:
         return handler(args[1:])
-    command: Any = tyro.cli(Command, args=args, prog="seit", description=_ABOUT)
+    command: Any = tyro.cli(Command, args=args, prog="seit", description=_ABOUT, config=_STYLE)
     code: int = command.run(Console())
     return code
 
@@ -235,7 +237,7 @@ def _ingest(args: list[str]) -> int:
     """The options are the job's own dataclass, whose module brings Ray and torch."""
     from services.stream.ingest import IngestConfig, ingest
 
-    config = tyro.cli(IngestConfig, args=args, prog="seit ingest")
+    config = tyro.cli(IngestConfig, args=args, prog="seit ingest", config=_STYLE)
     with progress_bar(TextColumn("{task.fields[amount]}")) as progress:
         task = progress.add_task("pictures", total=None, amount="")
 
@@ -262,7 +264,7 @@ def _ingest(args: list[str]) -> int:
 def _stream(args: list[str]) -> int:
     from services.stream.probe import ProbeConfig, probe
 
-    config = tyro.cli(ProbeConfig, args=args, prog="seit stream")
+    config = tyro.cli(ProbeConfig, args=args, prog="seit stream", config=_STYLE)
     with progress_bar(TextColumn("{task.fields[rate]:,.0f} rows/s")) as progress:
         task = progress.add_task("rows", total=None, rate=0.0)
         report = probe(config, lambda rows, rate: progress.update(task, completed=rows, rate=rate))

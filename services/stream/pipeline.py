@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, ExecutionResources
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
@@ -145,15 +144,12 @@ def build(
     fetched: ray.data.Dataset = ray.data.read_datasource(
         source,
         override_num_blocks=source.tasks,
-        concurrency=pool.fetchers,
+        concurrency=min(pool.fetchers, source.tasks),  # Ray warns of more than there are
         num_cpus=0,  # see Pool.fetchers
         # Beside their consumer as long as there is room: nodes that all read the same shards would
         # each keep them in a cache of their own, and fetch them from storage once each.
-        ray_remote_args={
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
-            )
-        },
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        fallback_strategy=[{"label_selector": {}}],
     )
     augmented_bytes = _augmented_bytes(request, source.share_rows)
     fetched.context.target_max_block_size = block_bytes(source.share_bytes, augmented_bytes)

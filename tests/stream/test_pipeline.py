@@ -48,7 +48,9 @@ ROWS = 64  # of a share
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     # The dashboard answers who runs where; it listens on this machine alone.
-    ray.init(num_cpus=3, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    ray.init(
+        "local", num_cpus=3, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
+    )
     connect()
     yield
     ray.shutdown()

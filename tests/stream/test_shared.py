@@ -40,7 +40,9 @@ IDLE = 30.0
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     torch.set_num_threads(1)  # as an actor with less than a core does
-    ray.init(num_cpus=3, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    ray.init(
+        "local", num_cpus=3, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
+    )
     connect()
     yield
     ray.shutdown()

@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
-from services.stream.fetch import opened, share_rows
+from services.stream.fetch import make_ready, opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import StreamRequest
 from services.stream.steps import StepsDatasource, blank_share
@@ -89,6 +89,10 @@ def tables(
     Raises: CapacityError; what fetching and augmenting raise.
     """
     rows = share_rows(request.fetched, world)
+    # Ray lays its tasks down before it starts processes for the first ones: these start beside it.
+    ready = ray.remote(num_cpus=0, max_retries=0, **_near_here())(make_ready)
+    for _ in range(pool.fetchers):
+        ready.remote(request.fetched)
     for part, task_steps in executions(rows, steps.start, steps.stop):
         sides = [(pool, part)] if request.only_cuts else pool.sides(part)
         datasets = [build(request, rank, world, own, task_steps, side) for side, own in sides]
@@ -146,10 +150,7 @@ def build(
         override_num_blocks=source.tasks,
         concurrency=min(pool.fetchers, source.tasks),  # Ray warns of more than there are
         num_cpus=0,  # see Pool.fetchers
-        # Beside their consumer as long as there is room: nodes that all read the same shards would
-        # each keep them in a cache of their own, and fetch them from storage once each.
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-        fallback_strategy=[{"label_selector": {}}],
+        **_near_here(),
     )
     augmented_bytes = _augmented_bytes(request, source.share_rows)
     fetched.context.target_max_block_size = block_bytes(source.share_bytes, augmented_bytes)
@@ -171,6 +172,14 @@ def build(
         num_gpus=pool.gpus or None,
         udf_modifying_row_count=False,
     )
+
+
+def _near_here() -> dict[str, Any]:
+    """Ray's options for tasks beside their consumer as long as there is room: nodes that all read
+    the same shards would each keep them in a cache of their own, and fetch them from storage once
+    each."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
 
 def reserve(

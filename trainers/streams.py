@@ -14,6 +14,7 @@ from services.augment.recipe import RECIPES, RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.cursor import DATASET_VERSION
 from services.settings import load_settings, quantity
+from services.shards.labels import counts_of
 from services.shards.manifest import load_manifest
 from services.shards.reader import find_split
 from services.shards.store import Store, open_store
@@ -83,8 +84,8 @@ def refuse_unlabelled(run: TokenRun) -> None:
     trained += [(name, int(at) if at else None, data.train_split) for name, at in data.mixed]
     for dataset, version, name in (*trained, validated):
         split = find_split(load_manifest(root, dataset, version).manifest, name)
-        counts = [shard.labels for shard in split.shards if shard.labels is not None]
-        missing = sum(dict(zip(c.labels, c.rows, strict=True)).get(UNLABELLED, 0) for c in counts)
+        counts = [counts_of(shard) for shard in split.shards]
+        missing = sum(int(rows[labels == UNLABELLED].sum()) for labels, rows in counts)
         if missing:
             rows = sum(shard.rows for shard in split.shards)
             raise InvalidInputError(

@@ -21,7 +21,7 @@ import numpy as np
 
 from services.errors import InvalidInputError
 from services.plan.draws import derive, hash_key, shuffle
-from services.types import UNLABELLED, IntArray
+from services.types import IntArray
 
 _MAX_SEED = 2**64 - 1
 
@@ -47,15 +47,12 @@ class Subset:
     shard_rows: (S,) int64, rows that each shard gives.
 
     labels: for each shard its classes (E_s,) and how many rows it has of each (E_s,), as the
-    manifest lists them; None where it does not, and then rows are taken without regard to class.
+    manifest counts them.
     rows: (S,) of each shard. Raises InvalidInputError for more rows than the split has.
     """
 
     def __init__(
-        self,
-        spec: SubsetSpec,
-        rows: IntArray,
-        labels: Sequence[tuple[IntArray, IntArray]] | None = None,
+        self, spec: SubsetSpec, rows: IntArray, labels: Sequence[tuple[IntArray, IntArray]]
     ) -> None:
         total = int(rows.sum())
         if spec.rows > total:
@@ -63,10 +60,7 @@ class Subset:
                 f"a subset of {spec.rows} rows was asked of a split that has {total}: valid are 1"
                 f" to {total}; ask for fewer, or leave the option out to read all of it"
             )
-        self._seed, self._by_class = spec.seed, labels is not None
-        shards = len(rows)
-        if labels is None:
-            labels = [(np.array([UNLABELLED]), rows[[s]]) for s in range(shards)]
+        self._seed, shards = spec.seed, len(rows)
         shard = np.repeat(np.arange(shards), [len(found) for found, _ in labels])  # (E,)
         label = np.concatenate([found for found, _ in labels])  # (E,)
         count = np.concatenate([each for _, each in labels])  # (E,)
@@ -97,8 +91,6 @@ class Subset:
         """
         own = slice(self._begin[shard], self._begin[shard + 1])
         wanted, given = self._label[own], self._given[own]  # rising, as classes are
-        if not self._by_class:
-            labels = np.full(len(labels), UNLABELLED, np.int64)
         key = derive(hash_key("subset rows", self._seed, shard), np.arange(len(labels)))
         order = np.lexsort((key, labels))  # (N,) classes one after another, rows by key
         of_class = labels[order]

@@ -13,6 +13,7 @@ from itertools import accumulate, zip_longest
 
 import xxhash
 
+from services.shards.labels import counts_of
 from services.wire.seit import v1 as wire
 
 
@@ -202,8 +203,8 @@ def _sum(digests: Iterable[str], known: dict[str, wire.Shard]) -> ShardsDiff:
 def _labels(split: wire.Split) -> Counter[int]:
     counts: Counter[int] = Counter()
     for shard in split.shards:
-        if shard.labels is not None:
-            counts.update(dict(zip(shard.labels.labels, shard.labels.rows, strict=True)))
+        labels, rows = counts_of(shard)
+        counts.update(dict(zip(labels.tolist(), rows.tolist(), strict=True)))
     return counts
 
 

@@ -32,7 +32,7 @@ from services.shards.checked import NamedFile, read_checked
 from services.shards.coefficient_stats import add_stats
 from services.shards.grid_hashes import PICTURES, join_hashes
 from services.shards.store import Store
-from services.shards.validate import MANIFEST_FORMAT, check_manifest, check_name
+from services.shards.validate import MANIFEST_FORMATS, check_manifest, check_name, format_of
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
@@ -92,10 +92,11 @@ def _stated_format(data: bytes) -> object:
 
 
 def _check_format(found: object) -> None:
-    if type(found) is not int or found != MANIFEST_FORMAT:
-        newer = isinstance(found, int) and found > MANIFEST_FORMAT
+    if type(found) is not int or found not in MANIFEST_FORMATS:
+        newer = isinstance(found, int) and found > max(MANIFEST_FORMATS)
         raise FormatError(
-            f"manifest: found format {found!r}, this program reads {MANIFEST_FORMAT}: "
+            f"manifest: found format {found!r}, this program reads "
+            f"{' and '.join(map(str, MANIFEST_FORMATS))}: "
             f"{'upgrade seitpp' if newer else 'the file is damaged or not a manifest'}"
         )
 
@@ -217,7 +218,7 @@ def _next(
         manifest = rebase(newest)
     return replace(
         manifest,
-        format=MANIFEST_FORMAT,
+        format=format_of(manifest),
         version=newest.manifest.version + 1 if newest else 1,
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         writer=manifest.writer or _writer(),

@@ -6,13 +6,18 @@ import re
 from dataclasses import replace
 from datetime import datetime
 
+import numpy as np
+
 from services.errors import FormatError, InvalidInputError
 from services.shards.grid_hashes import KIND, PICTURES, known_hashes
+from services.shards.labels import counts_of
 from services.shards.store import check_path
 from services.types import MAX_CODES, MAX_GRID, UNLABELLED
 from services.wire.seit import v1 as wire
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMATS = (1, 2)
+"""That this program reads; it writes the first one that can say what a manifest has to."""
+
 MAX_PIXELS = 65_536  # a side of an image; 0 stands for "not known"
 MAX_CHANNELS = 65_536
 MAX_SHARD_ROWS = 1 << 31
@@ -56,6 +61,11 @@ def check_manifest(manifest: wire.Manifest) -> None:
     Checked are the ranges of all sizes, that no path leaves the dataset's folder, and that rows,
     label counts and code counts add up. What the files themselves hold is not looked at.
     """
+    if manifest.format < format_of(manifest):
+        raise FormatError(
+            f"manifest: format {manifest.format} has no packed label counts, but they stand in it:"
+            " the manifest is damaged"
+        )
     _named(manifest.dataset, "dataset")
     _within("version", manifest.version, 1, 10**8 - 1)
     try:
@@ -126,18 +136,21 @@ def _shard(shard: wire.Shard, classes: int) -> None:
     _within(f"{what}: rows", shard.rows, 1, MAX_SHARD_ROWS)
     if shard.labels is None:
         raise FormatError(f"manifest: {what}: no label counts")
-    labels, rows = shard.labels.labels, shard.labels.rows
-    if len(labels) != len(rows) or len(set(labels)) != len(labels):
+    labels, rows = counts_of(shard)
+    rising = bool((np.diff(labels) > 0).all())
+    different = len(labels) if rising else len(np.unique(labels))
+    if len(labels) != len(rows) or different != len(labels):
         raise FormatError(
-            f"manifest: {what}: {len(labels)} labels ({len(set(labels))} different) with "
+            f"manifest: {what}: {len(labels)} labels ({different} different) with "
             f"{len(rows)} counts; each label has one count"
         )
-    if labels:
-        _within(f"{what}: label", min(labels), UNLABELLED, (classes or 1 << 31) - 1)
-        _within(f"{what}: label", max(labels), UNLABELLED, (classes or 1 << 31) - 1)
-    if sum(rows) != shard.rows:
+    if len(labels):
+        _within(f"{what}: label", int(labels.min()), UNLABELLED, (classes or 1 << 31) - 1)
+        _within(f"{what}: label", int(labels.max()), UNLABELLED, (classes or 1 << 31) - 1)
+        _within(f"{what}: rows of a label", int(rows.max()), 0, shard.rows)
+    if rows.sum() != shard.rows:
         raise FormatError(
-            f"manifest: {what}: label counts add up to {sum(rows)}, rows are {shard.rows}"
+            f"manifest: {what}: label counts add up to {rows.sum()}, rows are {shard.rows}"
         )
 
 
@@ -166,6 +179,12 @@ def _duplicates(split: wire.Split) -> None:
                 f"manifest: {what}: {found} duplicates with {len(files)} files of hashes for "
                 f"{rows} rows; it has both, or neither where it is not known"
             )
+
+
+def format_of(manifest: wire.Manifest) -> int:
+    """The first format that can say what the manifest says."""
+    shards = (shard for split in manifest.splits for shard in split.shards)
+    return 2 if any(shard.labels and shard.labels.packed for shard in shards) else 1
 
 
 def _columns(shard: wire.Shard, types: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from services.shards.grid_hashes import (
     read_hashes,
     split_hashes,
 )
+from services.shards.labels import counts_of
 from services.shards.manifest import every_file, load_manifest, read_asset
 from services.shards.store import Store
 from services.shards.threads import in_order
@@ -145,10 +146,11 @@ def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: 
     rows = layout.read_rows(
         read_checked(folder, shard), spec, shard.rows, name, digest_checked=True
     )
-    said = shard.labels or wire.LabelCounts()
+    said_labels, said_rows = counts_of(shard)
     labels, counts = np.unique(rows.labels, return_counts=True)
-    if dict(zip(said.labels, said.rows, strict=True)) != dict(
-        zip(labels.tolist(), counts.tolist(), strict=True)
+    order = np.argsort(said_labels)
+    if not (
+        np.array_equal(said_labels[order], labels) and np.array_equal(said_rows[order], counts)
     ):
         raise IntegrityError(f"{name}: its labels are not those that the manifest counts")
     if int(rows.source_bytes.sum()) != shard.source_bytes:

@@ -23,6 +23,7 @@ from services.shards.grid_hashes import (
     hash_grids,
     put_hashes,
 )
+from services.shards.labels import pack_counts
 from services.shards.store import Store
 from services.shards.validate import check_name, check_spec
 from services.types import IntArray, TokenRows
@@ -83,7 +84,7 @@ def write_shard(
         bytes=len(data),
         xxh3=digest,
         source_bytes=int(rows.source_bytes.sum()),
-        labels=wire.LabelCounts(labels=labels.tolist(), rows=counts.tolist()),
+        labels=pack_counts(labels, counts),
     )
     return ShardResult(shard, codec.count_codes(rows.ids, spec.codes), hash_grids(rows.ids))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ import pydantic
 from numpy.typing import NDArray
 
 from services.errors import FormatError, NotFoundError
+from services.shards.labels import counts_of
 from services.shards.manifest import LoadedManifest, every_file, load_manifest
 from services.shards.store import Store
 from services.stats.report import storage_report, summarize
@@ -137,16 +137,22 @@ def facts_of(loaded: LoadedManifest) -> Facts:
 
 
 def _columns(shards: Sequence[wire.Shard]) -> Shards:
-    held = [shard.labels or wire.LabelCounts() for shard in shards]
-    lengths = [len(one.labels) for one in held]
+    held = [counts_of(shard) for shard in shards]
+    lengths = [len(labels) for labels, _ in held]
     texts = [_SHARD.dump_json(shard) for shard in shards]
     return Shards(
         paths=[shard.path for shard in shards],
         rows=np.array([shard.rows for shard in shards], np.int64),
         sizes=np.array([shard.bytes for shard in shards], np.int64),
         starts=np.cumsum([0, *lengths], dtype=np.int64),
-        labels=np.fromiter(chain.from_iterable(one.labels for one in held), np.int32),
-        counts=np.fromiter(chain.from_iterable(one.rows for one in held), np.uint32),
+        labels=np.concatenate(
+            [np.empty(0, np.int32), *(labels for labels, _ in held)],
+            dtype=np.int32,
+            casting="same_kind",
+        ),
+        counts=np.concatenate(
+            [np.empty(0, np.uint32), *(rows for _, rows in held)], dtype=np.uint32, casting="unsafe"
+        ),
         columns={
             at: frozenset(one.name for one in shard.columns)
             for at, shard in enumerate(shards)

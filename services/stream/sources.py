@@ -21,6 +21,7 @@ from services.plan.sequential import SequentialPlan
 from services.plan.subset import Subset
 from services.shards.cache import ShardCache
 from services.shards.coefficients import CoefficientArray
+from services.shards.labels import counts_of
 from services.shards.manifest import load_manifest
 from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
@@ -135,7 +136,7 @@ class Sources:
         return [
             f"{reader.source.dataset}/{reader.split.name}"
             for reader in self._readers
-            if any(s.labels and UNLABELLED in s.labels.labels for s in reader.split.shards)
+            if any(UNLABELLED in counts_of(shard)[0] for shard in reader.split.shards)
         ]
 
     @property
@@ -286,10 +287,7 @@ class Sources:
 def _subset_of(reader: DatasetReader, source: SourceRequest) -> Subset | None:
     if source.subset is None:
         return None
-    listed = [shard.labels for shard in reader.split.shards]
-    if not all(listed):
-        return Subset(source.subset, reader.shard_rows)
-    labels = [(np.array(e.labels, np.int64), np.array(e.rows, np.int64)) for e in listed if e]
+    labels = [counts_of(shard) for shard in reader.split.shards]
     return Subset(source.subset, reader.shard_rows, labels)
 
 

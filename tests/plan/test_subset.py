@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.errors import InvalidInputError
 from services.plan.subset import Subset, SubsetSpec, quotas
-from services.types import IntArray
+from services.types import UNLABELLED, IntArray
 
 Shards = list[IntArray]  # labels of each shard's rows
 
@@ -99,15 +99,14 @@ def test_few_shards_hold_a_small_subset_where_classes_are_spread() -> None:
     assert np.count_nonzero(subset.shard_rows) == 5
 
 
-def test_rows_without_counts_are_taken_without_regard_to_class() -> None:
-    sizes = np.array([30, 0, 12])
-    subset = Subset(SubsetSpec(33, 5), sizes)
+def test_rows_without_labels_are_one_class() -> None:
+    shards = [np.full(size, UNLABELLED) for size in (30, 0, 12)]
+    subset = subset_of(shards, 33, seed=5)
     assert subset.shard_rows.sum() == 33
-    labels = [np.random.default_rng(s).integers(0, 4, size) for s, size in enumerate(sizes)]
-    assert len(chosen(labels, subset)) == 33
+    assert len(chosen(shards, subset)) == 33
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(0, 0), (-3, 0), (5, -1), (5, 2**64), (43, 0)])
 def test_what_is_no_subset_is_refused(rows: int, seed: int) -> None:
     with pytest.raises(InvalidInputError, match="a subset of"):
-        Subset(SubsetSpec(rows, seed), np.array([30, 12]))
+        subset_of([np.zeros(30, int), np.zeros(12, int)], rows, seed)

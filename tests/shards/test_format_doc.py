@@ -175,7 +175,7 @@ def test_duplicates_are_counted_as_the_page_says(root: Store) -> None:
 
 
 def test_the_page_refuses_a_newer_format(root: Store, read_split: Reader) -> None:
-    root.write("ds/versions/00000001.json", b'{"format": 2}')
+    root.write("ds/versions/00000001.json", b'{"format": 3}')
     folder = root.local_path("ds")
     assert folder is not None
     with pytest.raises(AssertionError, match="newer"):

@@ -252,10 +252,10 @@ def test_manifest_survives_the_way_through_json() -> None:
     assert parse_manifest(dump_manifest(small_manifest())) == small_manifest()
 
 
-@pytest.mark.parametrize("found", [2, 0, None, "1", 1.0, True, [1]])
+@pytest.mark.parametrize("found", [3, 0, None, "1", 1.0, True, [1]])
 def test_format_is_looked_at_first(found: object) -> None:
     data = json.dumps({"format": found, "splits": "of another time"}).encode()
-    with pytest.raises(FormatError, match=r"found format .* this program reads 1"):
+    with pytest.raises(FormatError, match=r"found format .* this program reads 1 and 2"):
         parse_manifest(data)
 
 

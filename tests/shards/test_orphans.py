@@ -65,7 +65,7 @@ def test_a_dataset_that_was_never_committed_is_all_left_behind(tmp_path: Path) -
 
 
 def test_nothing_is_collected_next_to_a_version_that_cannot_be_read(root: Store) -> None:
-    root.write("digits/versions/00000002.json", b'{"format": 2}')
+    root.write("digits/versions/00000002.json", b'{"format": 3}')
     with pytest.raises(FormatError, match="upgrade"):
         found(root)
 

@@ -169,8 +169,8 @@ def test_a_wrong_request_is_a_problem(
 
 def test_a_damaged_manifest_is_told(client: TestClient, root: Store) -> None:
     write_dataset(root)
-    root.write("digits/versions/00000001.json", b'{"format": 2}')
-    assert "found format 2" in problem_of(client, "/v1/datasets/digits", 409).detail
+    root.write("digits/versions/00000001.json", b'{"format": 3}')
+    assert "found format 3" in problem_of(client, "/v1/datasets/digits", 409).detail
 
 
 def test_writing_is_refused(client: TestClient) -> None:

@@ -159,11 +159,11 @@ def test_versions_come_newest_first(root: Store) -> None:
 def test_a_damaged_manifest_hides_no_other(root: Store, caplog: pytest.LogCaptureFixture) -> None:
     write_dataset(root, "good")
     write_dataset(root, "bad")
-    root.write("bad/versions/00000001.json", b'{"format": 2}')
+    root.write("bad/versions/00000001.json", b'{"format": 3}')
     catalog = catalog_of(root)
     with caplog.at_level(logging.WARNING):
         assert [one.name for one in catalog.dataset_page("", 10).datasets] == ["good"]
-    assert "found format 2" in caplog.text
+    assert "found format 3" in caplog.text
     with pytest.raises(FormatError, match="upgrade"):
         catalog.facts("bad")
 

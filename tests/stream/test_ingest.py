@@ -132,8 +132,8 @@ def test_an_empty_class_a_bad_name_and_a_newer_manifest_are_refused(
     (folder / "class9").rmdir()
     versions = tmp_path / "data" / "set" / "versions"
     versions.mkdir(parents=True)
-    (versions / "00000001.json").write_text('{"format": 2}')
-    with pytest.raises(FormatError, match="found format 2, this program reads 1: upgrade"):
+    (versions / "00000001.json").write_text('{"format": 3}')
+    with pytest.raises(FormatError, match="found format 3, this program reads 1 and 2: upgrade"):
         ingest(config(tmp_path, tokenizer, mode="replace"))
 
 

@@ -866,7 +866,8 @@ default_message_pool.register_message("seit.v1", "JobList", JobList)
 @dataclass(eq=False, repr=False, config={"extra": "forbid"})
 class LabelCounts(betterproto2.Message):
     """
-    Rows of each label, as two columns of one length. Label -1 stands for "no label".
+    Rows of each label. Label -1 stands for "no label". Two columns of one length where the labels
+    are few; where they are many, these are empty and `packed` holds both (docs/format.md).
     """
 
     labels: "list[typing.Annotated[int, pydantic.Field(ge=-2**31, le=2**31 - 1)]]" = (
@@ -876,6 +877,13 @@ class LabelCounts(betterproto2.Message):
     rows: "list[typing.Annotated[int, pydantic.Field(ge=0, le=2**64 - 1)]]" = betterproto2.field(
         2, betterproto2.TYPE_UINT64, repeated=True
     )
+
+    packed: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING
+    )
+    """
+    since format 2
+    """
 
 
 default_message_pool.register_message("seit.v1", "LabelCounts", LabelCounts)

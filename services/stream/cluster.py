@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +16,19 @@ from services.errors import NotFoundError
 
 logger = logging.getLogger(__name__)
 
+_ANSWERS_SECONDS = 5.0  # that a head has to take a connection; Ray itself would ask for minutes
+
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS or a job names, else the one running here, or start one.
 
     Does nothing when this process has joined already.
+
+    Raises: NotFoundError where nothing answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         return
-    ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    ray.init(_address(), log_to_driver=True, logging_level=logging.WARNING)
     hush()
     logger.info(
         "joined Ray at %s: %g CPUs, %g GPUs",
@@ -30,6 +36,40 @@ def connect() -> None:
         capacity("CPU"),
         capacity("GPU"),
     )
+
+
+def _address() -> str | None:
+    """What `ray.init` is told: None lets it look for itself."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named:
+        if not _may_answer(named):
+            raise NotFoundError(
+                f"no Ray answers at {named!r}, which RAY_ADDRESS names, within"
+                f" {_ANSWERS_SECONDS:g} s: the program would wait for it without end; start the"
+                " cluster, correct the address, or unset RAY_ADDRESS to compute on this machine"
+            )
+        return None
+    left = ray._private.utils.read_ray_address()  # where Ray notes what ran here
+    if left and not _may_answer(left):
+        logger.warning(
+            "the Ray that ran here at %s was killed: this program starts one of its own (`ray stop`"
+            " clears the old one's traces)",
+            left,
+        )
+        return "local"
+    return None
+
+
+def _may_answer(address: str) -> bool:
+    """False where nothing listens at HOST:PORT; what is no such address is Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def hush() -> None:
@@ -126,7 +166,7 @@ def dashboard() -> str:
 def local_cluster() -> Iterator[str]:
     """Address of a cluster for programs started by this one: the one connected to, or a new one.
 
-    One that was started here ends with the context.
+    One that was started here ends with the context. Raises: NotFoundError, as `connect`.
     """
     connect()
     try:

@@ -1,4 +1,4 @@
-"""Small pictures whose class is an outline: any colour, any place, turned and mirrored at will.
+"""Small pictures whose class is an outline: any tint, any place, turned and mirrored at will.
 
 Nothing that the paper's augmentations change says what class a picture is of, as with most
 photographs of things, and unlike digits (which a mirror changes) and textures (which colours tell

@@ -137,7 +137,7 @@ def _write(config: StudyConfig, data: Data, lines: Sequence[_Line]) -> Path:
         "name": "storage_study",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "pictures": kind_of(config.images),
+        "pictures": kind_of(config.images).title,
         "tokens": described(data),
         "recipes": {name: getattr(config, name) for name in names},
         "coloradapt": config.coloradapt,

@@ -48,7 +48,7 @@ from trainers.storage_arms import (
 )
 from trainers.storage_report import Found, report
 from trainers.sweep import Setting, Sweep, SweepConfig, open_data
-from trainers.sweep_data import options_of, overrides_of, pictures_of
+from trainers.sweep_data import kind_of, pictures_of
 from trainers.sweep_report import storage_bytes
 from trainers.tokenadapt_report import check_belongs
 
@@ -72,11 +72,11 @@ def study(config: StudyConfig) -> None:
 
     Raises: SeitError, StoppedError.
     """
-    own = options_of(config.images).get("tokenizer", ())
+    kind = kind_of(config.images)
     config = replace(
         config,
-        overrides={**overrides_of(config.images), **config.overrides},
-        tokenizer_options=f"{shlex.join(own)} {config.tokenizer_options}".strip(),
+        overrides={**kind.overrides, **config.overrides},
+        tokenizer_options=f"{shlex.join(kind.tokenizer)} {config.tokenizer_options}".strip(),
     )
     _check(config)
     place = place_of(config, pictures_of(config.images, config.out.resolve()))

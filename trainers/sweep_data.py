@@ -24,57 +24,42 @@ _NO_SIGNS = {
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """Pictures that are made here.
+class Kind:
+    """Pictures that an option of a sweep or study names.
 
-    write: into a folder, which it returns. overrides: numbers of the augmentation of token
-    classifiers. options: of the programs that make tokens, by the step's name.
+    title: for reports, which name no place. write: into a folder, which it returns. overrides:
+    numbers of the augmentation of token classifiers that they ask for. tokenizer: options of its
+    training.
     """
 
+    title: str
     write: Callable[[Path], Path]
     overrides: Mapping[str, float] = field(default_factory=dict)
-    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tokenizer: Sequence[str] = ()
 
 
-_KINDS = {
-    "digits": _Kind(write_digits),
-    "textures": _Kind(write_textures, _NO_SIGNS),
+_MADE_HERE = (
+    Kind("digits", write_digits),
+    Kind("textures", write_textures, _NO_SIGNS),
     # Outlines of any tint take more codes than digits to be told apart.
-    "shapes": _Kind(
+    Kind(
+        "shapes",
         write_shapes,
         _NO_SIGNS,
-        {
-            "tokenizer": (
-                "--model.codes",
-                "256",
-                "--loop.epochs",
-                "24",
-                "--loop.validate-every",
-                "8",
-            )
-        },
+        ["--model.codes", "256", "--loop.epochs", "24", "--loop.validate-every", "8"],
     ),
-}
+)
 
 
-def kind_of(name: str) -> str:
-    """What a report says of the pictures that an option names: no report names a place."""
-    return name if name in _KINDS else "a folder of pictures"
-
-
-def overrides_of(name: str) -> Mapping[str, float]:
-    """Numbers of the augmentation of token classifiers that the kind of pictures asks for."""
-    return _KINDS[name].overrides if name in _KINDS else {}
-
-
-def options_of(name: str) -> Mapping[str, Sequence[str]]:
-    """Options that they ask for of the programs that make tokens, by the step's name."""
-    return _KINDS[name].options if name in _KINDS else {}
+def kind_of(name: str) -> Kind:
+    """The kind that is made here under that name, or else the folder of that name as it stands."""
+    made = {kind.title: kind for kind in _MADE_HERE}
+    return made.get(name) or Kind("a folder of pictures", lambda _: Path(name).resolve())
 
 
 def pictures_of(name: str, out: Path) -> Path:
-    """The folder that a sweep's option names; "digits" and its like are written below `out`."""
-    return _KINDS[name].write(out / "pictures") if name in _KINDS else Path(name).resolve()
+    """The folder of the pictures that an option names; what is made here lies below `out`."""
+    return kind_of(name).write(out / "pictures")
 
 
 def prepare(config: SweepConfig) -> tuple[Data, Mapping[str, float]]:
@@ -90,9 +75,11 @@ def prepare(config: SweepConfig) -> tuple[Data, Mapping[str, float]]:
     out = config.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     images = pictures_of(config.pictures, out)
-    options = options_of(config.pictures)
+    kind = kind_of(config.pictures)
     steps = [
-        replace(step, command=[*step.command, *options.get(step.name, ())])
+        replace(step, command=[*step.command, *kind.tokenizer])
+        if step.name == "tokenizer"
+        else step
         for step in chain(DemoConfig(out=out), images, out)
         if step.name in _PREPARED
     ]
@@ -103,4 +90,4 @@ def prepare(config: SweepConfig) -> tuple[Data, Mapping[str, float]]:
             " said above); the same command goes on from there"
         )
     adapt = out / "tokenadapt" / "tokenadapt.safetensors"
-    return open_data(str(out / "data"), DATASET, None, str(adapt)), overrides_of(config.pictures)
+    return open_data(str(out / "data"), DATASET, None, str(adapt)), kind.overrides

@@ -284,7 +284,7 @@ def _write(study: _Study, lines: Sequence[Line], naive: Mapping[str, float]) -> 
         "name": "tokenadapt_efficiency",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "pictures": kind_of(config.images),
+        "pictures": kind_of(config.images).title,
         "tokens": described(study.data),
         "recipes": {name: getattr(config, name) for name in names},
         "agreement_naive": naive,

@@ -138,21 +138,15 @@ def facts_of(loaded: LoadedManifest) -> Facts:
 
 def _columns(shards: Sequence[wire.Shard]) -> Shards:
     held = [counts_of(shard) for shard in shards]
-    lengths = [len(labels) for labels, _ in held]
+    lengths, none = [len(labels) for labels, _ in held], np.empty(0, np.int64)
     texts = [_SHARD.dump_json(shard) for shard in shards]
     return Shards(
         paths=[shard.path for shard in shards],
         rows=np.array([shard.rows for shard in shards], np.int64),
         sizes=np.array([shard.bytes for shard in shards], np.int64),
         starts=np.cumsum([0, *lengths], dtype=np.int64),
-        labels=np.concatenate(
-            [np.empty(0, np.int32), *(labels for labels, _ in held)],
-            dtype=np.int32,
-            casting="same_kind",
-        ),
-        counts=np.concatenate(
-            [np.empty(0, np.uint32), *(rows for _, rows in held)], dtype=np.uint32, casting="unsafe"
-        ),
+        labels=np.concatenate([none, *(labels for labels, _ in held)]).astype(np.int32),
+        counts=np.concatenate([none, *(rows for _, rows in held)]).astype(np.uint32),
         columns={
             at: frozenset(one.name for one in shard.columns)
             for at, shard in enumerate(shards)

@@ -45,7 +45,7 @@ def _address() -> str | None:
         if not _may_answer(named):
             raise NotFoundError(
                 f"no Ray answers at {named!r}, which RAY_ADDRESS names, within"
-                f" {_ANSWERS_SECONDS:g} s: the program would wait for it without end; start the"
+                f" {_ANSWERS_SECONDS:g} s: nothing was started; start the"
                 " cluster, correct the address, or unset RAY_ADDRESS to compute on this machine"
             )
         return None

@@ -54,7 +54,8 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
         redone = False
         for step in steps:
             note = notes / f"{step.name}.json"
-            mark = {"command": list(step.command), "pictures": made_from}
+            shown = [short(word, out) for word in step.command]
+            mark = {"command": shown, "pictures": made_from}  # wherever program and folder lie
             known = json.loads(note.read_text()) if note.exists() else {}
             same = known.get("mark") == mark
             if same and not redone and known.get("seconds") is not None and _stand(step):
@@ -66,7 +67,7 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             redone = True
             note.write_text(json.dumps({"mark": mark, "seconds": None}))
             logger.info("[%s] %s", step.name, step.about)
-            logger.info("  $ %s", " ".join(short(word, out) for word in step.command))
+            logger.info("  $ %s", " ".join(shown))
             if not environment:
                 address = stack.enter_context(local_cluster())
                 environment = {**os.environ, "RAY_ADDRESS": address}

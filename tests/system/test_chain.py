@@ -42,12 +42,14 @@ def _runs(out: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_size for path in out.glob("*/runs")}
 
 
-def test_a_chain_goes_on_where_it_failed_and_ends_without_a_cluster(
+def test_a_chain_goes_on_where_it_failed_and_needs_no_cluster_at_its_end_nor_its_old_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEIT_CACHE_DIR", "")  # the chain sets it
-    out, later = tmp_path / "out", tmp_path / "later"
-    steps = _steps(out, {"first": tmp_path, "second": later, "third": tmp_path})
+    place = tmp_path / "here"
+    out, later = place / "out", place / "later"
+    out.mkdir(parents=True)
+    steps = _steps(out, {"first": out, "second": later, "third": out})
     assert run_steps(steps, out, "pictures")[0] == 3
     assert _runs(out) == {"first": 1, "second": 1}
 
@@ -60,5 +62,11 @@ def test_a_chain_goes_on_where_it_failed_and_ends_without_a_cluster(
         raise AssertionError("a cluster was started, and there is nothing to do")
 
     monkeypatch.setattr(ray, "init", no_cluster)
+    assert run_steps(steps, out, "pictures") == (0, seconds)
+    assert _runs(out) == {"first": 1, "second": 2, "third": 1}
+
+    place = place.rename(tmp_path / "there")
+    out = place / "out"
+    steps = _steps(out, {"first": out, "second": place / "later", "third": out})
     assert run_steps(steps, out, "pictures") == (0, seconds)
     assert _runs(out) == {"first": 1, "second": 2, "third": 1}

@@ -82,7 +82,7 @@ def segment_tiny() -> SegmentRun:
             beta2=0.999,
             clip=3.0,
         ),
-        loop=LoopConfig(epochs=150, precision="float32", validate_every=30, checkpoint_every=200),
+        loop=LoopConfig(epochs=300, precision="float32", validate_every=30, checkpoint_every=200),
         cluster=ClusterConfig(workers=1, cpus_per_worker=0.5, augment_cpus_per_actor=0.5),
     )
 

@@ -63,12 +63,6 @@ def opened(request: RowsRequest) -> Sources:
         return _open(request)
 
 
-def make_ready(request: RowsRequest) -> None:
-    """Have this process import and open all that `fetch_shares` needs, so that its first call of
-    many finds it done."""
-    opened(request)
-
-
 def share_rows(request: RowsRequest, world: int) -> int:
     """Rows of each rank's share of a step. InvalidInputError for a world that cannot share."""
     return len(opened(request).plan.rank_slots(0, world)) * request.order.block_rows

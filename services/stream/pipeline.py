@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
-from services.stream.fetch import make_ready, opened, share_rows
+from services.stream.fetch import opened, share_rows
 from services.stream.pool import Pool
 from services.stream.request import StreamRequest
 from services.stream.steps import StepsDatasource, blank_share
@@ -31,10 +31,10 @@ TASK_ROWS = 2048, 65_536
 """Rows that a fetch task aims at, least and most. A task costs a few milliseconds whatever it
 carries; one that is lost is done again from its start."""
 
-EXECUTION_TASKS = 1024
-"""Fetch tasks of one execution. Ray lays all of them down before the first one starts, at a
-millisecond each: a second of the wait for a first batch. A run of more than so many of the largest
-tasks (67 million rows) goes on with a new execution."""
+EXECUTION_TASKS = 256, 1024
+"""Fetch tasks that an execution aims at, and has at most. Ray lays all of them down before the
+first one starts, at more than a millisecond each, in which the first batch is waited for. A run of
+more than so many of the largest tasks (67 million rows) goes on with a new execution."""
 
 
 def block_bytes(fetched: int, augmented: int) -> int:
@@ -67,9 +67,10 @@ def _augmented_bytes(request: StreamRequest, rows: int) -> int:
 def executions(share_rows: int, start: int, stop: int) -> Iterator[tuple[range, int]]:
     """(steps of each execution, steps of each of its fetch tasks) for a run of [start, stop)."""
     least, most = (max(1, rows // share_rows) for rows in TASK_ROWS)
+    aim, limit = EXECUTION_TASKS
     while start < stop:
-        task_steps = min(most, max(least, -(-(stop - start) // EXECUTION_TASKS)))
-        end = min(stop, start + task_steps * EXECUTION_TASKS)
+        task_steps = min(most, max(least, -(-(stop - start) // aim)))
+        end = min(stop, start + task_steps * limit)
         yield range(start, end), task_steps
         start = end
 
@@ -89,10 +90,6 @@ def tables(
     Raises: CapacityError; what fetching and augmenting raise.
     """
     rows = share_rows(request.fetched, world)
-    # Ray lays its tasks down before it starts processes for the first ones: these start beside it.
-    ready = ray.remote(num_cpus=0, max_retries=0, **_near_here())(make_ready)
-    for _ in range(pool.fetchers):
-        ready.remote(request.fetched)
     for part, task_steps in executions(rows, steps.start, steps.stop):
         sides = [(pool, part)] if request.only_cuts else pool.sides(part)
         datasets = [build(request, rank, world, own, task_steps, side) for side, own in sides]

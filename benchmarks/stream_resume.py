@@ -30,6 +30,8 @@ class Options(harness.Options):
     """Environment with the peers' packages: made there if it does not stand. Default: made anew."""
     scratch: Path | None = None
     """Folder for the data, which needs 1 GB; default: a temporary one."""
+    repeats: int = 7
+    """Fresh processes of each kind (count); one in a quick run."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def add(report: harness.Report, contender: str, starts: Starts, peer: Starts | N
 def main() -> None:
     options = harness.options(__doc__, Options)
     rows = options.rows or (16_384 if options.quick else 128_000)
-    repeats = 1 if options.quick else 7
+    repeats = 1 if options.quick else options.repeats
     keys = [(OURS, 0), *((name, 0) for name in PEERS)]
     if not options.quick:
         keys += [(OURS_RAY, 2)]

@@ -26,6 +26,7 @@ from services.shards.store import absolute_url, open_store, read_url
 from services.stream.pictures import PictureSet, picture_splits
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from trainers.data_config import check_share, require
+from trainers.estimate import names_of
 from trainers.evaluate_report import (
     Condition,
     accuracy_tables,
@@ -168,7 +169,7 @@ def evaluate(config: EvaluateConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifiers = [load_classifier(absolute_url(url), device) for url in config.model]
     check_alike(classifiers)
-    names = _names(config.model)
+    names = names_of(config.model)
     if config.suite == "robustness":
         _robustness(config, classifiers, names, device)
         return
@@ -243,12 +244,6 @@ def _robustness(
         },
     }
     _finish(config, report, as_text(robustness_table(names, found, means, PAPER)), [picture])
-
-
-def _names(urls: Sequence[str]) -> list[str]:
-    """What the models are called: the last part of where they lie, numbered where it repeats."""
-    last = [Path(url.rstrip("/")).stem for url in urls]
-    return [n if last.count(n) == 1 else f"{n}-{at}" for at, n in enumerate(last, start=1)]
 
 
 def _asked(config: EvaluateConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from trainers.charts import COLOURS, save_figure
+from trainers.estimate import Estimate, by_seed, estimate
 from trainers.evaluation import Tally
 
 WORST = 10
@@ -137,18 +139,24 @@ def _short(name: str) -> str:
 def robustness_table(
     names: Sequence[str], conditions: Sequence[Condition], means: Means, paper: Paper
 ) -> Table:
-    """One line a condition, a mean after the severities of each corruption.
+    """One line a condition, a mean after the severities of each corruption; one column for runs
+    that differ in their seed.
 
     paper: by kind, top-1 in percent of SeiT and of SeiT++ without MTM on ImageNet.
     """
-    table = Table("pictures", "rows", title="robustness: top-1 (top-5)")
-    for name in names:
+    arms = by_seed(names)
+    title = "robustness: top-1 (top-5), %"
+    if len(arms) < len(names):
+        title += "; mean ± standard error over seeds"
+    table = Table("pictures", "rows", title=title)
+    for name in arms:
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("paper, ImageNet:\nSeiT, SeiT++ w/o MTM", justify="right")
 
     def line(title: str, rows: int, shares: Sequence[tuple[float, float]], kind: str) -> None:
         told = "{:.1f}, {:.1f}".format(*paper[kind]) if kind in paper else ""
-        table.add_row(title, f"{rows:,}", *(f"{a:.1%} ({b:.1%})" for a, b in shares), told)
+        both = ([estimate([shares[m][k] for m in arm]) for k in (0, 1)] for arm in arms.values())
+        table.add_row(title, f"{rows:,}", *(f"{one} ({five})" for one, five in both), told)
 
     for kind, mean in means.items():
         alike = [condition for condition in conditions if condition.kind == kind]
@@ -184,10 +192,16 @@ def draw_robustness(
     samples: Mapping[str, Sequence[Tensor]],
     path: Path,
 ) -> Path:
-    """Top-1 by severity, and below it what the pictures look like.
+    """Top-1 by severity, and below it what the pictures look like. Runs that differ in their seed
+    are one line, their mean, with its standard error.
 
     samples: for each kind of corruption one picture, (3, h, w) in [0, 1], at severities 0 to 5.
     """
+    arms = by_seed(names)
+
+    def top1(condition: Condition, arm: Sequence[int]) -> Estimate:
+        return estimate([condition.tallies[m].share(condition.tallies[m].top1) for m in arm])
+
     shifted = [c for c in conditions if c.kind not in samples and c.kind != "clean"]
     figure = Figure(figsize=(4.3 * (len(samples) + bool(shifted)), 4.6))
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.2, 1.1))
@@ -196,17 +210,21 @@ def draw_robustness(
     clean = next(condition for condition in conditions if condition.kind == "clean")
     for axis, kind in zip(axes, samples, strict=False):
         steps = [clean, *(c for c in conditions if c.kind == kind)]
-        for colour, (m, name) in zip(COLOURS, enumerate(names), strict=False):
-            values = [100 * c.tallies[m].share(c.tallies[m].top1) for c in steps]
-            severities = [c.severity for c in steps]
-            axis.plot(severities, values, "o-", color=colour, markersize=4, label=name)
+        for colour, (name, arm) in zip(cycle(COLOURS), arms.items(), strict=False):
+            found = [top1(c, arm) for c in steps]
+            axis.errorbar(
+                [c.severity for c in steps],
+                [100 * each.mean for each in found],
+                [100 * each.error for each in found] if len(arm) > 1 else None,
+                **{"color": colour, "fmt": "o-", "markersize": 4, "capsize": 2, "label": name},
+            )
         axis.set_title(kind.replace("_", " "), fontsize=10)
         axis.set_xlabel("severity (0: clean)")
     if shifted:
-        width = 0.8 / len(names)
-        for colour, (m, name) in zip(COLOURS, enumerate(names), strict=False):
-            values = [100 * c.tallies[m].share(c.tallies[m].top1) for c in shifted]
-            place = np.arange(len(shifted)) + (m - (len(names) - 1) / 2) * width
+        width = 0.8 / len(arms)
+        for colour, (at, (name, arm)) in zip(cycle(COLOURS), enumerate(arms.items()), strict=False):
+            values = [100 * top1(c, arm).mean for c in shifted]
+            place = np.arange(len(shifted)) + (at - (len(arms) - 1) / 2) * width
             axes[-1].bar(place, values, 0.92 * width, color=colour, label=name)
         axes[-1].set_xticks(range(len(shifted)), [c.title for c in shifted])
         axes[-1].set_title("shifted pictures", fontsize=10)
@@ -214,7 +232,7 @@ def draw_robustness(
     axes[0].legend(frameon=False, fontsize=8)
     for axis in axes:
         axis.grid(alpha=0.25)
-        axis.set_ylim(0, 100)
+        axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     count = sum(len(shown) for shown in samples.values())
     places = pictures.subplots(1, count, squeeze=False)[0]

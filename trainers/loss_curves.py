@@ -23,13 +23,13 @@ from services.stream.jobs import jobs_at
 from trainers.charts import Curve, draw_curves, read_curve
 from trainers.checkpoint import MODEL
 from trainers.data_config import require
+from trainers.estimate import Estimate, estimate
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.program import RESUMES, program
 from trainers.reports import as_text, machine
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described
 from trainers.sweep_data import prepare
 from trainers.sweep_main import hush_runs
-from trainers.sweep_report import Estimate, estimate
 
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
 from trainers.charts import save_figure
 from trainers.data_config import require
+from trainers.estimate import by_seed, estimate, names_of
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
 from trainers.picture_config import ViewConfig
 from trainers.program import program
@@ -153,26 +154,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def separability(config: SeparabilityConfig) -> None:
-    """Write OUT/separability.json and .png, and log the table. Raises: SeitError."""
+    """Write OUT/separability.json and .png, and log the table. Raises: SeitError.
+
+    Runs that differ in their seed are one line of the table; the first of them is drawn.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifiers = [load_classifier(absolute_url(url), device) for url in config.model]
     check_alike(classifiers)
     kinds = {kind: _splits(config, kind, classifiers[0], device) for kind in config.augment}
-    table = Table("model", *(_TITLES[kind] for kind in kinds), title="linear probe, top-1")
+    names = names_of(config.model)
+    arms = by_seed(names)
+    drawn = {places[0] for places in arms.values()}
     figures: dict[str, dict[str, float]] = {}
     panels: list[list[Panel]] = []
-    for number, classifier in enumerate(classifiers, start=1):
-        name = Path(classifier.url.rstrip("/")).stem
-        name = name if name not in figures else f"{name}-{number}"
+    for place, (name, classifier) in enumerate(zip(names, classifiers, strict=True)):
         figures[name], line = {}, []
         for kind, (train, validation) in kinds.items():
             there = features(classifier, validation, device)
             top1 = figures[name][kind] = probe(features(classifier, train, device), there)
-            points, labels = there[0][: config.rows], there[1][: config.rows]
-            title = f"{name}, {_TITLES[kind]}\nlinear probe {top1:.1%}"
-            line.append(Panel(title, in_two_dimensions(points, config.seed), labels))
-        panels.append(line)
-        table.add_row(name, *(f"{top1:.2%}" for top1 in figures[name].values()))
+            if place in drawn:
+                points, labels = there[0][: config.rows], there[1][: config.rows]
+                title = f"{name}, {_TITLES[kind]}\nlinear probe {top1:.1%}"
+                line.append(Panel(title, in_two_dimensions(points, config.seed), labels))
+        if line:
+            panels.append(line)
+    title = "linear probe, top-1 (%)"
+    if len(arms) < len(names):
+        title += "; mean ± standard error over seeds"
+    table = Table("model", *(_TITLES[kind] for kind in kinds), title=title)
+    for arm, places in arms.items():
+        found = [[figures[names[place]][kind] for place in places] for kind in kinds]
+        table.add_row(arm, *(str(estimate(values)) for values in found))
     train, validation = next(iter(kinds.values()))
     content = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from services.shards.store import open_store
 from trainers.charts import COLOURS, save_figure
+from trainers.estimate import Estimate, estimate
 from trainers.reports import as_text, machine
 from trainers.storage_arms import METHODS, Arm, Method, StudyConfig, arms
 from trainers.sweep import Data, described
 from trainers.sweep_data import kind_of
-from trainers.sweep_report import Estimate, estimate
 
 PAPER: Mapping[Method, Sequence[tuple[float, float]]] = {
     "full": ((140.0, 81.8),),

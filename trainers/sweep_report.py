@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from services.shards.store import open_store
+from trainers.estimate import Estimate, estimate
 from trainers.reports import machine
 from trainers.sweep import Data, Point, Setting, SweepConfig, described
 
@@ -27,30 +27,6 @@ SURE = 2.0
 """Standard errors that a difference must exceed to be called one."""
 
 Results = Mapping[Setting, Sequence[Point]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds. error: its standard error, NaN with one seed."""
-
-    mean: float
-    error: float
-
-    def __str__(self) -> str:
-        """In percent, as tables show it."""
-        spread = "" if math.isnan(self.error) else f" ± {100 * self.error:.1f}"
-        return f"{100 * self.mean:.1f}{spread}"
-
-    def about(self) -> dict[str, float | None]:
-        """For a JSON file, which knows no NaN."""
-        return {"mean": self.mean, "standard_error": _json(self.error)}
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error (sample deviation / sqrt n) of one value a seed."""
-    count = len(values)
-    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(statistics.fmean(values), error)
 
 
 @dataclass(frozen=True)

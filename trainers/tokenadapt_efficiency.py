@@ -29,6 +29,7 @@ from trainers.chain import fingerprint
 from trainers.charts import COLOURS, read_curve, save_figure
 from trainers.checkpoint import MODEL
 from trainers.data_config import Numbers, require
+from trainers.estimate import Estimate, estimate
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.options import parse
 from trainers.picture_config import PicturesConfig, TokenAdaptRun
@@ -40,7 +41,6 @@ from trainers.reports import as_text, machine
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described, open_data
 from trainers.sweep_data import kind_of, pictures_of, prepare
 from trainers.sweep_main import hush_runs
-from trainers.sweep_report import Estimate, estimate
 from trainers.tokenadapt_compare import METHODS, OPERATIONS
 from trainers.tokenadapt_step import REPORT, TOKENADAPT
 

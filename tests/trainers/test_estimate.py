@@ -1,0 +1,51 @@
+"""Runs that differ in their seed, put together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.estimate import by_seed, estimate
+
+_ARMS = st.dictionaries(
+    st.from_regex(r"[a-z]{1,3}(-[a-z0-9]{1,4})?", fullmatch=True).filter(lambda n: "seed" not in n),
+    st.sets(st.integers(0, 12), min_size=1, max_size=6),
+    max_size=5,
+)
+
+
+@given(_ARMS, st.randoms(use_true_random=False))
+def test_each_run_stands_in_one_arm_with_those_that_differ_in_its_seed(
+    arms: dict[str, set[int]], shuffler: np.random.RandomState
+) -> None:
+    names = [f"{name}-seed{seed}" for name, seeds in arms.items() for seed in seeds]
+    shuffler.shuffle(names)
+    found = by_seed(names)
+    assert sorted(place for places in found.values() for place in places) == list(range(len(names)))
+    for shown, places in found.items():
+        name = names[places[0]].rpartition("-seed")[0]
+        assert {names[place] for place in places} == {f"{name}-seed{seed}" for seed in arms[name]}
+        assert shown == (name if len(places) > 1 else names[places[0]])
+
+
+def test_names_without_a_seed_stand_for_themselves() -> None:
+    assert by_seed(["a", "b", "a-seed1b", "seed1"]) == {
+        **{"a": [0], "b": [1]},
+        **{"a-seed1b": [2], "seed1": [3]},
+    }
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_an_estimate_is_a_mean_and_its_standard_error(values: list[float]) -> None:
+    found = estimate(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    if len(values) == 1:
+        assert math.isnan(found.error)
+        assert "±" not in str(found)
+        assert found.about()["standard_error"] is None
+    else:
+        assert found.error == pytest.approx(np.std(values, ddof=1) / len(values) ** 0.5)

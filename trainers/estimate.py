@@ -1,0 +1,50 @@
+"""Runs that differ in their seed alone, and what they say together."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds. error: its standard error, NaN with one seed."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        """In percent, as tables show it."""
+        spread = "" if math.isnan(self.error) else f" ± {100 * self.error:.1f}"
+        return f"{100 * self.mean:.1f}{spread}"
+
+    def about(self) -> dict[str, float | None]:
+        """For a JSON file, which knows no NaN."""
+        error = None if math.isnan(self.error) else self.error
+        return {"mean": self.mean, "standard_error": error}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error (sample deviation / sqrt n) of one value a seed."""
+    count = len(values)
+    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(statistics.fmean(values), error)
+
+
+def names_of(urls: Sequence[str]) -> list[str]:
+    """What runs are called: the last part of where they lie, numbered where it repeats."""
+    last = [Path(url.rstrip("/")).stem for url in urls]
+    return [n if last.count(n) == 1 else f"{n}-{at}" for at, n in enumerate(last, start=1)]
+
+
+def by_seed(names: Sequence[str]) -> dict[str, list[int]]:
+    """Places of the names that differ in the seed at their end alone ("classify-seed3", as sweeps
+    name their runs), by what they share. The only one of its kind keeps its whole name."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(re.sub(r"-seed\d+$", "", name), []).append(place)
+    return {name if len(places) > 1 else names[places[0]]: places for name, places in found.items()}

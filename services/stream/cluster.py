@@ -60,6 +60,16 @@ def _address() -> str | None:
     return None
 
 
+def starts_own() -> bool:
+    """Whether `connect` would start a Ray of this program's own: none is named, none runs here that
+    others may join. Raises: NotFoundError, as `connect`."""
+    if ray.is_initialized():
+        return False
+    address = _address()
+    found = ray._private.utils.read_ray_address()
+    return address == "local" or not (os.environ.get("RAY_ADDRESS") or found)
+
+
 def _may_answer(address: str) -> bool:
     """False where nothing listens at HOST:PORT; what is no such address is Ray's to judge."""
     host, _, port = address.rpartition(":")

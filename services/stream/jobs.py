@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from services.errors import InvalidInputError, NotFoundError, StoreError
-from services.stream.cluster import dashboard, local_cluster
+from services.errors import CapacityError, InvalidInputError, NotFoundError, StoreError
+from services.stream.cluster import dashboard, local_cluster, starts_own
 
 T = TypeVar("T")
 
 _PATIENCE_SECONDS = 120.0  # with a dashboard that does not do what it is asked
 _RETRY_SECONDS = 2.0
+_PORT_SECONDS = 10.0
 _CLIENT_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
@@ -150,11 +153,34 @@ def jobs_at(address: str) -> Iterator[Jobs]:
     """The jobs of the cluster whose dashboard stands at `address` (http://HOST:PORT).
 
     "" takes the cluster that RAY_ADDRESS names or, without one, starts one here that ends with the
-    context. Raises: NotFoundError where no dashboard answers.
+    context. Raises: NotFoundError where no dashboard answers; CapacityError where another Ray of
+    this machine stands in the way of a new one.
     """
     if address:
         yield Jobs(address, local=False)
         return
+    if starts_own():
+        _wait_for_agent_port()
     with local_cluster():
         named = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
         yield Jobs(dashboard(), local=not named)
+
+
+def _wait_for_agent_port() -> None:
+    """A Ray takes jobs through its agent, whose port `ray.init` cannot change: the second Ray of a
+    machine would start, and refuse every job. One that ends just now gives it up in seconds."""
+    port = DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    began = time.monotonic()
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1.0).close()
+        except OSError:
+            return
+        if time.monotonic() - began > _PORT_SECONDS:
+            raise CapacityError(
+                f"another Ray of this machine holds port {port}, at which a Ray takes jobs: one"
+                " started here would take none, so nothing was started; wait until that one has"
+                " ended, or give it the jobs by the address of its dashboard, such as"
+                " http://127.0.0.1:8265 (--cluster.address), if it lives as long as they do"
+            )
+        time.sleep(0.2)

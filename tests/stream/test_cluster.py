@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,10 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from tests.system.clusters import free_port
 
 pytestmark = pytest.mark.system
+
+_JOBS = """
+from services.stream.jobs import jobs_at
+with jobs_at("") as jobs:
+    print(len(jobs.states()))
+"""
 
 _JOIN = """
 import logging
@@ -32,11 +40,13 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-def join(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def join(
+    folder: Path, program: str = _JOIN, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A program that joins, or gives up, well before Ray by itself would have given up."""
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.run(
-        [sys.executable, "-c", _JOIN],
+        [sys.executable, "-c", program],
         env={**inherited, "RAY_TMPDIR": str(folder), **environment},
         capture_output=True,
         text=True,
@@ -59,3 +69,17 @@ def test_a_named_cluster_that_does_not_answer_is_named(folder: Path) -> None:
     ended = join(folder, RAY_ADDRESS=gone)
     assert ended.returncode == 1
     assert f"NotFoundError: no Ray answers at '{gone}'" in ended.stderr
+
+
+def test_a_second_ray_of_a_machine_is_not_started_for_jobs_that_it_could_not_take(
+    folder: Path,
+) -> None:
+    """Of the second Ray only the port is used here: whoever listens there stands in its way."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", DEFAULT_DASHBOARD_AGENT_LISTEN_PORT))
+        other.listen()
+        ended = join(folder, _JOBS)
+    assert ended.returncode == 1
+    assert "CapacityError: another Ray of this machine holds port" in ended.stderr
+    assert not list(folder.glob("ray/session*"))

@@ -28,7 +28,14 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    ray.init(_address(), log_to_driver=True, logging_level=logging.WARNING)
+    address, killed = _address()
+    if killed:
+        logger.warning(
+            "the Ray that ran here at %s was killed: this program starts one of its own (`ray stop`"
+            " clears the old one's traces)",
+            killed,
+        )
+    ray.init(address, log_to_driver=True, logging_level=logging.WARNING)
     hush()
     logger.info(
         "joined Ray at %s: %g CPUs, %g GPUs",
@@ -38,9 +45,12 @@ def connect() -> None:
     )
 
 
-def _address() -> str | None:
-    """What `ray.init` is told: None lets it look for itself."""
+def _address() -> tuple[str | None, str]:
+    """What `ray.init` is told, None lets it look for itself; and where a killed Ray of this machine
+    stood, "" if none did."""
     named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return named, ""
     if named:
         if not _may_answer(named):
             raise NotFoundError(
@@ -48,26 +58,17 @@ def _address() -> str | None:
                 f" {_ANSWERS_SECONDS:g} s: nothing was started; start the"
                 " cluster, correct the address, or unset RAY_ADDRESS to compute on this machine"
             )
-        return None
+        return None, ""
     left = ray._private.utils.read_ray_address()  # where Ray notes what ran here
     if left and not _may_answer(left):
-        logger.warning(
-            "the Ray that ran here at %s was killed: this program starts one of its own (`ray stop`"
-            " clears the old one's traces)",
-            left,
-        )
-        return "local"
-    return None
+        return "local", left
+    return None if left else "local", ""
 
 
 def starts_own() -> bool:
     """Whether `connect` would start a Ray of this program's own: none is named, none runs here that
     others may join. Raises: NotFoundError, as `connect`."""
-    if ray.is_initialized():
-        return False
-    address = _address()
-    found = ray._private.utils.read_ray_address()
-    return address == "local" or not (os.environ.get("RAY_ADDRESS") or found)
+    return not ray.is_initialized() and _address()[0] == "local"
 
 
 def _may_answer(address: str) -> bool:

@@ -46,5 +46,7 @@ def by_seed(names: Sequence[str]) -> dict[str, list[int]]:
     name their runs), by what they share. The only one of its kind keeps its whole name."""
     found: dict[str, list[int]] = {}
     for place, name in enumerate(names):
-        found.setdefault(re.sub(r"-seed\d+$", "", name), []).append(place)
+        shared = re.sub(r"-seed\d+$", "", name)
+        alone = shared == name or shared not in names
+        found.setdefault(shared if alone else f"{shared}-seed*", []).append(place)
     return {name if len(places) > 1 else names[places[0]]: places for name, places in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ _ARMS = st.dictionaries(
 
 @given(_ARMS, st.randoms(use_true_random=False))
 def test_each_run_stands_in_one_arm_with_those_that_differ_in_its_seed(
-    arms: dict[str, set[int]], shuffler: np.random.RandomState
+    arms: dict[str, set[int]], shuffler: Random
 ) -> None:
     names = [f"{name}-seed{seed}" for name, seeds in arms.items() for seed in seeds]
     shuffler.shuffle(names)
@@ -34,9 +35,13 @@ def test_each_run_stands_in_one_arm_with_those_that_differ_in_its_seed(
 
 def test_names_without_a_seed_stand_for_themselves() -> None:
     assert by_seed(["a", "b", "a-seed1b", "seed1"]) == {
-        **{"a": [0], "b": [1]},
-        **{"a-seed1b": [2], "seed1": [3]},
+        "a": [0],
+        "b": [1],
+        "a-seed1b": [2],
+        "seed1": [3],
     }
+    # One of the same name without a seed is none of them.
+    assert by_seed(["a-seed0", "a", "a-seed1"]) == {"a-seed*": [0, 2], "a": [1]}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))

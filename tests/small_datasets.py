@@ -26,8 +26,12 @@ def write_dataset(
     seed: int = 0,
     spec: wire.TokenSpec = SPEC,
     codebook: bytes = b"not read by what is tested here",
+    sole_writer: bool = False,
 ) -> LoadedManifest:
-    """Commit a version: `shards` shards of `rows` rows in train, one of 2 rows in validation."""
+    """Commit a version: `shards` shards of `rows` rows in train, one of 2 rows in validation.
+
+    sole_writer: for a server whose conditional writes are not atomic, as moto's.
+    """
     generator = np.random.default_rng(seed)
 
     def write(split: str, number: int, count: int) -> ShardResult:
@@ -59,4 +63,5 @@ def write_dataset(
             skipped=[wire.Skipped(path="a/broken.png", reason="no picture\x1b[2J")],
             message=f"seed {seed}",
         ),
+        sole_writer=sole_writer,
     )

@@ -133,11 +133,11 @@ def test_the_service_answers_from_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("stats")
         root = open_store("s3://stats/datasets")
-        write_dataset(root)
+        write_dataset(root, sole_writer=True)
         settings = load_settings({"SEIT_STATS_FRESH_SECONDS": "0"})
         with TestClient(create_app(root, settings, [])) as client:
             assert client.get("/v1/datasets/digits").json()["version"] == 1
-            write_dataset(root, seed=1)
+            write_dataset(root, seed=1, sole_writer=True)
             assert client.get("/v1/datasets/digits").json()["version"] == 2
             assert client.get("/v1/datasets/digits?version=9").status_code == 404
             children = psutil.Process().children(recursive=True)

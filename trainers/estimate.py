@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,3 +50,9 @@ def by_seed(names: Sequence[str]) -> dict[str, list[int]]:
         alone = shared == name or shared not in names
         found.setdefault(shared if alone else f"{shared}-seed*", []).append(place)
     return {name if len(places) > 1 else names[places[0]]: places for name, places in found.items()}
+
+
+def spread_of(arms: Mapping[str, Sequence[int]]) -> str:
+    """What the title of a table says of its figures, where a line stands for several runs."""
+    several = any(len(places) > 1 for places in arms.values())
+    return "; mean ± standard error over seeds" if several else ""

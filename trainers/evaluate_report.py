@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from trainers.charts import COLOURS, save_figure
-from trainers.estimate import Estimate, by_seed, estimate
+from trainers.estimate import Estimate, by_seed, estimate, spread_of
 from trainers.evaluation import Tally
 
 WORST = 10
@@ -145,10 +145,7 @@ def robustness_table(
     paper: by kind, top-1 in percent of SeiT and of SeiT++ without MTM on ImageNet.
     """
     arms = by_seed(names)
-    title = "robustness: top-1 (top-5), %"
-    if len(arms) < len(names):
-        title += "; mean ± standard error over seeds"
-    table = Table("pictures", "rows", title=title)
+    table = Table("pictures", "rows", title=f"robustness: top-1 (top-5), %{spread_of(arms)}")
     for name in arms:
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("paper, ImageNet:\nSeiT, SeiT++ w/o MTM", justify="right")

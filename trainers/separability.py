@@ -34,7 +34,7 @@ from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
 from trainers.charts import save_figure
 from trainers.data_config import require
-from trainers.estimate import by_seed, estimate, names_of
+from trainers.estimate import by_seed, estimate, names_of, spread_of
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
 from trainers.picture_config import ViewConfig
 from trainers.program import program
@@ -178,9 +178,7 @@ def separability(config: SeparabilityConfig) -> None:
                 line.append(Panel(title, in_two_dimensions(points, config.seed), labels))
         if line:
             panels.append(line)
-    title = "linear probe, top-1 (%)"
-    if len(arms) < len(names):
-        title += "; mean ± standard error over seeds"
+    title = f"linear probe, top-1 (%){spread_of(arms)}"
     table = Table("model", *(_TITLES[kind] for kind in kinds), title=title)
     for arm, places in arms.items():
         found = [[figures[names[place]][kind] for place in places] for kind in kinds]

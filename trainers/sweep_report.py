@@ -77,7 +77,12 @@ def write_json(
         "coloradapt": config.coloradapt,
         "settings": [_setting(data, setting, points) for setting, points in results.items()],
         "order": [
-            {"claim": c.text, "difference": d.mean, "standard_error": _json(d.error), "found": word}
+            {
+                "claim": c.text,
+                "difference": d.mean,
+                "standard_error": d.about()["standard_error"],
+                "found": word,
+            }
             for c, d, word in judged
         ],
     }
@@ -92,13 +97,9 @@ def _setting(data: Data, setting: Setting, points: Sequence[Point]) -> dict[str,
         **asdict(setting),
         "storage_bytes": storage_bytes(data, setting.rows),
         "top1_mean": found.mean,
-        "top1_standard_error": _json(found.error),
+        "top1_standard_error": found.about()["standard_error"],
         "points": [asdict(point) for point in points],
     }
-
-
-def _json(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def order_table(results: Results, claims: Sequence[Claim]) -> Table:

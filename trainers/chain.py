@@ -57,7 +57,9 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             shown = [short(word, out) for word in step.command]
             mark = {"command": shown, "pictures": made_from}  # wherever program and folder lie
             known = json.loads(note.read_text()) if note.exists() else {}
-            same = known.get("mark") == mark
+            noted = known.get("mark", {})  # once written with whole paths
+            noted = {**noted, "command": [short(word, out) for word in noted.get("command", [])]}
+            same = noted == mark
             if same and not redone and known.get("seconds") is not None and _stand(step):
                 seconds[step.name] = known["seconds"]
                 logger.info("[%s] done before, in %.0f s", step.name, seconds[step.name])

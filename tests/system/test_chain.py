@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -70,3 +71,17 @@ def test_a_chain_goes_on_where_it_failed_and_needs_no_cluster_at_its_end_nor_its
     steps = _steps(out, {"first": out, "second": place / "later", "third": out})
     assert run_steps(steps, out, "pictures") == (0, seconds)
     assert _runs(out) == {"first": 1, "second": 2, "third": 1}
+
+
+def test_notes_with_whole_paths_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions wrote them: nothing is removed, and nothing done again."""
+    monkeypatch.setenv("SEIT_CACHE_DIR", "")
+    out = tmp_path / "out"
+    (step,) = _steps(out, {"only": out})
+    (out / "only").mkdir(parents=True)
+    (out / "only" / "made").touch()
+    (out / "steps").mkdir()
+    mark = {"command": list(step.command), "pictures": "pictures"}
+    (out / "steps" / "only.json").write_text(json.dumps({"mark": mark, "seconds": 3.0}))
+    assert run_steps([step], out, "pictures") == (0, {"only": 3.0})
+    assert not _runs(out)

@@ -171,6 +171,9 @@ class ClusterConfig:
     """GPUs that it may come to have, likewise."""
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
+    head_start: int = 16
+    """Steps that each worker reads itself while Ray starts its tasks (count), so that the first
+    batch is there at once. Only where a worker's rows need no augmentation actors."""
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
@@ -188,7 +191,7 @@ class ClusterConfig:
         for name in (
             *("cpus_per_worker", "gpus_per_worker", "augment_max_actors"),
             *("augment_cpus_per_actor", "augment_gpus_per_actor", "max_failures"),
-            *("share_lag", "augment_cpu_actors", "grows_to_cpus", "grows_to_gpus"),
+            *("head_start", "share_lag", "augment_cpu_actors", "grows_to_cpus", "grows_to_gpus"),
         ):
             require(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "at least 0")
         require(

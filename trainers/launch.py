@@ -215,6 +215,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         cpus=cluster.augment_cpus_per_actor,
         gpus=cluster.augment_gpus_per_actor,
         fetchers=cluster.fetch_tasks,
+        head_start=cluster.head_start,
         grows_to_cpus=cluster.grows_to_cpus,
         grows_to_gpus=cluster.grows_to_gpus,
         beside=Beside(

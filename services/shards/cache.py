@@ -163,6 +163,12 @@ class ShardCache:
             for name in [name for name in self._open if _file_of(name) in over]:
                 del self._open[name]
 
+    def let_go(self) -> None:
+        """Hold nothing but what was named to `keep`, so that others may evict it at any time."""
+        with self._guard:
+            for name in self._recent():
+                del self._open[name]
+
     def holds(self, root: Store, dataset: str, shard: wire.Shard) -> bool:
         """Whether this process has the shard's entry open; it may be gone by the next call."""
         with self._guard:
@@ -237,10 +243,13 @@ class ShardCache:
         with self._guard:
             self._open[name] = entry
             self._open.move_to_end(name)
-            kept = frozenset().union(*self._kept.values())
-            recent = [name for name in self._open if _file_of(name) not in kept]
-            self._drop(recent, self._limit // _RECENT_SHARE)
+            self._drop(self._recent(), self._limit // _RECENT_SHARE)
             self._drop(list(self._open), self._limit // _KEPT_SHARE)
+
+    def _recent(self) -> list[str]:
+        """Open entries that nobody asked to keep; the caller holds the guard."""
+        kept = frozenset().union(*self._kept.values())
+        return [name for name in self._open if _file_of(name) not in kept]
 
     def _drop(self, names: list[str], most: int) -> None:
         """Let go of these, the first ones first, until they are `most` bytes or a single one."""

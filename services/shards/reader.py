@@ -80,6 +80,12 @@ class DatasetReader:
         files: list[NamedFile] = [*shards, *(file for s in shards for file in s.columns)]
         self._cache.keep(self, self._root, self.source.dataset, files)
 
+    def let_go(self) -> None:
+        """Hold nothing of the node's cache, but what was named to `keep`: no more rows are asked
+        for before long. Where one is, its shard is opened again.
+        """
+        self._cache.let_go()
+
     def take(
         self, shards: IntArray, rows: IntArray, boxes: IntArray | None = None
     ) -> tuple[IdArray, IntArray]:

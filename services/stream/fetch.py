@@ -79,9 +79,13 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
     return fetch_shares(request, [step], rank, world)[0]
 
 
-def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: int) -> list[Share]:
+def fetch_shares(
+    request: RowsRequest, steps: Sequence[int], rank: int, world: int, *, look_ahead: bool = True
+) -> list[Share]:
     """The shares of some steps, which rise: what they cost stands in equal parts in their accounts,
     but for bytes and retries, which stand in the first one's.
+
+    look_ahead: begin to fetch what is due later. Not where another process soon takes over.
     """
     began, before = time.perf_counter(), tally.reading()
     sources = opened(request)
@@ -90,7 +94,8 @@ def fetch_shares(request: RowsRequest, steps: Sequence[int], rank: int, world: i
     epochs_TJ, rows_TN = plan.step_rows(steps, slots)
     epochs_TN = np.repeat(epochs_TJ, request.order.block_rows, axis=1)
     taken = sources.take(rows_TN.reshape(-1), epochs_TN.reshape(-1))
-    sources.look_ahead(steps[-1], slots)
+    if look_ahead:
+        sources.look_ahead(steps[-1], slots)
     cost = asdict(tally.reading() - before + sources.cost_ahead())
     spent = (time.perf_counter() - began) / len(steps)
     size = rows_TN.shape[1]

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from typing import TypeVar
 
 from services.errors import InvalidInputError
 from services.plan import cursor
@@ -23,6 +20,7 @@ from services.stream.augmentation import augment_batch, augment_share, augmenter
 from services.stream.batch import StreamBatch, unpack_batch
 from services.stream.fetch import fetch_shares, groups, opened
 from services.stream.meter import Meter
+from services.stream.order import THREADS, in_order, merged
 from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import Sources
@@ -30,13 +28,7 @@ from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
-THREADS = 4
-"""Threads that prepare shares without a cluster; more than cores, as some wait for disks."""
-
 _GROUPS_AHEAD = 2  # of steps that are read together: one is consumed while the next is made
-
-ItemT = TypeVar("ItemT")
-MadeT = TypeVar("MadeT")
 
 
 class Stream:
@@ -116,7 +108,8 @@ class Stream:
         return self.meter.snapshot()
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        made = self._in_threads() if self._pool is None else self._with_ray()
+        steps = range(self.start, self.stop)
+        made = self._in_threads(steps) if self._pool is None else self._with_ray()
         if self._augment_on is not None:
             made = self._augmented(made, self._augment_on)
         if self._pool is None:
@@ -163,19 +156,39 @@ class Stream:
         yield from self._by_itself(step, pool)
 
     def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
+        steps = range(step, self.stop)
+        here, there = steps[: pool.head_start], steps[pool.head_start :]
+        if not self._made.only_cuts:  # actors make a batch no later than we would
+            here, there = steps[:0], steps
+        if not here:
+            return self._on_cluster(there, pool)
+        begun = self._head_start(here)
+        return merged(steps, there, begun, self._on_cluster(there, pool)) if there else begun
+
+    def _on_cluster(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import tables
 
-        place, left = (self._made, self.rank, self.world), range(step, self.stop)
-        made = tables(*place, left, pool, self._trainer_cpus, self._prefetch)
-        with closing(made):
+        place = self._made, self.rank, self.world
+        with closing(tables(*place, steps, pool, self._trainer_cpus, self._prefetch)) as made:
             for table in made:
                 yield unpack_batch(table)
 
-    def _in_threads(self) -> Generator[StreamBatch, None, None]:
-        request, steps = self._made, range(self.start, self.stop)
+    def _head_start(self, steps: range) -> Generator[StreamBatch, None, None]:
+        """Batches that this process reads itself; then it holds nothing of the node's cache."""
+        with closing(self._in_threads(steps, look_ahead=False)) as made:
+            yield from islice(made, len(steps) - 1)
+            last = next(made)
+        opened(self._made.fetched).let_go()
+        yield last
+
+    def _in_threads(
+        self, steps: range, *, look_ahead: bool = True
+    ) -> Generator[StreamBatch, None, None]:
+        request = self._made
 
         def prepare(part: Sequence[int]) -> list[StreamBatch]:
-            shares = fetch_shares(request.fetched, part, self.rank, self.world)
+            place = self.rank, self.world
+            shares = fetch_shares(request.fetched, part, *place, look_ahead=look_ahead)
             return [augment_share(request, share) for share in shares]
 
         if request.only_cuts:
@@ -220,23 +233,6 @@ def metered(shares: Generator[StreamBatch, None, None], meter: Meter) -> Iterato
     finally:
         shares.close()
         meter.ended(state)
-
-
-def in_order(
-    prepare: Callable[[ItemT], MadeT], items: Iterable[ItemT], ahead: int
-) -> Generator[MadeT, None, None]:
-    """`prepare(item)` for each item, up to `ahead` of them at work, given out in order."""
-    waiting: deque[Future[MadeT]] = deque()
-    pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
-    try:
-        upcoming = iter(items)
-        waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, ahead))
-        while waiting:
-            made = waiting.popleft().result()
-            waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, 1))
-            yield made
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def sources_of(request: RowsRequest) -> list[wire.Source]:

@@ -25,8 +25,9 @@ from services.plan.epoch import OrderSpec, Plan
 from services.plan.sequential import SequentialPlan
 from services.stream.account import Account
 from services.stream.batch import StreamBatch
-from services.stream.loader import THREADS, in_order, metered
+from services.stream.loader import metered
 from services.stream.meter import Meter
+from services.stream.order import THREADS, in_order
 from services.types import UNLABELLED, IntArray
 from services.wire.seit import v1 as wire
 

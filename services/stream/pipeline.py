@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +20,7 @@ from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
 from services.stream.fetch import opened, share_rows
+from services.stream.order import merged
 from services.stream.pool import Pool
 from services.stream.request import StreamRequest
 from services.stream.steps import StepsDatasource, blank_share
@@ -98,7 +97,7 @@ def tables(
         if len(made) == 1:
             yield from made[0]
         else:
-            yield from _merged(part, sides[1][1], *made)
+            yield from merged(part, sides[1][1], *made)
 
 
 def _batches(
@@ -107,29 +106,6 @@ def _batches(
     yield from dataset.iter_batches(
         batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch
     )
-
-
-def _merged(
-    steps: range,
-    others: Sequence[int],
-    one: Generator[pa.Table, None, None],
-    other: Generator[pa.Table, None, None],
-) -> Generator[pa.Table, None, None]:
-    """Tables of all `steps`, those of `others` from the other pipeline. Both work all the while."""
-    theirs = iter([*others, steps.stop])
-    due = next(theirs)
-    with closing(one), closing(other), ThreadPoolExecutor(1) as starter:
-        first: Future[pa.Table] | None = starter.submit(next, other)  # now, not when it is due
-        for step in steps:
-            if step < due:
-                yield next(one)
-                continue
-            due = next(theirs)
-            if first is None:
-                yield next(other)
-            else:
-                ready, first = first.result(), None
-                yield ready
 
 
 def build(

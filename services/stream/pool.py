@@ -44,6 +44,8 @@ class Pool:
         take no logical CPU: one always finds room, even where actors that came back after a node's
         death hold all that is left, and would else wait for its rows, and it for their CPUs.
     beside: actors on CPUs that work at the same time as those with GPUs; None for none.
+    head_start: steps that a consumer whose rows only have to be read reads itself, while Ray lays
+        its tasks down and starts their processes: seconds in which nothing would come.
     grows_to_cpus, grows_to_gpus: what the cluster may come to have, with nodes that its autoscaler
         starts for actors that wait; 0 for what it has.
     """
@@ -54,6 +56,7 @@ class Pool:
     gpus: float = 0.0
     fetchers: int = 2
     beside: Beside | None = None
+    head_start: int = 16
     grows_to_cpus: float = 0.0
     grows_to_gpus: float = 0.0
 
@@ -69,6 +72,10 @@ class Pool:
             )
         if self.fetchers < 1:
             raise InvalidInputError(f"fetchers is {self.fetchers}, a stream needs at least 1")
+        if self.head_start < 0:
+            raise InvalidInputError(
+                f"head_start is {self.head_start}, a stream's own process can read 0 steps or more"
+            )
 
     @property
     def all_actors(self) -> int:

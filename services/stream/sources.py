@@ -191,6 +191,11 @@ class Sources:
                 reader.keep(shard[source == number].tolist())
         self._ahead.begin(self._missing(*self.plan.source_of(needs.later)))
 
+    def let_go(self) -> None:
+        """Hold nothing of the node's cache any more that was not looked ahead for."""
+        for reader in self._readers:
+            reader.let_go()
+
     def cost_ahead(self) -> Reading:
         """What was read in threads of our own since the last call."""
         return self._ahead.cost()

@@ -20,7 +20,7 @@ from ray.util.state import list_actors
 
 from services.augment.config import CropConfig, RecipeConfig
 from services.augment.recipe import RECIPES
-from services.errors import CapacityError, IntegrityError, InvalidInputError
+from services.errors import CapacityError, IntegrityError, InvalidInputError, NotFoundError
 from services.plan.epoch import OrderSpec
 from services.stream.cluster import connect
 from services.stream.loader import Stream
@@ -166,15 +166,55 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) -> None:
     request = world.request("finetune")
     here = list(Stream(request, start=2, stop=9))
-    own = list(Stream(request, start=2, stop=9, pool=Pool(), augment_on="cpu"))
-    assert all(same(a, b) for a, b in zip(here, own, strict=True))
+    for head_start in (0, 3):
+        pool = Pool(head_start=head_start)
+        own = list(Stream(request, start=2, stop=9, pool=pool, augment_on="cpu"))
+        assert all(same(a, b) for a, b in zip(here, own, strict=True))
+
+
+@pytest.mark.parametrize("head_start", [0, 1, 5, 27, 28])
+def test_a_head_start_changes_no_batch_and_reads_no_shard_twice(
+    world: Any, tmp_path: Path, head_start: int
+) -> None:
+    request = world.request("crop", cache_dir=str(tmp_path))
+    stream = Stream(request, start=2, stop=29, rank=1, world=2, pool=Pool(head_start=head_start))
+    there = list(stream)
+    here = list(Stream(world.request("crop"), start=2, stop=29, rank=1, world=2))
+    assert [b.step for b in there] == list(range(2, 29))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    size = sum(shard.bytes for shard in world.datasets["tiny"].shards)
+    assert stream.flow().bytes_fetched == size
+    # Whoever made room in the cache now would have to break no hold of this process.
+    assert not _held(tmp_path)
+
+
+def _held(folder: Path) -> list[str]:
+    """Files under a folder that this process maps."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [line.split()[-1] for line in maps if str(folder) in line]
+
+
+def test_a_stream_that_is_left_in_its_head_start_ends(world: Any) -> None:
+    made = iter(Stream(world.request("crop"), stop=500, pool=Pool(head_start=8)))
+    assert next(made).step == 0
+    made.close()  # type: ignore[attr-defined]
+    assert next(made, None) is None
+
+
+def test_what_goes_wrong_in_a_head_start_is_said(world: Any, tmp_path: Path) -> None:
+    small = write_small(tmp_path / "root", "gone", [20, 30], classes=["a"])
+    source = SourceRequest(str(tmp_path / "root"), "gone", 1, small.digest, "train")
+    request = world.request("crop", sources=(source,), cache_dir=str(tmp_path / "new"))
+    (tmp_path / "root" / "gone" / small.shards[0].path).unlink()
+    with pytest.raises(NotFoundError, match=small.shards[0].path):
+        list(Stream(request, stop=8, pool=Pool(head_start=4)))
 
 
 def test_a_mixture_through_ray_is_that_of_threads(world: Any) -> None:
     for recipe in ("crop", "finetune"):
         request = world.request(recipe, "tiny", "birds", "cars", weights=(1.0, 2.0, 4.0))
         here = list(Stream(request, start=3, stop=30))
-        stream = Stream(request, start=3, stop=30, pool=Pool())
+        stream = Stream(request, start=3, stop=30, pool=Pool(head_start=0))
         there = list(stream)
         assert all(same(a, b) for a, b in zip(here, there, strict=True))
         assert all((a.row_epochs == b.row_epochs).all() for a, b in zip(here, there, strict=True))
@@ -193,7 +233,8 @@ def test_a_recipe_that_only_cuts_needs_no_actors(world: Any) -> None:
     request = world.request("crop")
     here = list(Stream(request, stop=30))
     # A pool that could never be placed: nothing is asked of it.
-    stream = Stream(request, stop=30, pool=Pool(actors=50, cpus=1.0), trainer_cpus=1.0)
+    pool = Pool(actors=50, cpus=1.0, head_start=4)
+    stream = Stream(request, stop=30, pool=pool, trainer_cpus=1.0)
     there, earlier = [], {actor.pid for actor in pool_actors()}
     for batch in stream:
         if batch.step in (1, 20):
@@ -240,14 +281,14 @@ def test_a_damaged_shard_ends_a_stream_or_is_left_out(world: Any, tmp_path: Path
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     rows = replace(request.rows, cache_dir=str(tmp_path / "new"))
     with pytest.raises(Exception, match="damaged") as ended:
-        list(Stream(replace(request, rows=rows), stop=8, pool=Pool()))
+        list(Stream(replace(request, rows=rows), stop=8, pool=Pool(head_start=0)))
     causes, error = [], ended.value
     while error is not None:
         causes.append(error)
         error = getattr(error, "cause", None) or error.__cause__
     assert any(isinstance(cause, IntegrityError) for cause in causes)
     careful = replace(request, rows=replace(rows, skip_damaged=True))
-    stream = Stream(careful, stop=8, pool=Pool())
+    stream = Stream(careful, stop=8, pool=Pool(head_start=3))
     for before, after in zip(whole, stream, strict=True):
         gone = (before.rows >= 20) & (before.rows < 50)
         assert (after.rows == np.where(gone, -1, before.rows)).all()

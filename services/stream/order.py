@@ -1,0 +1,59 @@
+"""Batches in the order of their steps, whoever makes them. Knows neither Ray nor torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from typing import TypeVar
+
+THREADS = 4
+"""Threads that prepare shares without a cluster; more than cores, as some wait for disks."""
+
+ItemT = TypeVar("ItemT")
+MadeT = TypeVar("MadeT")
+
+
+def in_order(
+    prepare: Callable[[ItemT], MadeT], items: Iterable[ItemT], ahead: int
+) -> Generator[MadeT, None, None]:
+    """`prepare(item)` for each item, up to `ahead` of them at work, given out in order."""
+    waiting: deque[Future[MadeT]] = deque()
+    pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
+    try:
+        upcoming = iter(items)
+        waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, ahead))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, 1))
+            yield made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def merged(
+    steps: Sequence[int],
+    others: Sequence[int],
+    one: Generator[MadeT, None, None],
+    other: Generator[MadeT, None, None],
+) -> Generator[MadeT, None, None]:
+    """What is made of all `steps`, in order: of `others` by `other`, of the rest by `one`.
+
+    `other` starts at once, not when its first step is due: both work all the while.
+    """
+    theirs = iter([*others, steps[-1] + 1])
+    due = next(theirs)
+    with closing(one), closing(other), ThreadPoolExecutor(1) as starter:
+        first: Future[MadeT] | None = starter.submit(next, other)
+        for step in steps:
+            if step < due:
+                yield next(one)
+                continue
+            due = next(theirs)
+            if first is None:
+                yield next(other)
+            else:
+                ready, first = first.result(), None
+                yield ready

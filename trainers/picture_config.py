@@ -1,4 +1,4 @@
-"""Runs that learn from pictures: the tokenizer's, TokenAdapt's, and the pixel classifier's."""
+"""Runs that learn from pictures: what all of them have, TokenAdapt's, the pixel classifier's."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from services.augment.config import AdaptConfig, CropConfig, MixConfig
-from services.tokens.vitvqgan import ViTSize, ViTVQGANConfig
+from services.tokens.vitvqgan import ViTSize
 from trainers.config import Run, ViTConfig
 from trainers.data_config import check_rate, check_share, require
-from trainers.tokenizer_losses import check_sides
 
 
 @dataclass(frozen=True)
@@ -103,79 +102,6 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class TokenizerModelConfig:
-    """The ViT-VQGAN to train, and its losses."""
-
-    encoder: TransformerConfig
-    decoder: TransformerConfig
-    image_size: int = 256
-    """Side that pictures are resized to, pixels."""
-    patch: int = 8
-    """Side of the square that a token stands for, pixels; it divides image_size."""
-    codes: int = 8192
-    """Codes of the codebook (count)."""
-    channels: int = 32
-    """Channels of a code."""
-    head_width: int = 64
-    """Channels of one attention head."""
-    l1: float = 0.0
-    """Weight of the mean absolute error of pixels, beside the mean squared error of weight 1."""
-    codebook: float = 1.0
-    """Weight of the loss that pulls codes to the encoder's outputs."""
-    commitment: float = 0.25
-    """Weight, relative to `codebook`, of the loss that pulls the encoder's outputs to codes."""
-    perceptual: float = 0.0
-    """Weight of the perceptual distance (LPIPS) of the reconstruction; the original's is 0.1."""
-    perceptual_weights: str = ""
-    """File of VGG-16's weights for it: torchvision's, or those of the lpips package; a path."""
-    adversarial: float = 0.0
-    """Weight of the term that a discriminator gives (hinge loss), relative to one at which it
-    pulls as hard as the reconstruction; the original's is 0.1."""
-    adversarial_from: int = 0
-    """Steps before the discriminator begins to learn, and to be heard."""
-    discriminator_width: int = 64
-    """Channels of the discriminator's first layer."""
-    discriminator_depth: int = 3
-    """Halvings of the resolution in the discriminator (count): larger patches are judged."""
-    revive_every: int = 100
-    """Steps after which codes that were never chosen move to outputs of the encoder."""
-    revive_until: float = 0.7
-    """Share of the run after which no code is revived, so that the decoder can settle."""
-
-    def __post_init__(self) -> None:
-        self.vitvqgan()
-        for name in (
-            *("l1", "codebook", "commitment", "perceptual", "adversarial"),
-            "adversarial_from",
-        ):
-            require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
-        for name in ("discriminator_width", "discriminator_depth"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        require(
-            bool(self.perceptual_weights) == (self.perceptual > 0),
-            "model.perceptual_weights",
-            self.perceptual_weights,
-            "a file with model.perceptual above 0, and empty without",
-        )
-        depth = self.discriminator_depth if self.adversarial else None
-        check_sides(self.image_size, perceptual=self.perceptual > 0, depth=depth)
-        require(self.revive_every >= 1, "model.revive_every", self.revive_every, "at least 1 step")
-        check_share("model.revive_until", self.revive_until)
-
-    def vitvqgan(self) -> ViTVQGANConfig:
-        """The network's own config."""
-        return ViTVQGANConfig(
-            image_size=(self.image_size, self.image_size),
-            patch=self.patch,
-            encoder=self.encoder.size(),
-            decoder=self.decoder.size(),
-            codes=self.codes,
-            channels=self.channels,
-            dim_head=self.head_width,
-        )
-
-
-@dataclass(frozen=True)
 class TokenAdaptModelConfig:
     """The two networks f and g; both have the same size."""
 
@@ -229,22 +155,6 @@ class ViewRun(PictureRun):
             require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
         valid = "ddp here: these networks are small, and change between the optimizer's steps"
         require(self.cluster.parallel == "ddp", "cluster.parallel", self.cluster.parallel, valid)
-
-
-@dataclass(frozen=True)
-class TokenizerRun(ViewRun):
-    """Training a ViT-VQGAN tokenizer: pictures to grids of codes and back."""
-
-    model: TokenizerModelConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not (self.loop.compile and self.model.adversarial),
-            "loop.compile",
-            self.loop.compile,
-            "off with model.adversarial, whose weight needs gradients on their way back",
-        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from trainers.checkpoint import MODEL
 from trainers.config import ClassifyRun, MtmRun
 from trainers.job_graph import Job, JobGraph
 from trainers.options import R, Recipes, parse
-from trainers.picture_config import PicturesConfig, PixelRun, TokenAdaptRun, TokenizerRun
+from trainers.picture_config import PicturesConfig, PixelRun, TokenAdaptRun
 from trainers.picture_streams import TRAIN, split_pictures
 from trainers.program import RESUMES, program
 from trainers.recipes.classify import RECIPES as CLASSIFY_RECIPES
@@ -51,6 +51,7 @@ from trainers.sweep import Setting, Sweep, SweepConfig, open_data
 from trainers.sweep_data import kind_of, pictures_of
 from trainers.sweep_report import storage_bytes
 from trainers.tokenadapt_report import check_belongs
+from trainers.tokenizer_config import TokenizerRun
 
 logger = logging.getLogger(__name__)
 

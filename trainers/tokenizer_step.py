@@ -1,4 +1,5 @@
-"""What a step of the tokenizer's training computes (Yu et al., 2022, section 3; equation 1)."""
+"""What a step of a tokenizer's training computes: ViT-VQGAN's (Yu et al., 2022, section 3;
+equation 1), and VQGAN's (Esser et al., 2021, equations 4 to 7)."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from services.stream.batch import StreamBatch
 from services.tokens.codebook import count_codes, perplexity, revive_codes, token_spec
 from services.tokens.tokenizer import save_tokenizer
 from services.tokens.vitvqgan import TokenizerOutput, ViTVQGAN, psnr
+from services.tokens.vqgan import VQGAN
 from trainers.context import Place
 from trainers.loop import train
-from trainers.picture_config import TokenizerRun
 from trainers.picture_streams import open_pictures
 from trainers.ranks import gather, sum_over_ranks
 from trainers.task import PlainTask
+from trainers.tokenizer_config import TokenizerRun, VQGANRun
 from trainers.tokenizer_losses import (
     Discriminator,
     adaptive_weight,
@@ -43,9 +45,9 @@ REPORT = "report.json"
 _MOST_DB = 100.0  # a picture that is reproduced exactly has no finite ratio
 
 
-def tokenizer_worker(config: TokenizerRun, place: Place) -> dict[str, float]:
+def tokenizer_worker(config: TokenizerRun | VQGANRun, place: Place) -> dict[str, float]:
     """One worker of a tokenizer's run."""
-    model = config.model.vitvqgan()
+    model = config.model.network()
     spec = token_spec(model.grid, model.codes, model.channels, model.image_size)
     task = TokenizerTask(config, place.device, place.world)
     return train(config, open_pictures(config, place, spec), task)
@@ -69,14 +71,16 @@ class Trainee(nn.Module):
 
     use: Tensor
 
-    def __init__(self, tokenizer: ViTVQGAN, discriminator: Discriminator | None = None) -> None:
+    def __init__(
+        self, tokenizer: ViTVQGAN | VQGAN, discriminator: Discriminator | None = None
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.discriminator = discriminator
         self.register_buffer("use", torch.zeros(tokenizer.config.codes, dtype=torch.int64))
 
     def forward(self, images_NCHW: Tensor) -> tuple[TokenizerOutput, Scores | None]:
-        """As `ViTVQGAN.forward`, and what the discriminator says of it."""
+        """As the tokenizer's `forward`, and what the discriminator says of it."""
         out: TokenizerOutput = self.tokenizer(images_NCHW)
         if self.discriminator is None:
             return out, None
@@ -91,16 +95,18 @@ class Trainee(nn.Module):
 class TokenizerTask(PlainTask):
     """Reconstruct pictures through a codebook, and keep all of the codebook in use.
 
-    Codes are compared on the unit sphere, so they are put back onto it after each update: every
-    code then moves at the same pace, those just revived as well, and operations on embeddings
-    (crops, Mixup, ColorAdapt) meet vectors of one length.
+    ViT-VQGAN compares codes on the unit sphere, so they are put back onto it after each update:
+    every code then moves at the same pace, those just revived as well, and operations on embeddings
+    (crops, Mixup, ColorAdapt) meet vectors of one length. VQGAN compares them where they are.
     """
 
     name = "tokenizer"
     best = "psnr_db"
     higher = True
 
-    def __init__(self, config: TokenizerRun, device: torch.device, world: int = 1) -> None:
+    def __init__(
+        self, config: TokenizerRun | VQGANRun, device: torch.device, world: int = 1
+    ) -> None:
         self._config, self._world, model = config, world, config.model
         self._perceptual = None
         if model.perceptual:
@@ -116,7 +122,7 @@ class TokenizerTask(PlainTask):
     def build_model(self, *, fresh: bool) -> Trainee:
         """Starts from nothing; the first step's pictures give the codes their places."""
         model = self._config.model
-        tokenizer = ViTVQGAN(model.vitvqgan())
+        tokenizer = model.build()
         if not model.adversarial:
             return Trainee(tokenizer)
         return Trainee(
@@ -150,7 +156,7 @@ class TokenizerTask(PlainTask):
 
     def updated(self, model: nn.Module, step: int, total: int, world: int) -> None:
         assert isinstance(model, Trainee)
-        config, weight = self._config.model, model.tokenizer.quantizer.embedding.weight.data
+        config, weight = self._config.model, model.tokenizer.code_vectors.data
         ids = [out.ids.flatten() for out in self._seen]
         latents = [out.latents for out in self._seen]
         self._seen.clear()
@@ -169,7 +175,7 @@ class TokenizerTask(PlainTask):
             revived = revive_codes(weight, model.use, candidates, generator)
             logger.debug("step %d: %d of %d codes revived", step, revived, config.codes)
             model.use.zero_()
-        weight.copy_(F.normalize(weight, dim=1))
+        _place_codes(model.tokenizer)
 
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         assert isinstance(model, Trainee)
@@ -200,8 +206,7 @@ class TokenizerTask(PlainTask):
 
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         assert isinstance(model, Trainee)
-        weight = model.tokenizer.quantizer.embedding.weight.data
-        weight.copy_(F.normalize(weight, dim=1))  # an average of codes is shorter than they are
+        _place_codes(model.tokenizer)  # an average of codes is shorter than they are
         store = open_store(out)
         store.write(TOKENIZER, save_tokenizer(model.tokenizer))
         store.write(REPORT, json.dumps(dict(figures), indent=2).encode())
@@ -241,6 +246,13 @@ class TokenizerTask(PlainTask):
                 self._config.views, draws, (size, size), self._config.order.block
             ).to(images_NCHW.device)
             return views.apply(images_NCHW, (size, size)).clamp(0, 1)
+
+
+def _place_codes(tokenizer: ViTVQGAN | VQGAN) -> None:
+    """Put codes back to where they are compared."""
+    weight = tokenizer.code_vectors.data
+    if tokenizer.codebook.metric == "cosine":
+        weight.copy_(F.normalize(weight, dim=1))
 
 
 def _existing(batch: StreamBatch) -> tuple[Tensor, np.ndarray]:

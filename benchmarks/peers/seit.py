@@ -29,7 +29,7 @@ from services.wire.seit import v1 as wire
 
 DATASET = "bench"
 BLOCK_ROWS = 128
-_CHANNELS = 32
+CHANNELS = 32
 _EPOCHS = 300  # of a whole run: a stream lays out all of it
 
 
@@ -44,7 +44,7 @@ def write(
         grid_height=ids.shape[1],
         grid_width=ids.shape[2],
         codes=CODES,
-        channels=_CHANNELS,
+        channels=CHANNELS,
         image_height=256,
         image_width=256,
     )
@@ -54,7 +54,7 @@ def write(
             keys = [f"{row:08d}" for row in range(part.start, part.stop)]
             sizes = np.zeros(len(keys), np.int64)
             writer.add(TokenRows(np.array(ids[part]), labels[part], keys, sizes))
-    weight = torch.randn(CODES, _CHANNELS, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(CODES, CHANNELS, generator=torch.Generator().manual_seed(1))
     commit(
         root,
         wire.Manifest(

@@ -291,7 +291,8 @@ class TokenizerOutput(NamedTuple):
     """What a training step of the tokenizer needs.
 
     reconstruction: (N, C, H, W), not clamped. ids: (N, h, w) int64.
-    latents: (N*h*w, D), detached unit vectors before quantisation (for `revive_codes`).
+    latents: (N*h*w, D), detached, before quantisation (for `revive_codes`); of unit length where
+        codes are compared by their cosine.
     commitment_loss: pulls the encoder to its codes; codebook_loss: pulls codes to the encoder.
     """
 
@@ -330,6 +331,11 @@ class ViTVQGAN(nn.Module):
         """The code vectors as they stand, detached; not normalised."""
         return Codebook(self.quantizer.embedding.weight.detach(), metric="cosine")
 
+    @property
+    def code_vectors(self) -> Tensor:
+        """The code vectors (K, D) that training moves."""
+        return self.quantizer.embedding.weight
+
     def _latents(self, images_NCHW: Tensor) -> Tensor:
         """Unit vectors before quantisation, (N, T, D)."""
         return F.normalize(self.pre_quant(self.encoder(images_NCHW)), dim=-1)
@@ -353,14 +359,26 @@ class ViTVQGAN(nn.Module):
         z_NTD = self._latents(images_NCHW)
         ids_NT = nearest_codes(z_NTD.detach(), self.quantizer.embedding.weight.detach(), "cosine")
         code_NTD = F.normalize(self.quantizer.embedding(ids_NT), dim=-1)
-        passed_NTD = z_NTD + (code_NTD - z_NTD).detach()
-        return TokenizerOutput(
-            reconstruction=self.decoder(self.post_quant(passed_NTD)),
-            ids=ids_NT.view(-1, *self.config.grid),
-            latents=z_NTD.detach().flatten(0, 1),
-            commitment_loss=F.mse_loss(z_NTD, code_NTD.detach()),
-            codebook_loss=F.mse_loss(code_NTD, z_NTD.detach()),
-        )
+        decoded = self.decoder(self.post_quant(straight_through(z_NTD, code_NTD)))
+        return training_output(decoded, ids_NT.view(-1, *self.config.grid), z_NTD, code_NTD)
+
+
+def straight_through(latents_NTD: Tensor, codes_NTD: Tensor) -> Tensor:
+    """The codes, with gradients that go to the latents as if nothing had been chosen."""
+    return latents_NTD + (codes_NTD - latents_NTD).detach()
+
+
+def training_output(
+    reconstruction_NCHW: Tensor, ids_Nhw: Tensor, latents_NTD: Tensor, codes_NTD: Tensor
+) -> TokenizerOutput:
+    """A training step's output, with the two terms that bring latents and codes together."""
+    return TokenizerOutput(
+        reconstruction=reconstruction_NCHW,
+        ids=ids_Nhw,
+        latents=latents_NTD.detach().flatten(0, 1),
+        commitment_loss=F.mse_loss(latents_NTD, codes_NTD.detach()),
+        codebook_loss=F.mse_loss(codes_NTD, latents_NTD.detach()),
+    )
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

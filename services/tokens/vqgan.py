@@ -19,8 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.errors import InvalidInputError
-from services.tokens.codebook import Codebook, token_spec
-from services.tokens.vitvqgan import Quantizer, patch_grid
+from services.tokens.codebook import Codebook, nearest_codes, token_spec
+from services.tokens.vitvqgan import (
+    Quantizer,
+    TokenizerOutput,
+    patch_grid,
+    straight_through,
+    training_output,
+)
 from services.types import MAX_CODES, MAX_GRID
 from services.wire.seit import v1 as wire
 
@@ -262,6 +268,11 @@ class ConvDecoder(nn.Module):
         self.norm_out = _norm(widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.pixels, 3, padding=1)
 
+    @property
+    def last_weight(self) -> Tensor:
+        """(C, F, 3, 3) weights of the layer that makes the pixels."""
+        return self.conv_out.weight
+
     def forward(self, latent_NFhw: Tensor) -> Tensor:
         x_NFHW = self.mid(self.conv_in(latent_NFhw))
         for level in reversed(self.up):
@@ -271,7 +282,7 @@ class ConvDecoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Pictures in [0, 1] <-> grids of token ids. Trained elsewhere: weights are loaded."""
+    """Pictures in [0, 1] <-> grids of token ids."""
 
     kind = "vqgan"
 
@@ -295,19 +306,42 @@ class VQGAN(nn.Module):
         """The code vectors as they stand, detached."""
         return Codebook(self.quantize.embedding.weight.detach(), metric="euclidean")
 
+    @property
+    def code_vectors(self) -> Tensor:
+        """The code vectors (K, D) that training moves."""
+        return self.quantize.embedding.weight
+
     @torch.no_grad()
     def encode(self, images_NCHW: Tensor) -> Tensor:
         """Ids (N, h, w) int64 of pictures (N, C, H, W) in [0, 1] of the configured size."""
+        return self.codebook.quantise(self._latents(images_NCHW))
+
+    @torch.no_grad()
+    def decode(self, ids_Nhw: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) of ids (N, h, w), clamped to [0, 1]."""
+        return self._pictures(self.codebook.embed(ids_Nhw)).clamp(0, 1)
+
+    def forward(self, images_NCHW: Tensor) -> TokenizerOutput:
+        """Reconstruct through the codes, with gradients straight through the choice of code."""
+        z_NTD = self._latents(images_NCHW).flatten(2).transpose(1, 2)
+        ids_NT = nearest_codes(z_NTD.detach(), self.code_vectors.detach(), "euclidean")
+        code_NTD = self.quantize.embedding(ids_NT)
+        passed_NTD = straight_through(z_NTD, code_NTD)
+        passed_NDhw = passed_NTD.transpose(1, 2).reshape(len(z_NTD), -1, *self.config.grid)
+        ids_Nhw = ids_NT.view(-1, *self.config.grid)
+        return training_output(self._pictures(passed_NDhw), ids_Nhw, z_NTD, code_NTD)
+
+    def _latents(self, images_NCHW: Tensor) -> Tensor:
+        """Vectors before quantisation, (N, D, h, w)."""
         if images_NCHW.shape[-2:] != self.config.image_size:
             raise InvalidInputError(
                 f"got pictures of {tuple(images_NCHW.shape[-2:])}, this tokenizer is set to "
                 f"{self.config.image_size}: resize them, or load it for their size"
             )
         # The network works on [-1, 1].
-        return self.codebook.quantise(self.quant_conv(self.encoder(images_NCHW * 2 - 1)))
+        out: Tensor = self.quant_conv(self.encoder(images_NCHW * 2 - 1))
+        return out
 
-    @torch.no_grad()
-    def decode(self, ids_Nhw: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) of ids (N, h, w), clamped to [0, 1]."""
-        pixels: Tensor = self.decoder(self.post_quant_conv(self.codebook.embed(ids_Nhw)))
-        return (pixels / 2 + 0.5).clamp(0, 1)
+    def _pictures(self, codes_NDhw: Tensor) -> Tensor:
+        pixels: Tensor = self.decoder(self.post_quant_conv(codes_NDhw))
+        return pixels / 2 + 0.5

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from services.errors import InvalidInputError
+from services.tokens.codebook import count_codes
 from services.tokens.vqgan import VQGAN, VQGANConfig
 
 
@@ -56,6 +58,38 @@ def test_any_grid_and_codebook(
     assert decoded.max() <= 1
     assert (model.spec.grid_height, model.spec.grid_width) == grid
     assert (model.spec.codes, model.spec.channels) == (codes, 3)
+
+
+@pytest.fixture
+def small() -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(VQGANConfig((16, 24), 8, (1, 2), 1, (1,), codes=9, channels=3, latent=5, groups=4))
+
+
+def test_gradients_pass_straight_through_and_reach_every_weight(small: VQGAN) -> None:
+    images = torch.rand(2, 3, 16, 24)
+    output = small(images)
+    assert torch.equal(output.ids, small.encode(images))
+    torch.testing.assert_close(output.reconstruction.clamp(0, 1), small.decode(output.ids))
+    assert output.latents.shape == (2 * 8 * 12, 3)
+    torch.testing.assert_close(output.commitment_loss, output.codebook_loss)
+
+    F.mse_loss(output.reconstruction, images).backward(retain_graph=True)
+    for name, weight in small.named_parameters():
+        reached = weight.grad is not None and bool(weight.grad.any())
+        assert reached == (weight is not small.code_vectors), name
+
+    small.zero_grad()
+    output.commitment_loss.backward(retain_graph=True)
+    assert small.code_vectors.grad is None or not small.code_vectors.grad.any()
+    assert small.decoder.last_weight.grad is None
+
+    small.zero_grad()
+    output.codebook_loss.backward()
+    used = count_codes(output.ids, 9) > 0
+    assert small.code_vectors.grad is not None
+    assert small.code_vectors.grad[used].any()
+    assert not small.code_vectors.grad[~used].any()
 
 
 def test_the_published_size() -> None:

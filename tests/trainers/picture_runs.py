@@ -15,7 +15,6 @@ import torch.distributed as dist
 from PIL import Image
 
 from services.tokens.tokenizer import save_tokenizer
-from services.tokens.vitvqgan import ViTVQGAN
 from trainers.config import ClusterConfig, LoopConfig, OptimConfig
 from trainers.context import Place
 from trainers.data_config import OrderConfig
@@ -23,10 +22,14 @@ from trainers.picture_config import (
     PicturesConfig,
     TokenAdaptModelConfig,
     TokenAdaptRun,
-    TokenizerModelConfig,
-    TokenizerRun,
     TransformerConfig,
     ViewConfig,
+)
+from trainers.tokenizer_config import (
+    TokenizerModelConfig,
+    TokenizerRun,
+    VQGANModelConfig,
+    VQGANRun,
 )
 from trainers.tokenizer_step import tokenizer_worker
 
@@ -66,24 +69,33 @@ def _common(out: Path, images: Path, loop: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_CODEBOOK: dict[str, Any] = {
+    "image_size": SIDE,
+    "codes": CODES,
+    "channels": 6,
+    "revive_every": 2,
+    "revive_until": 1.0,
+    "adversarial": 0.1,
+    "adversarial_from": 2,
+    "discriminator_width": 4,
+    "discriminator_depth": 1,
+}
+
+
 def tokenizer_run(out: Path, images: Path, **loop: Any) -> TokenizerRun:
-    """A tokenizer of 4x4 tokens, `loop` changed as given."""
+    """A ViT-VQGAN of 4x4 tokens, `loop` changed as given."""
     model = TokenizerModelConfig(
-        encoder=SIZE,
-        decoder=SIZE,
-        image_size=SIDE,
-        patch=PATCH,
-        codes=CODES,
-        channels=6,
-        head_width=16,
-        revive_every=2,
-        revive_until=1.0,
-        adversarial=0.1,
-        adversarial_from=2,
-        discriminator_width=4,
-        discriminator_depth=1,
+        encoder=SIZE, decoder=SIZE, patch=PATCH, head_width=16, **_CODEBOOK
     )
     return TokenizerRun(**_common(out, images, loop), model=model)
+
+
+def vqgan_run(out: Path, images: Path, **loop: Any) -> VQGANRun:
+    """A VQGAN of 4x4 tokens, likewise."""
+    model = VQGANModelConfig(
+        width=8, multipliers=(1, 1, 1), blocks=1, attention=(2,), groups=4, **_CODEBOOK
+    )
+    return VQGANRun(**_common(out, images, loop), model=model)
 
 
 def train_rank(rank: int, world: int, out: str, images: str) -> None:
@@ -108,7 +120,7 @@ def write_tokenizer(path: Path) -> Path:
     """The file of an untrained tokenizer of that size."""
     torch.manual_seed(0)
     run = tokenizer_run(path, path)
-    path.write_bytes(save_tokenizer(ViTVQGAN(run.model.vitvqgan())))
+    path.write_bytes(save_tokenizer(run.model.build()))
     return path
 
 

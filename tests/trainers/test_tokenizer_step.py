@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from services.errors import InvalidInputError
 from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import load_tokenizer
+from services.tokens.vqgan import VQGANConfig
 from tests.trainers.picture_runs import (
     CODES,
     SIDE,
@@ -23,12 +24,14 @@ from tests.trainers.picture_runs import (
     tokenizer_run,
     train_other_rank,
     train_rank,
+    vqgan_run,
     write_pictures,
 )
 from tests.trainers.runs import recorded
 from trainers.options import parse
-from trainers.picture_config import TokenizerRun
 from trainers.recipes.tokenizer import RECIPES
+from trainers.recipes.tokenizer_vqgan import RECIPES as VQGAN_RECIPES
+from trainers.tokenizer_config import TokenizerRun, VQGANRun
 from trainers.tokenizer_step import (
     REPORT,
     TOKENIZER,
@@ -39,6 +42,7 @@ from trainers.tokenizer_step import (
 )
 
 CPU = torch.device("cpu")
+MAKERS: list[Any] = [tokenizer_run, vqgan_run]
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +70,15 @@ def make_batch(rows: list[int], step: int = 0) -> StreamBatch:
     return StreamBatch(step, 0, there, epochs, inputs, label, label, torch.ones(len(rows)), weight)
 
 
-def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path) -> None:
-    run = tokenizer_run(tmp_path, images, epochs=4)
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path, make: Any) -> None:
+    run = make(tmp_path, images, epochs=4)
     # Without the discriminator, whose own loss would be part of the sum.
     figures = tokenizer_worker(replace(run, model=replace(run.model, adversarial=0.0)), place())
     tokenizer = load_tokenizer(tmp_path / TOKENIZER)
     assert (tokenizer.spec.codes, tokenizer.spec.grid_height) == (CODES, SIDE // 4)
     lengths = tokenizer.codebook.weight.norm(dim=1)
-    assert torch.allclose(lengths, torch.ones(CODES), atol=1e-5)
+    assert torch.allclose(lengths, torch.ones(CODES), atol=1e-5) == (make is tokenizer_run)
     assert json.loads((tmp_path / REPORT).read_text())["validation_psnr_db"] == pytest.approx(
         figures["validation_psnr_db"]
     )
@@ -84,8 +89,9 @@ def test_a_run_writes_a_tokenizer_that_others_read(tmp_path: Path, images: Path)
     assert losses[-1] < losses[0]
 
 
-def test_a_discriminator_is_heard_from_its_step_on(tmp_path: Path, images: Path) -> None:
-    run = tokenizer_run(tmp_path, images)
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_discriminator_is_heard_from_its_step_on(tmp_path: Path, images: Path, make: Any) -> None:
+    run = make(tmp_path, images)
     run = replace(run, model=replace(run.model, adversarial_from=1))
     task = TokenizerTask(run, CPU)
     torch.manual_seed(0)
@@ -107,13 +113,17 @@ def test_a_discriminator_is_heard_from_its_step_on(tmp_path: Path, images: Path)
     assert extra.item() == pytest.approx(0.1, rel=0.02)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, images: Path, stop: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "stop"), [(tokenizer_run, 1), (tokenizer_run, 3), (tokenizer_run, 5), (vqgan_run, 3)]
+)
+def test_a_stopped_run_goes_on_with_the_same_bits(
+    tmp_path: Path, images: Path, make: Any, stop: int
+) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    tokenizer_worker(tokenizer_run(whole, images), place())
-    tokenizer_worker(tokenizer_run(parted, images), place(stop=stops_after(stop)))
+    tokenizer_worker(make(whole, images), place())
+    tokenizer_worker(make(parted, images), place(stop=stops_after(stop)))
     assert not (parted / TOKENIZER).exists()
-    tokenizer_worker(tokenizer_run(parted, images), place())
+    tokenizer_worker(make(parted, images), place())
     one, two = weights(whole), weights(parted)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -154,17 +164,21 @@ def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> N
     assert int(model.use.sum()) == 0
 
 
-def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path) -> None:
-    run = tokenizer_run(tmp_path, images)
+@pytest.mark.parametrize("make", MAKERS)
+def test_unused_codes_come_back_and_used_ones_stay(tmp_path: Path, images: Path, make: Any) -> None:
+    run = make(tmp_path, images)
     torch.manual_seed(0)
     task = TokenizerTask(run, CPU)
     model = task.build_model(fresh=True)
     assert isinstance(model, Trainee)
-    weight = model.tokenizer.quantizer.embedding.weight
-    with torch.no_grad():  # all codes but the first two point away from every picture
-        weight[2:] = -weight[:2].repeat(CODES // 2 - 1, 1) + 0.01 * torch.randn(CODES - 2, 6)
+    weight = model.tokenizer.code_vectors
+    with torch.no_grad():  # all codes but the first two lie away from every picture
+        away = -100 if make is vqgan_run else -1
+        weight[2:] = away * weight[:2].repeat(CODES // 2 - 1, 1) + 0.01 * torch.randn(CODES - 2, 6)
     task.loss(model, make_batch([1, 2, 3, 4]))
-    before = torch.nn.functional.normalize(weight.detach().clone(), dim=1)
+    before = weight.detach().clone()
+    if make is tokenizer_run:
+        before = torch.nn.functional.normalize(before, dim=1)
     used = torch.bincount(task._seen[0].ids.flatten(), minlength=CODES) > 0
     task.updated(model, step=1, total=100, world=1)
     assert torch.allclose(weight[used], before[used], atol=1e-6)
@@ -193,13 +207,28 @@ def test_no_pictures_to_validate_on_is_refused(tmp_path: Path, images: Path) -> 
         tokenizer_worker(run, place())
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_recipes_say_what_they_are_for(name: str) -> None:
-    about = RECIPES[name].__doc__ or ""
+@pytest.mark.parametrize(
+    ("config", "recipes", "name"),
+    [(TokenizerRun, RECIPES, name) for name in sorted(RECIPES)]
+    + [(VQGANRun, VQGAN_RECIPES, name) for name in sorted(VQGAN_RECIPES)],
+)
+def test_recipes_say_what_they_are_for(config: Any, recipes: Any, name: str) -> None:
+    about = recipes[name].__doc__ or ""
     assert f"--recipe {name}" in about
     assert "Should reach:" in about
     assert "Source:" in about
-    assert parse(TokenizerRun, RECIPES, [f"--recipe={name}", "--out", "x"]).out == "x"
+    assert parse(config, recipes, [f"--recipe={name}", "--out", "x"]).out == "x"
+
+
+def test_the_published_vqgan_has_the_published_sizes() -> None:
+    network = VQGAN_RECIPES["vqgan-f8"]().model.network()
+    assert network == VQGANConfig()
+
+
+def test_a_tokenizer_is_not_taken_up_as_one_of_another_kind(tmp_path: Path, images: Path) -> None:
+    tokenizer_worker(tokenizer_run(tmp_path, images), place(stop=stops_after(2)))
+    with pytest.raises(InvalidInputError, match="kind is 'TokenizerRun' there, 'VQGANRun' here"):
+        tokenizer_worker(vqgan_run(tmp_path, images), place())
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from trainers.config import ClusterConfig, LoopConfig, OptimConfig
 from trainers.data_config import OrderConfig
 from trainers.picture_config import (
     PicturesConfig,
-    TokenizerModelConfig,
-    TokenizerRun,
     TransformerConfig,
     ViewConfig,
 )
+from trainers.tokenizer_config import TokenizerModelConfig, TokenizerRun
 
 _SMALL = TransformerConfig(width=512, depth=8, heads=8, hidden=2048)
 _BASE = TransformerConfig(width=768, depth=12, heads=12, hidden=3072)

@@ -23,7 +23,7 @@ from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
 from services.stats.flows import parse_word
 from services.wire.seit import v1 as wire
 
-BATCH = 64
+BATCH = 32
 _TRAINER = Path(__file__).resolve().parents[1] / "trainers" / "mtm.py"
 
 
@@ -32,7 +32,7 @@ class Options(harness.Options):
     """Flags."""
 
     steps: int = 0
-    """Steps of the run; 0 takes 96, or 16 in a quick run."""
+    """Steps of the run; 0 takes 96, or 8 in a quick run."""
 
 
 def run(folder: Path, steps: int) -> wire.Flow:
@@ -46,7 +46,7 @@ def run(folder: Path, steps: int) -> wire.Flow:
     )
     weights, out = folder / "tokenadapt.safetensors", folder / "run"
     weights.write_bytes(TokenAdapt(adapt).to_bytes())
-    size = "--model.width 192 --model.depth 4 --model.heads 3 --model.decoder-width 96"
+    size = "--model.width 256 --model.depth 6 --model.heads 4 --model.decoder-width 128"
     command = [
         *(sys.executable, str(_TRAINER), "--recipe", "mtm-tiny", "--out", str(out)),
         *("--data.root", str(folder / "data"), "--data.dataset", seit.DATASET),
@@ -62,7 +62,7 @@ def run(folder: Path, steps: int) -> wire.Flow:
 
 def main() -> None:
     options = harness.options(__doc__, Options)
-    steps = options.steps or (16 if options.quick else 96)
+    steps = options.steps or (8 if options.quick else 96)
     report = harness.Report("train_stall", options, packages=("torch", "ray"))
     with tempfile.TemporaryDirectory() as scratch:
         flow = run(Path(scratch), steps)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from trainers.charts import COLOURS, save_figure
 from trainers.data_config import require
+from trainers.estimate import in_seeds
 from trainers.reports import as_text
 from trainers.sweep import Data, Setting, SweepConfig
 from trainers.sweep_main import main
@@ -82,7 +83,7 @@ def claims(results: Results) -> list[Claim]:
 def report(config: AblationConfig, data: Data, results: Results) -> tuple[str, Sequence[Path]]:
     """Table, JSON and chart."""
     rows = data.part(config.share)
-    title = f"top-1 (%) on {rows:,} rows of {data.classes} classes, {config.seeds} seeds"
+    title = f"top-1 (%) on {rows:,} rows of {data.classes} classes, {in_seeds(config.seeds)}"
     starts = sorted({setting.mtm for setting in results})
     table = Table("", *(_TRAINING[mtm] for mtm in starts), "paper (ViT-S, IN-100)", title=title)
     for (adapt, color), label in _VARIANTS.items():
@@ -118,7 +119,7 @@ def _draw(config: AblationConfig, data: Data, results: Results) -> Path:
     axis.set_ylim(bottom=max(0.0, low - 4), top=min(100.0, axis.get_ylim()[1] + 2))
     axis.set_xticks(range(len(_VARIANTS)), list(_VARIANTS.values()))
     axis.set_ylabel("top-1 (%), axis cut")
-    axis.set_title(f"{config.seeds} seeds (dots), mean ± standard error", fontsize=10)
+    axis.set_title(f"{in_seeds(config.seeds)} (dots), mean ± standard error", fontsize=10)
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

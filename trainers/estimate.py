@@ -35,6 +35,11 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), error)
 
 
+def in_seeds(count: int) -> str:
+    """How many seeds, in words for a title."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def names_of(urls: Sequence[str]) -> list[str]:
     """What runs are called: the last part of where they lie, numbered where it repeats."""
     last = [Path(url.rstrip("/")).stem for url in urls]

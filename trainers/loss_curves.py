@@ -23,7 +23,7 @@ from services.stream.jobs import jobs_at
 from trainers.charts import Curve, draw_curves, read_curve
 from trainers.checkpoint import MODEL
 from trainers.data_config import require
-from trainers.estimate import Estimate, estimate
+from trainers.estimate import Estimate, estimate, in_seeds
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.program import RESUMES, program
 from trainers.reports import as_text, machine
@@ -138,7 +138,7 @@ def _last(run: Path) -> float:
 
 
 def _table(config: LossConfig, losses: Mapping[str, Losses]) -> Table:
-    title = f"losses at the end (nats), {config.seeds} seeds"
+    title = f"losses at the end (nats), {in_seeds(config.seeds)}"
     table = Table("", "MTM, training", "classifier, training", "validation", title=title)
     table.add_column("lowest before")
     table.add_column("rise since")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from services.shards.store import open_store
 from trainers.charts import COLOURS, save_figure
-from trainers.estimate import Estimate, estimate
+from trainers.estimate import Estimate, estimate, in_seeds
 from trainers.reports import as_text, machine
 from trainers.storage_arms import METHODS, Arm, Method, StudyConfig, arms
 from trainers.sweep import Data, described
@@ -87,7 +87,7 @@ def report(config: StudyConfig, data: Data, found: Sequence[Found]) -> tuple[str
 
 def _table(config: StudyConfig, lines: Sequence[_Line]) -> Table:
     full = lines[0].bytes
-    title = f"storage against accuracy, {config.seeds} seeds"
+    title = f"storage against accuracy, {in_seeds(config.seeds)}"
     table = Table("kept", "pictures", "bytes", "of full", "steps", "top-1 (%)", title=title)
     table.add_column("paper: of full, top-1")
     for column in table.columns[1:]:
@@ -184,7 +184,7 @@ def _draw(config: StudyConfig, lines: Sequence[_Line]) -> Path:
             [size * 1e9 for size, _ in paper], [top1 for _, top1 in paper], **_style(method)
         )
     error = "" if config.seeds == 1 else ", mean ± standard error"
-    ours.set_title(f"measured: {config.seeds} seeds{error}", fontsize=10)
+    ours.set_title(f"measured: {in_seeds(config.seeds)}{error}", fontsize=10)
     theirs.set_title("paper: ViT-B, ImageNet-1k (Tables 1 and 2)", fontsize=10)
     for axis in (ours, theirs):
         axis.set_xscale("log")

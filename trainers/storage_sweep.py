@@ -16,6 +16,7 @@ from rich.table import Table
 
 from trainers.charts import COLOURS, save_figure
 from trainers.data_config import require
+from trainers.estimate import in_seeds
 from trainers.reports import as_text
 from trainers.sweep import Data, Setting, SweepConfig
 from trainers.sweep_main import main
@@ -84,7 +85,7 @@ def claims(results: Results) -> list[Claim]:
 def report(config: StorageConfig, data: Data, results: Results) -> tuple[str, Sequence[Path]]:
     """Table, JSON and chart."""
     parts = _rows(config, data)
-    title = f"top-1 (%) by rows and their storage, {data.classes} classes, {config.seeds} seeds"
+    title = f"top-1 (%) by rows and their storage, {data.classes} classes, {in_seeds(config.seeds)}"
     columns = [f"{rows:,} rows\n{storage_bytes(data, rows) / 1e3:,.1f} KB" for rows in parts]
     table = Table("", *columns, title=title)
     for (mtm, ours), label in _METHODS.items():
@@ -116,7 +117,7 @@ def _draw(config: StorageConfig, data: Data, results: Results, parts: Sequence[i
         )
     axis.set_xlabel("storage of the training rows (KB)")
     axis.set_ylabel("top-1 (%)")
-    axis.set_title(f"mean ± standard error of {config.seeds} seeds", fontsize=10)
+    axis.set_title(f"mean ± standard error of {in_seeds(config.seeds)}", fontsize=10)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)

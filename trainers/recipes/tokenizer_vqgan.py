@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from trainers.config import ClusterConfig, LoopConfig, OptimConfig
 from trainers.data_config import OrderConfig
 from trainers.picture_config import PicturesConfig, ViewConfig
+from trainers.recipes.tokenizer import tokenizer_tiny
 from trainers.tokenizer_config import VQGANModelConfig, VQGANRun
 
 
@@ -19,13 +21,12 @@ def vqgan_tiny() -> VQGANRun:
     Should reach: 22 dB and most of the codes in use on scikit-learn's handwritten digits.
     Source: measured with this project; the method is that of `vqgan-f8`.
     """
+    like = tokenizer_tiny()
     return VQGANRun(
         out="runs/vqgan-tiny",
-        pictures=PicturesConfig(images="demo-out/pictures"),
-        order=OrderConfig(global_batch=16, block=8, lanes=2, window_shards=1),
-        views=ViewConfig(
-            flip_probability=0.25, affine_probability=0.5, crop_probability=0.5, crop_area=0.3
-        ),
+        pictures=like.pictures,
+        order=like.order,
+        views=like.views,
         model=VQGANModelConfig(
             image_size=32,
             codes=64,
@@ -36,17 +37,9 @@ def vqgan_tiny() -> VQGANRun:
             groups=8,
             revive_every=20,
         ),
-        optim=OptimConfig(
-            base_lr=2e-3,
-            base_batch=16,
-            warmup_epochs=0.5,
-            weight_decay=0.0,
-            beta1=0.9,
-            beta2=0.99,
-            clip=1.0,
-        ),
-        loop=LoopConfig(epochs=14, precision="float32", validate_every=7, checkpoint_every=200),
-        cluster=ClusterConfig(workers=1, cpus_per_worker=1),
+        optim=replace(like.optim, base_lr=2e-3),
+        loop=like.loop,
+        cluster=like.cluster,
     )
 
 

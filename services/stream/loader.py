@@ -163,6 +163,7 @@ class Stream:
         if not here:
             return self._on_cluster(there, pool)
         begun = self._head_start(here)
+        self.meter.taken_over(there.start)
         return merged(steps, there, begun, self._on_cluster(there, pool)) if there else begun
 
     def _on_cluster(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:

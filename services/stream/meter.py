@@ -26,7 +26,7 @@ COUNTERS = {
 """Fields of a flow that only grow: counters `seit_stream_NAME` of Ray and of the stats service."""
 
 GAUGES = {
-    "rows_per_second": "Rows a second since the first batch",
+    "rows_per_second": "Rows a second since the first batch, start-up left out",
     "step": "Next step due",
     "step_target": "Last step",
 }
@@ -36,10 +36,11 @@ GAUGES = {
 class Meter:
     """Counts what a consumer receives, and whom it waited for.
 
-    The wait for the first batch is start-up; from then on a wait is a stall. It is charged to
-    storage and to augmentation in proportion to the time that each took for the batch, with
-    fetchers and augmenters working side by side. `consumer_seconds` is the opposite: how long the
-    stream was left alone with a batch while the consumer worked.
+    The wait for the first batch is start-up; from then on a wait is a stall, but for the one in
+    which others begin to make the batches (`taken_over`). It is charged to storage and to
+    augmentation in proportion to the time that each took for the batch, with fetchers and
+    augmenters working side by side. `consumer_seconds` is the opposite: how long the stream was
+    left alone with a batch while the consumer worked. Rates leave start-up out.
 
     step: the first one due. fetchers, augmenters: how many of each work at a time.
     """
@@ -62,9 +63,15 @@ class Meter:
         self._fetchers, self._augmenters = fetchers, augmenters
         self._began = time.monotonic()
         self._first: float | None = None
+        self._starts, self._starting_seconds = -1, 0.0
         self._handed: float | None = None
         self._rows_after_first = 0
         self._came_back: set[str] = set()
+
+    def taken_over(self, step: int) -> None:
+        """Others make the batches from `step` on: the wait for the first of theirs is start-up."""
+        with self._lock:
+            self._starts = step
 
     def delivered(
         self, step: int, rows: int, waited_seconds: float, account: Account | None = None
@@ -79,11 +86,14 @@ class Meter:
                 self._first = now
             else:
                 self._rows_after_first += rows
+                stalled = waited_seconds
+                if step == self._starts:
+                    stalled, self._starting_seconds = 0.0, waited_seconds
                 spent = fetching + augmenting
                 share = fetching / spent if spent else 1.0
-                flow.stall_seconds += waited_seconds
-                flow.stall_storage_seconds += waited_seconds * share
-                flow.stall_augmentation_seconds += waited_seconds * (1 - share)
+                flow.stall_seconds += stalled
+                flow.stall_storage_seconds += stalled * share
+                flow.stall_augmentation_seconds += stalled * (1 - share)
             if self._handed is not None:
                 flow.consumer_seconds += max(0.0, now - waited_seconds - self._handed)
             self._handed = now
@@ -111,14 +121,14 @@ class Meter:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows a second since the first batch stood ready, so start-up does not count; 0 before."""
+        """Rows a second since the first batch stood ready, start-up not counted; 0 before."""
         with self._lock:
             return self._rate(time.monotonic())
 
     def _rate(self, now: float) -> float:
         if self._first is None:
             return 0.0
-        return self._rows_after_first / max(now - self._first, 1e-9)
+        return self._rows_after_first / max(now - self._first - self._starting_seconds, 1e-9)
 
     @property
     def first_batch_seconds(self) -> float:

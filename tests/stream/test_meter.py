@@ -33,20 +33,23 @@ seconds = st.floats(0, 1e4)
     st.lists(st.tuples(seconds, seconds, seconds, st.integers(0, 99)), min_size=1, max_size=20),
     st.integers(1, 8),
     st.integers(1, 8),
+    st.integers(0, 20),
 )
 def test_a_wait_is_charged_in_proportion_to_what_the_batch_took(
-    batches: list[tuple[float, float, float, int]], fetchers: int, augmenters: int
+    batches: list[tuple[float, float, float, int]], fetchers: int, augmenters: int, handover: int
 ) -> None:
     meter = Meter("a/train", 0, 1, 99, fetchers=fetchers, augmenters=augmenters)
+    meter.taken_over(handover)
     for step, (waited, fetching, augmenting, rows) in enumerate(batches):
         account = Account(storage_seconds=fetching, augment_seconds=augmenting)
         meter.delivered(step, rows, waited, account)
     flow = meter.snapshot()
     storage = 0.0
-    for waited, fetching, augmenting, _ in batches[1:]:  # the first wait is start-up
+    stalls = [each for step, each in enumerate(batches) if step not in (0, handover)]
+    for waited, fetching, augmenting, _ in stalls:  # the others are start-up
         there, here = fetching / fetchers, augmenting / augmenters
         storage += waited * (there / (there + here) if there + here else 1.0)
-    stalled = sum(waited for waited, *_ in batches[1:])
+    stalled = sum(waited for waited, *_ in stalls)
     assert flow.stall_seconds == pytest.approx(stalled)
     assert flow.stall_storage_seconds == pytest.approx(storage, abs=1e-6)
     both = flow.stall_storage_seconds + flow.stall_augmentation_seconds

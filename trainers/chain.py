@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,8 +58,8 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             shown = [short(word, out) for word in step.command]
             mark = {"command": shown, "pictures": made_from}  # wherever program and folder lie
             known = json.loads(note.read_text()) if note.exists() else {}
-            noted = known.get("mark", {})  # once written with whole paths
-            noted = {**noted, "command": [short(word, out) for word in noted.get("command", [])]}
+            noted = known.get("mark", {})
+            noted = {**noted, "command": [_of_old(word, out) for word in noted.get("command", [])]}
             same = noted == mark
             if same and not redone and known.get("seconds") is not None and _stand(step):
                 seconds[step.name] = known["seconds"]
@@ -111,6 +112,13 @@ def fingerprint(images: Path) -> str:
 
 def _stand(step: Step) -> bool:
     return all((step.folder / name).exists() for name in step.outputs)
+
+
+def _of_old(word: str, out: Path) -> str:
+    """A word of a note as `short` says it now: once notes held whole paths, of a program that may
+    have lain elsewhere."""
+    word = re.sub(r"^/.*/bin/python[0-9.]*$", "python", word)
+    return short(re.sub(r"^/.*/(trainers/\w+\.py)$", r"\1", word), out)
 
 
 def short(word: str, out: Path) -> str:

@@ -117,7 +117,8 @@ def _draw(config: StorageConfig, data: Data, results: Results, parts: Sequence[i
         )
     axis.set_xlabel("storage of the training rows (KB)")
     axis.set_ylabel("top-1 (%)")
-    axis.set_title(f"mean ± standard error of {in_seeds(config.seeds)}", fontsize=10)
+    spread = "mean ± standard error of " if config.seeds > 1 else ""
+    axis.set_title(f"{spread}{in_seeds(config.seeds)}", fontsize=10)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)

@@ -38,10 +38,13 @@ class Claim:
     worse: Setting
 
     def judge(self, results: Results) -> tuple[Estimate, str]:
-        """(difference of top-1, pairing seeds; "holds", "does not hold" or "within the noise")."""
+        """(difference of top-1, pairing seeds; what was found: "holds", "does not hold", "within
+        the noise", or "open" with one seed, whose noise is not known)."""
         pairs = zip(results[self.better], results[self.worse], strict=True)
         found = estimate([a.top1 - b.top1 for a, b in pairs])
-        if math.isnan(found.error) or abs(found.mean) <= SURE * found.error:
+        if math.isnan(found.error):
+            return found, "open"
+        if abs(found.mean) <= SURE * found.error:
             return found, "within the noise"
         return found, "holds" if found.mean > 0 else "does not hold"
 

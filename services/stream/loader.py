@@ -158,7 +158,7 @@ class Stream:
     def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
         steps = range(step, self.stop)
         here, there = steps[: pool.head_start], steps[pool.head_start :]
-        if not self._made.only_cuts:  # actors make a batch no later than we would
+        if not self._made.only_cuts:  # a run's batches are augmented on one kind of device
             here, there = steps[:0], steps
         if not here:
             return self._on_cluster(there, pool)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 THREADS = 4
@@ -43,7 +43,7 @@ def merged(
 
     `other` starts at once, not when its first step is due: both work all the while.
     """
-    theirs = iter([*others, steps[-1] + 1])
+    theirs = chain(others, [steps[-1] + 1])
     due = next(theirs)
     with closing(one), closing(other), ThreadPoolExecutor(1) as starter:
         first: Future[MadeT] | None = starter.submit(next, other)

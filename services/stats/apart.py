@@ -72,7 +72,8 @@ class Apart:
     Functions are named, arguments and results copied: all must be picklable. Safe to share by
     threads. The process ends when this one does, however that comes.
 
-    Raises, besides what a function raises: StoreError where the process ended meanwhile.
+    Raises, besides what a function raises: StoreError where the process ended at its work. One that
+    had ended before it heard the question makes room for the next.
     """
 
     def __init__(self, root: Store) -> None:
@@ -87,16 +88,29 @@ class Apart:
     ) -> T:
         answer: Future[T] = Future()
         with self._lock:
-            if self._running is None:
-                self._running = self._start()
-            number = next(self._numbers)
-            self._waiting[number] = answer
+            question = next(self._numbers), function, args, kwargs
             try:
-                self._running[1].send((number, function, args, kwargs))
-            except OSError as error:  # it has just died; the listener forgets it
-                del self._waiting[number]
-                raise StoreError(_DIED) from error
+                self._ask(question, answer)
+            except OSError:  # it has just died, and the listener does not know it yet
+                self._running = None
+                try:
+                    self._ask(question, answer)
+                except OSError as error:
+                    raise StoreError(_DIED) from error
         return answer.result()
+
+    def _ask(self, question: tuple[Any, ...], answer: Future[Any]) -> None:
+        """Send a question, (number, ...), to the process that runs, or to a new one; the caller
+        holds the lock. Raises: OSError where it hears nothing any more."""
+        if self._running is None:
+            self._running = self._start()
+        number, *_ = question
+        self._waiting[number] = answer
+        try:
+            self._running[1].send(question)
+        except OSError:
+            del self._waiting[number]
+            raise
 
     def close(self) -> None:
         """End the process; what it is asked meanwhile fails."""
@@ -120,12 +134,15 @@ class Apart:
         )
         process.start()
         theirs.close()
+        self._waiting = {}
         threading.Thread(
-            target=self._listen, args=(process, ours), name="seit-apart", daemon=True
+            target=self._listen, args=(process, ours, self._waiting), name="seit-apart", daemon=True
         ).start()
         return process, ours
 
-    def _listen(self, process: BaseProcess, connection: Connection) -> None:
+    def _listen(
+        self, process: BaseProcess, connection: Connection, answers: dict[int, Future[Any]]
+    ) -> None:
         """Hand out the answers until the process ends."""
         while True:
             try:
@@ -133,7 +150,7 @@ class Apart:
             except (EOFError, OSError):
                 break
             with self._lock:
-                waiting = self._waiting.pop(number)
+                waiting = answers.pop(number)
             if error is None:
                 waiting.set_result(result)
             else:
@@ -143,8 +160,9 @@ class Apart:
             if self._running is not None and self._running[0] is process:
                 self._running = None
                 logger.error("%s", _DIED)
-            lost, self._waiting = self._waiting, {}
-        for one in lost.values():
+            lost = list(answers.values())
+            answers.clear()
+        for one in lost:
             one.set_exception(StoreError(_DIED))
 
 

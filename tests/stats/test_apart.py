@@ -38,7 +38,8 @@ def fail(root: Store) -> None:
     raise ValueError("a defect")
 
 
-def sleep(root: Store, seconds: float) -> None:
+def sleep(root: Store, seconds: float, begun: Path) -> None:
+    begun.touch()
     time.sleep(seconds)
 
 
@@ -68,25 +69,34 @@ def test_the_same_comes_back_from_another_process(root: Store, apart: Apart) -> 
     assert not psutil.pid_exists(other)
 
 
-def test_a_process_that_is_killed_is_told_and_started_again(apart: Apart) -> None:
+def test_a_process_that_is_killed_is_told_and_started_again(apart: Apart, tmp_path: Path) -> None:
     victim = apart(own_id)
     told: list[str] = []
+    begun = tmp_path / "begun"
 
     def ask() -> None:
         try:
-            apart(sleep, 600)
+            apart(sleep, 600, begun)
         except StoreError as error:
             told.append(str(error))
 
     asking = Thread(target=ask)
     asking.start()
-    while not apart._waiting:
+    while not begun.exists():
         time.sleep(0.01)
     os.kill(victim, signal.SIGKILL)
     asking.join(30)
     assert len(told) == 1
     assert "ask again" in told[0]
     assert apart(own_id) not in (victim, os.getpid())
+
+
+def test_a_question_that_a_dead_process_did_not_hear_is_answered_by_the_next(apart: Apart) -> None:
+    for _ in range(5):
+        victim = psutil.Process(apart(own_id))
+        victim.kill()
+        psutil.wait_procs([victim], timeout=10)
+        assert apart(own_id) not in (victim.pid, os.getpid())
 
 
 def test_it_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def run(folder: Path, steps: int) -> wire.Flow:
         *("--data.root", str(folder / "data"), "--data.dataset", seit.DATASET),
         *("--data.validation-split", "train", "--augment.tokenadapt", str(weights)),
         *("--augment.crop", "28", *size.split(), "--order.global-batch", str(BATCH)),
+        *("--order.block", str(BATCH // 2)),
         *("--loop.epochs", "1", "--optim.warmup-epochs", "0", "--loop.log-every", "4"),
         *("--cluster.cpus-per-worker", "1", "--cluster.augment-cpus-per-actor", "1"),
     ]

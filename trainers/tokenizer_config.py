@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from services.tokens.vitvqgan import ViTVQGAN, ViTVQGANConfig
@@ -12,8 +13,8 @@ from trainers.tokenizer_losses import check_sides
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodesConfig:
-    """The codebook of a tokenizer, and the losses that it is trained by."""
+class CodesConfig(ABC):
+    """The codebook of a tokenizer, and the losses that it is trained by; its network is added."""
 
     image_size: int = 256
     """Side that pictures are resized to, pixels."""
@@ -47,6 +48,7 @@ class CodesConfig:
     """Share of the run after which no code is revived, so that the decoder can settle."""
 
     def __post_init__(self) -> None:
+        self.network()  # one place knows what makes sizes valid
         for name in (
             *("l1", "codebook", "commitment", "perceptual", "adversarial"),
             "adversarial_from",
@@ -65,6 +67,14 @@ class CodesConfig:
         require(self.revive_every >= 1, "model.revive_every", self.revive_every, "at least 1 step")
         check_share("model.revive_until", self.revive_until)
 
+    @abstractmethod
+    def network(self) -> ViTVQGANConfig | VQGANConfig:
+        """The network's own config."""
+
+    @abstractmethod
+    def build(self) -> ViTVQGAN | VQGAN:
+        """The network, untrained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerModelConfig(CodesConfig):
@@ -77,12 +87,7 @@ class TokenizerModelConfig(CodesConfig):
     head_width: int = 64
     """Channels of one attention head."""
 
-    def __post_init__(self) -> None:
-        self.network()
-        super().__post_init__()
-
     def network(self) -> ViTVQGANConfig:
-        """The network's own config."""
         return ViTVQGANConfig(
             image_size=(self.image_size, self.image_size),
             patch=self.patch,
@@ -94,7 +99,6 @@ class TokenizerModelConfig(CodesConfig):
         )
 
     def build(self) -> ViTVQGAN:
-        """The network, untrained."""
         return ViTVQGAN(self.network())
 
 
@@ -117,12 +121,7 @@ class VQGANModelConfig(CodesConfig):
     groups: int = 32
     """Groups of channels that are normalised together (count); the published models have 32."""
 
-    def __post_init__(self) -> None:
-        self.network()
-        super().__post_init__()
-
     def network(self) -> VQGANConfig:
-        """The network's own config."""
         return VQGANConfig(
             image_size=(self.image_size, self.image_size),
             width=self.width,
@@ -136,12 +135,11 @@ class VQGANModelConfig(CodesConfig):
         )
 
     def build(self) -> VQGAN:
-        """The network, untrained."""
         return VQGAN(self.network())
 
 
 @dataclass(frozen=True)
-class _CodesRun(ViewRun):
+class CodesRun(ViewRun):
     """Training a tokenizer: pictures to grids of codes and back."""
 
     model: CodesConfig
@@ -157,14 +155,14 @@ class _CodesRun(ViewRun):
 
 
 @dataclass(frozen=True)
-class TokenizerRun(_CodesRun):
+class TokenizerRun(CodesRun):
     """Training a ViT-VQGAN tokenizer: pictures to grids of codes and back."""
 
     model: TokenizerModelConfig
 
 
 @dataclass(frozen=True)
-class VQGANRun(_CodesRun):
+class VQGANRun(CodesRun):
     """Training a VQGAN tokenizer: pictures to grids of codes and back."""
 
     model: VQGANModelConfig

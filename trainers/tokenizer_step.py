@@ -26,7 +26,7 @@ from trainers.loop import train
 from trainers.picture_streams import open_pictures
 from trainers.ranks import gather, sum_over_ranks
 from trainers.task import PlainTask
-from trainers.tokenizer_config import TokenizerRun, VQGANRun
+from trainers.tokenizer_config import CodesRun
 from trainers.tokenizer_losses import (
     Discriminator,
     adaptive_weight,
@@ -45,7 +45,7 @@ REPORT = "report.json"
 _MOST_DB = 100.0  # a picture that is reproduced exactly has no finite ratio
 
 
-def tokenizer_worker(config: TokenizerRun | VQGANRun, place: Place) -> dict[str, float]:
+def tokenizer_worker(config: CodesRun, place: Place) -> dict[str, float]:
     """One worker of a tokenizer's run."""
     model = config.model.network()
     spec = token_spec(model.grid, model.codes, model.channels, model.image_size)
@@ -104,9 +104,7 @@ class TokenizerTask(PlainTask):
     best = "psnr_db"
     higher = True
 
-    def __init__(
-        self, config: TokenizerRun | VQGANRun, device: torch.device, world: int = 1
-    ) -> None:
+    def __init__(self, config: CodesRun, device: torch.device, world: int = 1) -> None:
         self._config, self._world, model = config, world, config.model
         self._perceptual = None
         if model.perceptual:

@@ -129,7 +129,8 @@ class PictureRun(Run):
         super().__post_init__()
         for field in fields(self.cluster):
             value = getattr(self.cluster, field.name)
-            if field.name.startswith("augment_") or field.name == "share_lag":
+            streams = ("fetch_tasks", "head_start", "share_lag")
+            if field.name.startswith("augment_") or field.name in streams:
                 name = f"cluster.{field.name}"
                 valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)

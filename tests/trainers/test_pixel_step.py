@@ -158,6 +158,8 @@ def test_a_model_of_another_kind_is_refused(images: Path, tmp_path: Path) -> Non
         ("--augment.crop-area 0", "crop area"),
         ("--augment.flip-probability 2", "augment.flip_probability"),
         ("--cluster.share-lag 4", "no stream of tokens"),
+        ("--cluster.head-start 4", "no stream of tokens"),
+        ("--cluster.fetch-tasks 4", "no stream of tokens"),
         ("--pictures.images ''", "pictures.images"),
     ],
 )

@@ -522,7 +522,7 @@ class Flow(betterproto2.Message):
 
     stall_seconds: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
     """
-    the consumer waited, the first batch apart
+    the consumer waited, start-up apart
     """
 
     state: "typing.Annotated[str, pydantic.AfterValidator(betterproto2.validators.validate_string)]" = betterproto2.field(
@@ -598,7 +598,7 @@ class Flow(betterproto2.Message):
 
     rows_per_second: "float" = betterproto2.field(21, betterproto2.TYPE_DOUBLE)
     """
-    since the first batch
+    since the first batch, start-up left out
     """
 
     first_batch_seconds: "float" = betterproto2.field(22, betterproto2.TYPE_DOUBLE)

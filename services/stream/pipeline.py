@@ -20,6 +20,7 @@ from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
 from services.stream.fetch import opened, share_rows
+from services.stream.forget import Forget
 from services.stream.order import merged
 from services.stream.pool import Pool
 from services.stream.request import StreamRequest
@@ -34,6 +35,12 @@ EXECUTION_TASKS = 256, 1024
 """Fetch tasks that an execution aims at, and has at most. Ray lays all of them down before the
 first one starts, at more than a millisecond each, in which the first batch is waited for. A run of
 more than so many of the largest tasks (67 million rows) goes on with a new execution."""
+
+
+AHEAD_BLOCKS = 4096
+"""Shares that stand in the cluster's memory at most, as fetched and as augmented together. Ray's
+own limit is in bytes alone; of very small shares hundreds of thousands would fit in it, and each
+costs the trainer's process some 10 KB to know of."""
 
 
 def block_bytes(fetched: int, augmented: int) -> int:
@@ -129,6 +136,10 @@ def build(
     fetched.context.target_max_block_size = block_bytes(source.share_bytes, augmented_bytes)
     fetched.context.execution_options.preserve_order = True
     fetched.context.enable_progress_bars = False
+    fetched.context.custom_execution_callback_classes = [Forget]
+    fetched.context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=AHEAD_BLOCKS * max(source.share_bytes, augmented_bytes)
+    )
     if request.only_cuts:
         return fetched
     return fetched.map_batches(
@@ -190,4 +201,5 @@ def reserve(
         )
     beside = pool.beside.actors * pool.beside.cpus if pool.beside and len(datasets) > 1 else 0.0
     for dataset, limit in zip(datasets, (free / world - beside, beside), strict=False):
-        dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=limit)
+        options = dataset.context.execution_options
+        options.resource_limits = options.resource_limits.copy(cpu=limit)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,14 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.state import list_actors
 
 from services.augment.config import CropConfig, RecipeConfig
 from services.augment.recipe import RECIPES
 from services.errors import CapacityError, IntegrityError, InvalidInputError, NotFoundError
 from services.plan.epoch import OrderSpec
+from services.stream import forget
 from services.stream.cluster import connect
 from services.stream.loader import Stream
 from services.stream.pipeline import build, reserve
@@ -319,3 +321,40 @@ def test_what_an_autoscaler_may_bring_counts_as_room(world: Any) -> None:
     place(3.5)
     with pytest.raises(CapacityError, match=r"at most 3\.4 and 0"):
         place(3.4)
+
+
+class Kept(ExecutionCallback):
+    """The most blocks that operators of an execution remembered, and tasks in their queues."""
+
+    most: ClassVar[dict[str, int]] = {}
+
+    def on_execution_step(self, executor: Any) -> None:
+        for operator in executor._topology:
+            for name, held in (
+                ("statistics", getattr(operator, "_output_blocks_stats", ())),
+                ("order", getattr(getattr(operator, "_output_queue", None), "_inner", ())),
+            ):
+                self.most[name] = max(self.most.get(name, 0), len(held))
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_long_run_remembers_no_more_than_a_short_one(
+    world: Any, monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    """Ray Data keeps what is measured here until the end; without our callback it still does so,
+    or the callback could go."""
+    monkeypatch.setattr(forget, "EVERY", 16)
+    monkeypatch.setattr(Kept, "most", {})
+    request = world.request("mtm")
+    recipe = replace(request.recipe, adapt=replace(request.recipe.adapt, share=0.0))
+    dataset = build(replace(request, recipe=recipe), 0, 2, range(600), 128, Pool(cpus=0.5))
+    callbacks = dataset.context.custom_execution_callback_classes
+    assert callbacks == [forget.Forget]
+    dataset.context.custom_execution_callback_classes = [*callbacks, Kept] if forgets else [Kept]
+    reserve([dataset], Pool(cpus=0.5), 2, 1.0, augments=True)
+    assert sum(1 for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow")) >= 600
+    if forgets:
+        assert set(Kept.most) == {"statistics", "order"}
+        assert max(Kept.most.values()) < 300
+    else:
+        assert min(Kept.most.values()) >= 600

@@ -20,7 +20,8 @@ so the same files become the same shards on any cluster."""
 class ArchiveSource(ABC):
     """Files below a folder or URL; a picture's key is FILE/NAME, without the file's ending.
 
-    See `PictureSource`. A file that is damaged is a `Fault`, after what could be read of it.
+    See `PictureSource`. A file that is damaged is a `Fault`, after what could be read of it; a
+    storage that does not answer is a StoreError.
     Raises: InvalidInputError where no file has one of the endings.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.errors import InvalidInputError, SeitError
+from services.errors import InvalidInputError, SeitError, StoreError
 from services.shards.store import Entry, Store
 from services.sources.archives import JOB_BYTES, ArchiveSource
 from services.sources.sample import (
@@ -74,6 +74,8 @@ class ParquetSource(ArchiveSource):
                 for group in range(file.num_row_groups):
                     yield from self._group(entry, file, group, names, first)
                     first += file.metadata.row_group(group).num_rows
+        except StoreError:
+            raise  # the storage, not the file: what it holds is not lost
         except (*_DAMAGE, SeitError) as error:
             yield self._damaged(entry, "cannot be read", error)
 

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.errors import SeitError
+from services.errors import SeitError, StoreError
 from services.pictures import EXTENSIONS
 from services.shards.store import Entry, Store
 from services.sources.archives import JOB_BYTES, ArchiveSource
@@ -70,6 +70,8 @@ class WebDatasetSource(ArchiveSource):
                             yield from self._sample(entry, group)
                         group = _Group(key)
                     self._take(group, member, extension.lower())
+        except StoreError:
+            raise  # the storage, not the file: what it holds is not lost
         except (*DAMAGE, SeitError) as error:
             yield Fault(
                 entry.path,

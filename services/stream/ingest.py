@@ -1,7 +1,9 @@
 """Pictures to token shards, as a Ray Data job: one row a shard, tokenizer actors, manifest last.
 
 Nothing of a run that fails is ever visible: shards carry the name of their content and stand
-unseen until the manifest that names them is committed, which happens once, at the end.
+unseen until the manifest that names them is committed, which happens once, at the end. A run that
+fails takes none of them back: the same pictures become the same files, and the next run, or one
+beside it, may have written them too. `seit gc` removes what no version names after a day.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import xxhash
 
 from services.errors import InvalidInputError
 from services.shards.coefficients import MAX_KEPT
@@ -23,7 +26,6 @@ from services.shards.manifest import (
     extend,
     list_versions,
     load_manifest,
-    named_files,
     put_asset,
 )
 from services.shards.store import absolute_url, open_store, read_url
@@ -70,7 +72,7 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
     "pictures" or "bytes"), and with "duplicates" before, where those are looked for first.
 
     Raises: NotFoundError, InvalidInputError for bad input (nothing is written); InvalidInputError
-    when more cannot be read than `max_unreadable` (the shards written so far are removed).
+    when more cannot be read than `max_unreadable` (no version is committed).
     """
     began = time.monotonic()
     config = replace(
@@ -87,7 +89,8 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
     tokenizer = load_tokenizer(weights)
     _check_kept(tokenizer)
     source = open_source(config, tokenizer.spec)
-    _check_same(standing, tokenizer.spec, source.classes)
+    codebook = tokenizer.codebook.to_bytes()
+    _check_same(standing, tokenizer.spec, codebook, source.classes)
     _check_masks(config, standing, source)
     total = sum(source.sizes)
 
@@ -112,20 +115,20 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
         if not intake.results:
             raise InvalidInputError(
                 f"{config.images}: {intake.met.pictures} pictures were met, and none of them"
-                " became a row; nothing was written"
+                " became a row; no version was committed"
             )
     except BaseException:
-        # Shards under way are waited for, so that they can be taken back too; others never start.
-        cancelled.set()
-        for row in rows:
-            intake.add(row)
-        _remove(config, intake)
+        cancelled.set()  # no job starts any more; those under way end with the shard at hand
+        for _ in rows:
+            pass
         raise
     built = [
         build_split(root, config.dataset, name, results, tokenizer.spec.codes)
         for name, results in intake.ordered().items()
     ]
-    committed = _commit(config, tokenizer, weights, source.classes, built, intake, standing)
+    committed = _commit(
+        config, tokenizer, weights, codebook, source.classes, built, intake, standing
+    )
     shards = [shard for s in built for shard in s.shards]
     logger.info("ingested %d pictures into %s", intake.met.rows, root.url)
     return IngestReport(
@@ -166,7 +169,10 @@ def _standing(config: IngestConfig) -> LoadedManifest | None:
 
 
 def _check_same(
-    standing: LoadedManifest | None, spec: wire.TokenSpec, classes: Sequence[str]
+    standing: LoadedManifest | None,
+    spec: wire.TokenSpec,
+    codebook: bytes,
+    classes: Sequence[str],
 ) -> None:
     """A version may change pictures, not what an id or a label means."""
     if standing is None:
@@ -177,11 +183,25 @@ def _check_same(
             f"dataset {old.dataset!r} holds tokens of {old.spec}, the tokenizer makes {spec}: the"
             " rows could not be told apart; use the dataset's own tokenizer or another name"
         )
+    _check_codebook(old, codebook)
     if list(old.classes) != list(classes):
         raise InvalidInputError(
             f"dataset {old.dataset!r} has the classes {old.classes}, the pictures {list(classes)}:"
             " labels would change their meaning; use the same class folders or another name"
         )
+
+
+def _check_codebook(old: wire.Manifest, codebook: bytes) -> None:
+    """Tokenizers of one size may still differ in every code: trained anew, or on other pictures."""
+    found = xxhash.xxh3_128_hexdigest(codebook)
+    for asset in old.assets:
+        if asset.kind == "codebook" and asset.xxh3 != found:
+            raise InvalidInputError(
+                f"dataset {old.dataset!r} version {old.version} has the codebook {asset.xxh3}, the"
+                f" tokenizer {found}: the same id would mean two things; use the dataset's own"
+                f" tokenizer (its file {asset.path.rpartition('/')[0]}/tokenizer-*.safetensors), or"
+                " another name"
+            )
 
 
 def _check_masks(
@@ -200,24 +220,11 @@ def _check_masks(
         )
 
 
-def _remove(config: IngestConfig, intake: Intake) -> None:
-    """Take back the shards of a run that failed, but for those that any version names."""
-    root = open_store(config.root)
-    versions = list_versions(root, config.dataset)
-    loaded = (load_manifest(root, config.dataset, version) for version in versions)
-    named = {path for version in loaded for path in named_files(version.manifest)}
-    folder = root.child(config.dataset)
-    for found in intake.results.values():
-        for _, _, result in found:
-            for path in (result.shard.path, *(column.path for column in result.shard.columns)):
-                if path not in named:
-                    folder.delete(path)
-
-
 def _commit(
     config: IngestConfig,
     tokenizer: Any,
     weights: bytes,
+    codebook: bytes,
     classes: Sequence[str],
     built: list[wire.Split],
     intake: Intake,
@@ -226,15 +233,14 @@ def _commit(
     root = open_store(config.root)
     message = f"{config.mode}: {sum(s.rows for b in built for s in b.shards)} pictures"
     if config.mode == "append" and standing is not None:
-        return commit(
-            root,
-            extend(root, standing, built, message, intake.skipped, [intake.met]),
-            rebase=lambda newest: extend(
-                root, newest, built, message, intake.skipped, [intake.met]
-            ),
-        )
+
+        def extended(newest: LoadedManifest) -> wire.Manifest:
+            _check_same(newest, tokenizer.spec, codebook, classes)
+            return extend(root, newest, built, message, intake.skipped, [intake.met])
+
+        return commit(root, extended(standing), rebase=extended)
     assets = [
-        put_asset(root, config.dataset, "codebook", tokenizer.codebook.to_bytes()),
+        put_asset(root, config.dataset, "codebook", codebook),
         put_asset(root, config.dataset, "tokenizer", weights),
     ]
     return commit(

@@ -23,7 +23,7 @@ from services.wire.seit import v1 as wire
 _EARLY = 1000
 """Pictures that are seen before a source of unknown size can be found too damaged to go on."""
 
-_THEN = "the job stopped and wrote nothing"
+_THEN = "the job stopped, and committed no version"
 
 
 @dataclass

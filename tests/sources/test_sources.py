@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.errors import InvalidInputError, NotFoundError
-from services.shards.store import open_store
+from services.errors import InvalidInputError, NotFoundError, StoreError
+from services.shards.retry import RetryPolicy
+from services.shards.store import LocalStore, open_store
 from services.sources import sample as module
+from services.sources.archives import ArchiveSource
 from services.sources.fields import Fields
 from services.sources.listed import ListedSource
 from services.sources.parquet import ParquetSource
@@ -239,3 +241,39 @@ def test_files_of_an_object_store_are_read_by_ranges(monkeypatch: pytest.MonkeyP
 )
 def test_captions(members: dict[str, bytes], wanted: str, caption: str) -> None:
     assert Fields(wanted).caption(members) == caption
+
+
+class Dying(LocalStore):
+    """A storage, not of this machine's files, that stops to answer after some requests."""
+
+    left = 2
+
+    def local_path(self, path: str) -> Path | None:  # type: ignore[override]
+        return None
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        type(self).left -= 1
+        if type(self).left < 0:
+            raise StoreError("no answer")
+        return super().read_range(path, start, length)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("answers", [0, 1, 2, 3])
+def test_a_storage_that_does_not_answer_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, answers: int
+) -> None:
+    """Else an outage would count as archives damaged, and a version be committed without them."""
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 2048)
+    store = Dying(str(tmp_path), {}, RetryPolicy())
+    monkeypatch.setattr(Dying, "left", 10**6)
+    if kind == "tar":
+        write_tar(tmp_path / "x.tar", samples(range(20)))
+        source: ArchiveSource = WebDatasetSource(store)
+    else:
+        write_parquet(tmp_path / "x.parquet", range(60))
+        source = ParquetSource(store)
+    assert len(list(source.read(0))) >= 20
+    monkeypatch.setattr(Dying, "left", answers)
+    with pytest.raises(StoreError, match="no answer"):
+        list(source.read(0))

@@ -13,7 +13,8 @@ from PIL import Image
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.pictures import read_picture
 from services.shards.cache import ShardCache
-from services.shards.manifest import list_versions, load_manifest
+from services.shards.manifest import list_versions, load_manifest, named_files
+from services.shards.orphans import find_orphans
 from services.shards.reader import DatasetReader
 from services.shards.store import open_store
 from services.stream.ingest import IngestConfig, ingest
@@ -92,15 +93,23 @@ def test_a_few_unreadable_pictures_are_skipped_and_listed(tmp_path: Path, tokeni
     assert [skip.path for skip in manifest.skipped] == ["class0/7.png"]
 
 
-def test_many_unreadable_pictures_stop_the_job_and_leave_nothing(
+def test_many_unreadable_pictures_stop_the_job_and_commit_nothing(
     tmp_path: Path, tokenizer: Path
 ) -> None:
     folder = pictures(tmp_path / "images")
     for number in (3, 4):
         (folder / "class1" / f"{number}.png").write_bytes(b"no picture")
+    made, root = config(tmp_path, tokenizer), open_store(str(tmp_path / "data"))
     with pytest.raises(InvalidInputError, match=r"of 30 pictures cannot be read, more than 1%"):
-        ingest(config(tmp_path, tokenizer))
-    assert open_store(str(tmp_path / "data")).list() == []
+        ingest(made)
+    assert list_versions(root, "set") == []
+    # Shards stay, as another run may have written the same: this one's are found by their age.
+    left = [path.removeprefix("set/") for path in root.list()]
+    assert all(path.startswith("shards/") for path in left)
+    if left:
+        assert [one.path for one in find_orphans(root, "set", min_age_seconds=0)] == left
+    assert ingest(replace(made, max_unreadable=0.5)).rows == 28
+    assert set(left) <= named_files(load_manifest(root, "set").manifest)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +146,7 @@ def test_an_empty_class_a_bad_name_and_a_newer_manifest_are_refused(
         ingest(config(tmp_path, tokenizer, mode="replace"))
 
 
-def test_a_tokenizer_of_another_shape_cannot_add_to_a_dataset(
-    tmp_path: Path, tokenizer: Path
-) -> None:
+def test_another_tokenizer_cannot_add_to_a_dataset(tmp_path: Path, tokenizer: Path) -> None:
     pictures(tmp_path / "images", each=3)
     ingest(config(tmp_path, tokenizer))
     size = ViTSize(16, 1, 1, 32)
@@ -147,4 +154,10 @@ def test_a_tokenizer_of_another_shape_cannot_add_to_a_dataset(
     other.write_bytes(save_tokenizer(ViTVQGAN(ViTVQGANConfig((16, 16), 8, size, size, 12, 8, 16))))
     with pytest.raises(InvalidInputError, match="could not be told apart"):
         ingest(config(tmp_path, other, mode="append"))
+    torch.manual_seed(5)
+    trained_anew = type(load_tokenizer(tokenizer))(load_tokenizer(tokenizer).config)
+    other.write_bytes(save_tokenizer(trained_anew))
+    for mode in ("append", "replace"):
+        with pytest.raises(InvalidInputError, match="same id would mean two things"):
+            ingest(config(tmp_path, other, mode=mode))
     assert list_versions(open_store(str(tmp_path / "data")), "set") == [1]

@@ -13,7 +13,7 @@ from services.errors import InvalidInputError
 from services.pictures import decode_picture
 from services.shards.cache import ShardCache
 from services.shards.grid_hashes import count_duplicates, hash_picture
-from services.shards.manifest import load_manifest
+from services.shards.manifest import list_versions, load_manifest
 from services.shards.reader import DatasetReader
 from services.shards.store import Store, open_store
 from services.shards.verify import verify_dataset
@@ -150,7 +150,7 @@ def test_damage_is_named_up_to_the_share_allowed(tmp_path: Path, tokenizer: Path
         InvalidInputError, match=r"1 of 2 archives cannot be read, more than 1%.*1\.tar"
     ):
         ingest(made)
-    assert open_store(made.root).list() == []
+    assert list_versions(open_store(made.root), made.dataset) == []
     report = ingest(replace(made, max_unreadable=0.5))
     assert report.rows == 35
     assert {skip.path for skip in report.skipped} == {"0/bad", "1.tar"}

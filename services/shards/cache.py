@@ -23,7 +23,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import secrets
+import sys
 import threading
 import time
 import weakref
@@ -55,6 +57,7 @@ _FETCHES = 2  # the first, and one more after a bad checksum
 _DECODES = 2  # at a time in a process; more would multiply the memory, not the speed
 _KEPT_SHARE = 2  # a process holds at most half of the limit, so that another can bring something in
 _RECENT_SHARE = 8  # and, of what nobody asked it to keep, an eighth
+_OPEN_SHARE = 2  # and with at most half of the files that the system lets it open
 
 EntryT = TypeVar("EntryT", bound=MappedEntry)
 
@@ -109,10 +112,11 @@ class ShardCache:
         self._limit = limit_bytes
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
+        self._most_open = max(1, _more_files() // _OPEN_SHARE)
         self._guard, self._decoding = threading.Lock(), threading.Semaphore(_DECODES)
         self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
         self._kept: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
-        self._verified: set[tuple[str, int]] = set()
+        self._verified: dict[str, int] = {}  # inode of each entry that was found sound
         self._quarantined: set[str] = set()
         self._counts = dict.fromkeys(
             ("hits", "misses", "bytes_fetched", "bytes_hit", "refetches"), 0
@@ -232,8 +236,9 @@ class ShardCache:
             entry = self._open.get(name)
             if entry is None:
                 return None
-            if not entry.touch():  # evicted: holding on to it would keep its disk space taken
-                del self._open[name]
+            if not entry.touch(self._directory / name):
+                del self._open[name]  # evicted: holding on to it would keep its disk space taken
+                self._verified.pop(name, None)
                 return None
             self._open.move_to_end(name)
             return entry
@@ -245,6 +250,8 @@ class ShardCache:
             self._open.move_to_end(name)
             self._drop(self._recent(), self._limit // _RECENT_SHARE)
             self._drop(list(self._open), self._limit // _KEPT_SHARE)
+            while len(self._open) > self._most_open:
+                self._open.popitem(last=False)
 
     def _recent(self) -> list[str]:
         """Open entries that nobody asked to keep; the caller holds the guard."""
@@ -264,7 +271,7 @@ class ShardCache:
         path = self._directory / name
         try:
             entry = opened(path)
-            if (name, entry.inode) not in self._verified and not entry.check_payload():
+            if self._verified.get(name) != entry.inode and not entry.check_payload():
                 raise FormatError(f"{path}: the payload is damaged")
         except FileNotFoundError:
             return None
@@ -274,8 +281,8 @@ class ShardCache:
             self._count(refetches=1)
             note(refetches=1)
             return None
-        self._verified.add((name, entry.inode))
-        entry.touch()
+        self._verified[name] = entry.inode
+        entry.touch(path)
         return entry
 
     def _fetch(self, folder: Store, file: NamedFile) -> bytes:
@@ -313,7 +320,7 @@ class ShardCache:
                 ) from error
             finally:
                 temporary.unlink(missing_ok=True)
-        self._verified.add((name, entry.inode))
+        self._verified[name] = entry.inode
         return entry
 
     def _make_room(self, wanted: int) -> None:
@@ -348,6 +355,7 @@ class ShardCache:
             return False
         with self._guard:
             self._open.pop(name, None)
+            self._verified.pop(name, None)
         return True
 
     @contextlib.contextmanager
@@ -355,6 +363,19 @@ class ShardCache:
         with open(self._locks / name, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _more_files() -> int:
+    """How many files this process may open, after it has asked for all that it can have.
+
+    A mapped entry is an open file. The usual limit of 1,024 is what `select` can take, which
+    nothing here uses; what the system grants beyond that is there to be asked for.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # systems differ in what "unlimited" may mean
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _file_name(root: Store, dataset: str, digest: str) -> str:

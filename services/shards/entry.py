@@ -94,7 +94,8 @@ class MappedEntry:
     """A file of arrays, mapped into memory; valid for as long as the object lives.
 
     The mapping holds a shared lock on the file, by which every process of the node sees that the
-    entry is in use. Even an entry that is removed meanwhile can be read to the end.
+    entry is in use, and the only handle of it: a lock belongs to all copies of a handle, and a
+    mapping has one of its own. Even an entry that is removed meanwhile can be read to the end.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class MappedEntry:
         each part. FileNotFoundError if there is no such file. The payload is not looked at: see
         `check_payload`.
         """
-        self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the mapping does
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-        stat = os.fstat(self._file.fileno())
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            stat = os.fstat(file.fileno())
+            if stat.st_size < _PAYLOAD_START:
+                raise FormatError(f"{path}: {stat.st_size} bytes are less than a header")
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         self.inode = stat.st_ino
         self.file_bytes = stat.st_size
-        if stat.st_size < _PAYLOAD_START:
-            raise FormatError(f"{path}: {stat.st_size} bytes are less than a header")
-        self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
         fields, rest = self._map[: _HEADER.size], self._map[_HEADER.size : _PAYLOAD_START]
         if xxhash.xxh3_64_digest(fields) != rest[:8]:
             raise FormatError(f"{path}: the header is damaged")
@@ -135,11 +136,17 @@ class MappedEntry:
         found = xxhash.xxh3_128_digest(memoryview(self._map)[_PAYLOAD_START:])
         return bool(found == self._digest)
 
-    def touch(self) -> bool:
-        """Note the use for eviction; False if the entry was removed from the cache meanwhile."""
-        handle = self._file.fileno()
-        os.utime(handle)
-        return os.fstat(handle).st_nlink > 0
+    def touch(self, path: Path) -> bool:
+        """Note the use for eviction; False if `path` is no longer this entry: it was removed from
+        the cache meanwhile, and perhaps laid down again.
+        """
+        try:
+            there = path.stat().st_ino == self.inode
+            if there:
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        return there
 
     def __len__(self) -> int:
         return self._rows

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import fcntl
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +57,7 @@ def test_what_goes_in_comes_out(
     np.testing.assert_array_equal(labels, wanted.labels[index])
     np.testing.assert_array_equal(shard.source_bytes(index), wanted.source_bytes[index])
     assert shard.keys(index) == [wanted.keys[row] for row in index]
-    assert (len(shard), shard.check_payload(), shard.touch()) == (rows, True, True)
+    assert (len(shard), shard.check_payload(), shard.touch(path)) == (rows, True, True)
 
 
 def test_answers_are_copies_that_may_be_changed(
@@ -74,8 +77,31 @@ def test_an_unlinked_entry_is_noticed_and_still_read(
     path = tmp_path / "x.rows"
     shard = CachedShard(path, write_entry(path, make_rows(9, 0), spec), spec)
     path.unlink()
-    assert not shard.touch()
+    assert not shard.touch(path)
     assert shard.check_payload()
+    again = CachedShard(path, write_entry(path, make_rows(9, 0), spec), spec)
+    assert (shard.touch(path), again.touch(path)) == (False, True)
+
+
+def test_an_entry_is_one_open_file_that_holds_the_lock(
+    tmp_path: Path, make_rows, spec: wire.TokenSpec
+) -> None:
+    path = tmp_path / "x.rows"
+    written = write_entry(path, make_rows(9, 0), spec)
+    before = len(os.listdir("/proc/self/fd"))
+    shards = [CachedShard(path, written, spec) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before + 20
+
+    def lock() -> None:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with pytest.raises(BlockingIOError):
+        lock()
+    del shards
+    gc.collect()
+    lock()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("change", [{"grid_height": 6}, {"grid_width": 4}, {"codes": 100}])

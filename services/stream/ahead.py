@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
-from services.errors import SeitError
+from services.errors import SeitError, StoreError
 from services.shards import tally
 from services.shards.tally import Reading
 
@@ -32,10 +32,10 @@ class Ahead:
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="seit-ahead")
         self._guard = threading.Lock()
-        self._running: dict[Place, Future[None]] = {}
+        self._running: dict[Place, Future[StoreError | None]] = {}
         self._cost = Reading()
 
-    def begin(self, places: Iterable[Place]) -> list[Future[None]]:
+    def begin(self, places: Iterable[Place]) -> list[Future[StoreError | None]]:
         """Start fetching what is not under way; returns without waiting."""
         with self._guard:
             for place in places:
@@ -43,10 +43,30 @@ class Ahead:
                     self._running[place] = self._pool.submit(self._one, place)
             return [self._running[place] for place in places if place in self._running]
 
-    def wait(self, places: list[Place]) -> None:
-        """Fetch them, side by side, and return when all stand in the cache or have failed."""
+    def wait(self, places: list[Place], ended: threading.Event | None = None) -> None:
+        """Fetch them, side by side, and return when all stand in the cache or have failed.
+
+        A storage that does not answer is waited for once, not once for each shard: the others are
+        given up, and it is left to whoever needs them to say so.
+        ended: set when nobody wants them any more; then CancelledError, once `cancel` is called.
+        """
         for future in self.begin(places):
-            future.result()
+            try:
+                failed = future.result() is not None
+            except CancelledError:
+                failed = True
+            if ended is not None and ended.is_set():
+                raise CancelledError
+            if failed:
+                self.cancel(places)
+                return
+
+    def cancel(self, places: Iterable[Place] | None = None) -> None:
+        """Do not begin to fetch these, all by default, that have not begun."""
+        with self._guard:
+            for place in list(self._running) if places is None else places:
+                if place in self._running and self._running[place].cancel():
+                    del self._running[place]
 
     def cost(self) -> Reading:
         """What was read since the last call."""
@@ -54,13 +74,14 @@ class Ahead:
             cost, self._cost = self._cost, Reading()
             return cost
 
-    def _one(self, place: Place) -> None:
+    def _one(self, place: Place) -> StoreError | None:
         before = tally.reading()
         try:
             self._fetch(place)
-        except SeitError:
-            return
+        except SeitError as error:
+            return error if isinstance(error, StoreError) else None
         finally:
             with self._guard:
                 self._cost += tally.reading() - before
                 del self._running[place]
+        return None

@@ -80,12 +80,19 @@ def fetch_share(request: RowsRequest, step: int, rank: int, world: int) -> Share
 
 
 def fetch_shares(
-    request: RowsRequest, steps: Sequence[int], rank: int, world: int, *, look_ahead: bool = True
+    request: RowsRequest,
+    steps: Sequence[int],
+    rank: int,
+    world: int,
+    *,
+    look_ahead: bool = True,
+    ended: threading.Event | None = None,
 ) -> list[Share]:
     """The shares of some steps, which rise: what they cost stands in equal parts in their accounts,
     but for bytes and retries, which stand in the first one's.
 
     look_ahead: begin to fetch what is due later. Not where another process soon takes over.
+    ended: set when nobody wants them any more: CancelledError then, from a wait for shards.
     """
     began, before = time.perf_counter(), tally.reading()
     sources = opened(request)
@@ -93,7 +100,7 @@ def fetch_shares(
     slots = plan.rank_slots(rank, world)
     epochs_TJ, rows_TN = plan.step_rows(steps, slots)
     epochs_TN = np.repeat(epochs_TJ, request.order.block_rows, axis=1)
-    taken = sources.take(rows_TN.reshape(-1), epochs_TN.reshape(-1))
+    taken = sources.take(rows_TN.reshape(-1), epochs_TN.reshape(-1), ended)
     if look_ahead:
         sources.look_ahead(steps[-1], slots)
     cost = asdict(tally.reading() - before + sources.cost_ahead())

@@ -8,10 +8,12 @@ by the same functions.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 from services.errors import InvalidInputError
@@ -93,7 +95,7 @@ class Stream:
             stop,
             step=start,
             fetchers=THREADS if pool is None else pool.fetchers,
-            augmenters=THREADS if pool is None else pool.all_actors,
+            augmenters=_augmenters(pool, self._augment_on),
         )
         self.cursor(start)  # refuses more sources than a position can name
 
@@ -185,20 +187,32 @@ class Stream:
     def _in_threads(
         self, steps: range, *, look_ahead: bool = True
     ) -> Generator[StreamBatch, None, None]:
-        request = self._made
+        request, ended = self._made, threading.Event()
+        read = partial(fetch_shares, look_ahead=look_ahead, ended=ended)
 
         def prepare(part: Sequence[int]) -> list[StreamBatch]:
-            place = self.rank, self.world
-            shares = fetch_shares(request.fetched, part, *place, look_ahead=look_ahead)
+            shares = read(request.fetched, part, self.rank, self.world)
             return [augment_share(request, share) for share in shares]
 
+        def end() -> None:
+            ended.set()
+            opened(request.fetched).end()
+
         if request.only_cuts:
-            made = in_order(prepare, groups(request.fetched, self.world, steps), _GROUPS_AHEAD)
+            parts = groups(request.fetched, self.world, steps)
+            made = in_order(prepare, parts, _GROUPS_AHEAD, end)
         else:  # the recipe takes far longer than what reading several together saves
-            made = in_order(prepare, ([step] for step in steps), self._prefetch)
+            made = in_order(prepare, ([step] for step in steps), self._prefetch, end)
         with closing(made):
             for batches in made:
                 yield from batches
+
+
+def _augmenters(pool: Pool | None, augment_on: str | None) -> int:
+    """How many work at a time beside the consumer; 0 where it augments itself."""
+    if augment_on is not None:
+        return 0
+    return THREADS if pool is None else pool.all_actors
 
 
 def _check_recipe(request: StreamRequest, sources: Sources) -> None:

@@ -39,10 +39,12 @@ class Meter:
     The wait for the first batch is start-up; from then on a wait is a stall, but for the one in
     which others begin to make the batches (`taken_over`). It is charged to storage and to
     augmentation in proportion to the time that each took for the batch, with fetchers and
-    augmenters working side by side. `consumer_seconds` is the opposite: how long the stream was
-    left alone with a batch while the consumer worked. Rates leave start-up out.
+    augmenters working side by side; where the consumer augments itself, it waits for all of that,
+    and only for what is left to storage. `consumer_seconds` is the opposite: how long the stream
+    was left alone with a batch while the consumer worked. Rates leave start-up out.
 
-    step: the first one due. fetchers, augmenters: how many of each work at a time.
+    step: the first one due. fetchers, augmenters: how many of each work at a time; 0 augmenters
+    where the consumer's own thread does that work.
     """
 
     def __init__(
@@ -78,8 +80,6 @@ class Meter:
     ) -> None:
         """Account for the batch of `step`, `rows` real rows for which the consumer waited."""
         account = account or Account()
-        fetching = account.storage_seconds / self._fetchers
-        augmenting = account.augment_seconds / self._augmenters
         with self._lock:
             flow, now = self._flow, time.monotonic()
             if self._first is None:
@@ -89,8 +89,7 @@ class Meter:
                 stalled = waited_seconds
                 if step == self._starts:
                     stalled, self._starting_seconds = 0.0, waited_seconds
-                spent = fetching + augmenting
-                share = fetching / spent if spent else 1.0
+                share = self._storage_share(stalled, account)
                 flow.stall_seconds += stalled
                 flow.stall_storage_seconds += stalled * share
                 flow.stall_augmentation_seconds += stalled * (1 - share)
@@ -108,6 +107,14 @@ class Meter:
             if account.restarted:
                 self._came_back.add(account.restarted)
                 flow.actor_restarts = len(self._came_back)
+
+    def _storage_share(self, stalled: float, account: Account) -> float:
+        """Share of a stall that is charged to storage; the rest is augmentation's."""
+        if not self._augmenters:
+            return max(0.0, 1 - account.augment_seconds / stalled) if stalled else 1.0
+        fetching = account.storage_seconds / self._fetchers
+        spent = fetching + account.augment_seconds / self._augmenters
+        return fetching / spent if spent else 1.0
 
     def shared(self, how: str) -> None:
         """Note whether the batches are those of a shared stream: "shared", or why no longer."""

@@ -17,9 +17,15 @@ MadeT = TypeVar("MadeT")
 
 
 def in_order(
-    prepare: Callable[[ItemT], MadeT], items: Iterable[ItemT], ahead: int
+    prepare: Callable[[ItemT], MadeT],
+    items: Iterable[ItemT],
+    ahead: int,
+    end: Callable[[], None] = lambda: None,
 ) -> Generator[MadeT, None, None]:
-    """`prepare(item)` for each item, up to `ahead` of them at work, given out in order."""
+    """`prepare(item)` for each item, up to `ahead` of them at work, given out in order.
+
+    end: called once nothing more is wanted, before those at work are waited for.
+    """
     waiting: deque[Future[MadeT]] = deque()
     pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
     try:
@@ -30,6 +36,7 @@ def in_order(
             waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, 1))
             yield made
     finally:
+        end()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

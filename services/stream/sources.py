@@ -154,16 +154,18 @@ class Sources:
         """(height, width) in pixels of the masks that `take` gives; None without masks."""
         return None if self._masks is None else self._masks.size(self.size)
 
-    def take(self, rows: IntArray, epochs: IntArray) -> Taken:
+    def take(self, rows: IntArray, epochs: IntArray, ended: threading.Event | None = None) -> Taken:
         """Rows of the plan in the order asked. rows, epochs: (N,), each row's number and epoch.
 
-        Raises: IntegrityError for a shard whose bytes on storage are wrong, unless the request
-        skips damaged ones; FormatError, NotFoundError and StoreError of the reader.
+        ended: set when nobody wants them any more; see `end`.
+        Raises: CancelledError then; IntegrityError for a shard whose bytes on storage are wrong,
+        unless the request skips damaged ones; FormatError, NotFoundError and StoreError of the
+        reader.
         """
         source, shard, inside = self.plan.place(rows)
         missing = self._missing(source, shard)
         if len(missing) > 1:
-            self._ahead.wait(missing)
+            self._ahead.wait(missing, ended)
         boxes = _boxes(self._cut, self.spec, Draws(self._seed, epochs, rows))
         self._leave_out(source, shard)
         try:
@@ -190,6 +192,10 @@ class Sources:
             for number, reader in enumerate(self._readers):
                 reader.keep(shard[source == number].tolist())
         self._ahead.begin(self._missing(*self.plan.source_of(needs.later)))
+
+    def end(self) -> None:
+        """Fetch nothing more ahead that has not begun: whoever looked ahead has ended."""
+        self._ahead.cancel()
 
     def let_go(self) -> None:
         """Hold nothing of the node's cache any more that was not looked ahead for."""

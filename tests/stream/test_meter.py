@@ -181,6 +181,22 @@ class _Flaky:
         return store._run("read", path, once)
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(seconds, seconds, seconds), min_size=2, max_size=20))
+def test_a_consumer_that_augments_itself_waits_for_all_of_that(
+    batches: list[tuple[float, float, float]],
+) -> None:
+    meter = Meter("a/train", 0, 1, 99, fetchers=4, augmenters=0)
+    for step, (beside, fetching, augmenting) in enumerate(batches):
+        account = Account(storage_seconds=fetching, augment_seconds=augmenting)
+        meter.delivered(step, 8, augmenting + beside, account)  # `beside`: of it, for rows
+    flow = meter.snapshot()
+    assert flow.stall_storage_seconds == pytest.approx(sum(b for b, _, _ in batches[1:]), abs=1e-6)
+    assert flow.stall_augmentation_seconds == pytest.approx(
+        sum(a for _, _, a in batches[1:]), abs=1e-6
+    )
+
+
 @pytest.mark.parametrize("cache_bytes", [1, 10**8])
 def test_the_shares_of_several_threads_cost_what_store_and_cache_count(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int

@@ -246,6 +246,8 @@ def _turns(
             for epoch, visit in enumerate(visits)
             for begin, shards in visit[lane]
         ]
+        if not windows:
+            continue  # a lane without rows
         ends = [begin for begin, _ in windows[1:]] + [float(len(visits))]
         for (begin, shards), end in zip(windows, ends, strict=True):
             turns.append(_Turn(max(0.0, begin - ahead), shards, []))

@@ -102,6 +102,13 @@ def test_lanes_that_several_nodes_read_are_fetched_by_each() -> None:
     assert simulate(shared).epochs[0].bytes == pytest.approx(2 * asked.rows * 25, rel=0.1)
 
 
+def test_lanes_without_rows_fetch_nothing() -> None:
+    """Of a split smaller than a step, whose first blocks are all that holds rows."""
+    found = simulate(scenario(rows=20, nodes=2, per_node=2))
+    assert found.epochs[0].requests >= 1
+    assert found.stored_bytes <= found.epochs[0].bytes <= 4 * found.stored_bytes
+
+
 def test_a_cache_of_half_the_share_hits_nearly_half() -> None:
     found = simulate(
         scenario(rows=300_000, per_node=1, cache_share=0.25)

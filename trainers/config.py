@@ -110,7 +110,9 @@ class LoopConfig:
     grad_accum: int = 1
     """Parts that a worker's rows of a step are computed in, one after another (saves memory)."""
     ema: float = 0.0
-    """Decay of the weights' moving average, per step; 0 keeps none. It is what gets validated."""
+    """Highest decay of the weights' moving average, per step; 0 keeps none. At step t the decay is
+    at most t / (t + 9), so that runs of any length forget their first weights. The average is what
+    gets validated."""
     deterministic: bool = False
     """Only operations that give the same bits every time, at some cost in speed."""
     compile: bool = False

@@ -24,6 +24,7 @@ from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
+from trainers.average import build_average
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
 from trainers.optim import (
@@ -94,10 +95,7 @@ class _Trainer:
         parallel = config.cluster.parallel
         self._ema: ModelEmaV3 | None = None
         if loop.ema:  # tables of positions, whole on each rank, do not mix with shards
-            from timm.utils.model_ema import ModelEmaV3  # with the model, see make_blocks
-
-            tables = parallel == "fsdp"
-            self._ema = ModelEmaV3(self._model, decay=loop.ema, exclude_buffers=tables)
+            self._ema = build_average(self._model, loop.ema, buffers=parallel != "fsdp")
         saved = checkpoints.load(self._step, device) if self._step else None
         if saved is not None:
             self._model.load_state_dict(saved.model)
@@ -208,7 +206,7 @@ class _Trainer:
         norm = plain(clip_gradient(self._parameters, limit))
         update(self._optimizer, lr, norm)  # skipped where it is not finite; `_read` names the step
         if self._ema is not None:
-            self._ema.update(self._model)
+            self._ema.update(self._model, self._step + 1)
         self._task.updated(self._model, self._step, self._total, context.world)
         self._pending.append((self._step, batch.epoch, lr, torch.stack([loss_sum, weight, norm])))
 

@@ -114,9 +114,9 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **plain}, buffer)
         data = buffer.getvalue()
-        self._store.write(_name(checkpoint.step), data)
-        if best:
+        if best:  # first: a run killed between the two goes on from before, and finds it again
             self._store.write(BEST, data)
+        self._store.write(_name(checkpoint.step), data)
         for step in self.steps()[: -self._keep]:
             self._store.delete(_name(step))
 

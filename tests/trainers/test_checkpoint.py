@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
-from services.shards.store import open_store
+from services.shards.store import Store, open_store
 from trainers.checkpoint import (
+    BEST,
     Checkpoint,
     Checkpoints,
     claim,
@@ -68,6 +70,40 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.steps() == [4, 30]
     store = open_store(str(tmp_path)).child("checkpoints")
     assert load_checkpoint(store, "best.pt", CPU).step == 2
+
+
+@pytest.mark.parametrize("files", range(1, 8))
+def test_the_best_outlives_a_death_between_any_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    """The newest checkpoint never knows of a best one that does not stand."""
+    scores = [0.1, 0.9, 0.3, 0.2]
+    checkpoints = Checkpoints(str(tmp_path), keep=9)
+    store = type(checkpoints._store)
+    write, left = store.write, files
+
+    def dies(self: Store, name: str, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    monkeypatch.setattr(store, "write", dies)
+    best = 0.0
+    for step, score in enumerate(scores, start=1):
+        improved, best = score > best, max(best, score)
+        saved = replace(state(step), metrics={"score": score, "best": best})
+        with suppress(KeyboardInterrupt):
+            checkpoints._write(saved, improved)
+        if left <= 0:
+            break
+    monkeypatch.undo()
+    if steps := checkpoints.steps():
+        known = checkpoints.load(steps[-1], CPU).metrics["best"]
+        stands = load_checkpoint(checkpoints._store, BEST, CPU).metrics["score"]
+        assert stands >= known
+    checkpoints.close()
 
 
 def test_a_failed_write_is_told(tmp_path: Path) -> None:

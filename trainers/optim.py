@@ -12,7 +12,8 @@ from torch import nn
 
 from services.errors import InvalidInputError
 
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")  # not `decoder_blocks`: those stand on the encoder
+# Of the encoder alone: MTM's `decoder_blocks` and UperNet's `decoder.psp.blocks` stand on it.
+_BLOCK = re.compile(r"^(?:encoder\.)?blocks\.(\d+)\.")
 _STEM = frozenset({"token_emb", "patch_embed", "cls_token", "pos_embed"})
 _POSITIONS = re.compile(r"pos_embed\w*$")
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from services.errors import InvalidInputError
 from trainers.models.classifier import ClassifierConfig, TokenClassifier
 from trainers.models.mtm import MTM, MTMConfig
+from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, even_depths
 from trainers.models.sizes import ViTSize
 from trainers.optim import build_adamw, cosine_factor, decays, parameter_groups, peak_rate
 
@@ -89,6 +90,24 @@ def test_rates_fall_towards_the_input() -> None:
     assert scales["blocks.0.mlp.fc1.weight"] == 0.125
     assert scales["token_emb.word_embeddings.weight"] == scales["pos_embed"] == 0.0625
     assert scales["patch_embed.proj.weight"] == scales["cls_token"] == 0.0625
+
+
+@pytest.mark.parametrize("depth", [4, 6])
+def test_a_segmenters_heads_learn_at_the_full_rate(depth: int) -> None:
+    size = ViTSize(dim=16, depth=depth, heads=2)
+    encoder = ClassifierConfig("ids", (8, 8), 64, 16, 5, size)
+    model = TokenSegmenter(
+        SegmenterConfig(encoder, even_depths(depth), pixels=(2, 2), decoder=8, auxiliary=8)
+    )
+    groups = parameter_groups(model, 0.1, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        part, *rest = name.split(".")
+        if part != "encoder":
+            expected = 1.0
+        else:
+            expected = 0.5 ** (depth - int(rest[1]) if rest[0] == "blocks" else depth + 1)
+        assert scale[id(parameter)] == expected, name
 
 
 def test_a_wrapped_model_has_the_same_layers() -> None:

@@ -23,7 +23,6 @@ from torch import Tensor
 from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
 from services.stream.batch import StreamBatch
-from services.wire.seit import v1 as wire
 from trainers.average import build_average
 from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
 from trainers.config import Run
@@ -36,8 +35,14 @@ from trainers.optim import (
     update,
 )
 from trainers.parallel import compile_model, plain, reshard, share_out, spread, unsynced, whole
-from trainers.progress import FlowFile, ProgressLine, Recorder
-from trainers.ranks import gather, generator_state, restore_generators, sum_over_ranks
+from trainers.progress import FlowFile, ProgressLine, Recorder, stall_cause
+from trainers.ranks import (
+    from_first,
+    gather,
+    generator_state,
+    restore_generators,
+    sum_over_ranks,
+)
 from trainers.task import Stream, Task, WorkerContext
 
 if TYPE_CHECKING:
@@ -48,9 +53,6 @@ __all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 logger = logging.getLogger(__name__)
 
 _LOGGED_FIGURES = 8  # of a validation, the loss first; metrics.jsonl and TensorBoard have them all
-
-
-_WORTH_A_WORD = 0.01  # share of the time lost in stalls from which on their cause is named
 
 
 class DivergedError(SeitError):
@@ -137,6 +139,9 @@ class _Trainer:
         self._checkpoints.wait()
         finished = self._step == self._total
         if finished:
+            context, lacks = self._context, int(self._task.lacks(self._config.out))
+            if from_first(lacks, context.device, context.world):
+                self._measure()
             self._export()
         return {"step": self._step, "finished": float(finished), **self._metrics}
 
@@ -255,7 +260,7 @@ class _Trainer:
                 self._metrics["loss"],
                 self._metrics["images_per_second"],
                 self._metrics["stalled_share"],
-                _cause(flow),
+                stall_cause(flow),
             )
             self._recorder.flush()
         self._pending.clear()
@@ -263,8 +268,8 @@ class _Trainer:
         return bool(sums[-1] > 0)
 
     @torch.no_grad()
-    def _validate(self) -> bool:
-        """Figures over the whole validation split, each row once; whether they are the best yet."""
+    def _measure(self) -> dict[str, float]:
+        """Figures over the whole validation split, each row once."""
         task, device = self._task, self._context.device
         model = self._ema.module if self._ema is not None else self._model
         model.eval()
@@ -288,7 +293,11 @@ class _Trainer:
             for name, total in zip(task.figures, totals, strict=True)
         }
         further = task.validated(self._context.world)
-        found |= {f"validation_{name}": value for name, value in further.items()}
+        return found | {f"validation_{name}": value for name, value in further.items()}
+
+    def _validate(self) -> bool:
+        """Measure and record; whether the figures are the best yet."""
+        task, found = self._task, self._measure()
         value, best = found[f"validation_{task.best}"], self._metrics.get("best")
         improved = best is None or (value > best if task.higher else value < best)
         self._metrics |= {**found, "best": value if improved else float(best or 0.0)}
@@ -333,8 +342,8 @@ class _Trainer:
         """Step of the newest checkpoint, 0 if there is none; rank 0 decides for all."""
         context = self._context
         steps = self._checkpoints.steps() if context.rank == 0 else []
-        newest = torch.tensor(steps[-1] if steps else 0, device=context.device)
-        return int(sum_over_ranks(newest, context.world))
+        newest = steps[-1] if steps else 0
+        return from_first(newest, context.device, context.world)
 
     def _resume(self, saved: Checkpoint) -> bytes:
         """Take up what the weights apart were as at a checkpoint; the stream's position."""
@@ -366,14 +375,6 @@ class _Trainer:
     def _autocast(self) -> torch.autocast:
         enabled = self._config.loop.precision == "bf16"
         return torch.autocast(self._context.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _cause(flow: wire.Flow) -> str:
-    """What the consumer mostly waited for, where that is worth a word."""
-    if flow.stall_seconds < _WORTH_A_WORD * flow.seconds:
-        return ""
-    storage = flow.stall_storage_seconds >= flow.stall_augmentation_seconds
-    return "storage" if storage else "augmentation"
 
 
 def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:

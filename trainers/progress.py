@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 TENSORBOARD = "tensorboard"
 STREAMS = "streams"
 _UPLOAD_SECONDS = 30.0
+_WORTH_A_WORD = 0.01  # share of the time lost in stalls from which on their cause is named
 _FLOW_SECONDS = 5.0
 _LINE_SECONDS = 5.0  # between log lines where there is no terminal to draw on
 
@@ -178,6 +179,14 @@ class ProgressLine:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def stall_cause(flow: wire.Flow) -> str:
+    """What the consumer mostly waited for, where that is worth a word."""
+    if flow.stall_seconds < _WORTH_A_WORD * flow.seconds:
+        return ""
+    storage = flow.stall_storage_seconds >= flow.stall_augmentation_seconds
+    return "storage" if storage else "augmentation"
 
 
 def closing_table(title: str, figures: Mapping[str, float]) -> str:

@@ -47,3 +47,10 @@ def restore_generators(state: Tensor, device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[host:].clone(), device)
     return True
+
+
+def from_first(number: int, device: torch.device, world: int) -> int:
+    """The number that rank 0 gives, on every rank."""
+    first = world == 1 or dist.get_rank() == 0
+    shared = torch.tensor(number if first else 0, device=device)
+    return int(sum_over_ranks(shared, world))

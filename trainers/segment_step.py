@@ -114,7 +114,7 @@ class SegmentTask(PlainTask):
         )
         self._shown: list[_Shown] = []
         self._last: list[_Shown] = []
-        self._by_class: dict[str, float] = {}
+        self._by_class: dict[str, float] | None = None
 
     def build_model(self, *, fresh: bool) -> TokenSegmenter:
         """The segmenter, with the encoder of another run, where that is given and `fresh`."""
@@ -177,12 +177,19 @@ class SegmentTask(PlainTask):
         self._last, self._shown = self._shown, []
         return {"miou": mean, "pixel_accuracy": right}
 
+    def lacks(self, out: str) -> bool:
+        store = open_store(out)
+        files = (REPORT, *((PREDICTIONS,) if self._config.pictures else ()))
+        return self._by_class is None and not all(store.exists(name) for name in files)
+
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
-        if not self._last:  # finished before, and what is written here stands
+        if self._by_class is None:  # finished before, and what is written here stands
             return
         store = open_store(out)
         report = {**figures, "iou": self._by_class}
         store.write(REPORT, json.dumps(report, indent=2).encode())
+        if not self._last:
+            return
         parts = zip(*self._last, strict=True)
         inputs, truth, prediction = (torch.cat(list(part)) for part in parts)
         pictures = self._decoded(inputs)

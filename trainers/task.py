@@ -98,6 +98,11 @@ class Task(Protocol):
         """After a validation, on every rank: its figures that are no means over rows."""
         ...
 
+    def lacks(self, out: str) -> bool:
+        """At the end of a run: whether `export` needs a validation first, as a file is missing in
+        `out` and this process made none."""
+        ...
+
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         """At the end of a run, on rank 0: files for others in `out`, besides model.safetensors.
 
@@ -115,6 +120,10 @@ class PlainTask:
     def validated(self, world: int) -> Mapping[str, float]:
         """All figures are means over rows."""
         return {}
+
+    def lacks(self, out: str) -> bool:
+        """What is written follows from the weights and the last figures."""
+        return False
 
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         """The weights say it all."""

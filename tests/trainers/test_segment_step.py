@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from services.wire.seit import v1 as wire
 from tests.trainers.runs import context
 from trainers.config import ClusterConfig, LoopConfig, OptimConfig
 from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
-from trainers.loop import train
+from trainers.loop import _Trainer, train
 from trainers.models.segmenter import Segmentation
 from trainers.optim import polynomial_factor
 from trainers.segment_config import SegmenterModelConfig, SegmentRun
@@ -153,22 +154,56 @@ def test_a_part_of_a_picture_is_no_picture(tmp_path: Path) -> None:
         SegmentTask(config, SPEC, CLASSES)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_learns_and_leaves_pictures_and_a_report(tmp_path: Path, accumulate: int) -> None:
-    """Through the real loop: the class of a pixel is its token's id % 3."""
-    config = run(tmp_path / "run", pictures=3)
-    config = replace(config, loop=replace(config.loop, epochs=12, grad_accum=accumulate))
+def learnable(config: SegmentRun) -> tuple[WorkerContext, SegmentTask]:
+    """A worker and a task for the real loop: the class of a pixel is its token's id % 3."""
 
     def with_masks(one: StreamBatch) -> StreamBatch:
         mask = (one.inputs % 3).repeat_interleave(4, 1).repeat_interleave(4, 2).byte()
         return replace(one, mask=mask)
 
-    worker: WorkerContext = context(epochs=12, change=with_masks)
+    worker = context(epochs=config.loop.epochs, change=with_masks)
     batches = [with_masks(one) for one in worker.open_validation()]
     worker = replace(worker, spec=SPEC, classes=CLASSES, open_validation=lambda: batches)
     task = SegmentTask(config, SPEC, CLASSES)
     task._tokenizer = lambda: None  # type: ignore[method-assign]  # there is no dataset
-    figures = train(config, worker, task)
+    return worker, task
+
+
+@pytest.mark.parametrize("pictures", [0, 3])
+def test_a_run_killed_before_its_export_leaves_all_files_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: int
+) -> None:
+    whole, killed = (run(tmp_path / name, pictures=pictures) for name in ("whole", "killed"))
+    train(whole, *learnable(whole))
+    files = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {"report.json"} <= files
+    assert ("predictions.png" in files) == bool(pictures)
+
+    def die(self: _Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "_export", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed, *learnable(killed))
+    assert not (tmp_path / "killed" / "report.json").exists()
+    metrics = (tmp_path / "killed" / "metrics.jsonl").read_bytes()
+    train(killed, *learnable(killed))
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == files
+    reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("whole", "killed")]
+    same = ("iou", "validation_miou", "validation_loss", "best")
+    assert all(reports[0][name] == reports[1][name] for name in same)
+    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == metrics
+    # Where all files stand, nothing is measured again.
+    worker, task = learnable(killed)
+    train(killed, replace(worker, open_validation=lambda: pytest.fail("measured")), task)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_learns_and_leaves_pictures_and_a_report(tmp_path: Path, accumulate: int) -> None:
+    config = run(tmp_path / "run", pictures=3)
+    config = replace(config, loop=replace(config.loop, epochs=12, grad_accum=accumulate))
+    figures = train(config, *learnable(config))
     assert figures["finished"] == 1
     assert figures["validation_miou"] > 0.5
     assert (tmp_path / "run" / "predictions.png").read_bytes().startswith(b"\x89PNG")

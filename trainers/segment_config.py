@@ -23,7 +23,7 @@ class SegmenterModelConfig(ViTConfig):
     auxiliary_width: int = 256
     """Channels of the plain head that helps training."""
     auxiliary_weight: float = 0.4
-    """Weight of its loss beside UperNet's."""
+    """Weight of its loss beside UperNet's; at 0 it learns nothing."""
     drop_path: float = 0.1
     """Share of residual branches dropped in the last block; grows linearly from 0 in the first."""
     dropout: float = 0.0

@@ -144,8 +144,10 @@ class SegmentTask(PlainTask):
         rows = self._rows(enlarged(logits, self.model_config.size), batch)
         weight = self._config.model.auxiliary_weight
         if weight:
-            rows = rows + weight * self._rows(enlarged(auxiliary, self.model_config.size), batch)
-        return (rows * batch.weight).sum()
+            further = weight * self._rows(enlarged(auxiliary, self.model_config.size), batch)
+        else:  # DDP waits for a gradient of each weight, if only of zeros
+            further = 0.0 * auxiliary.flatten(1).mean(1)
+        return ((rows + further) * batch.weight).sum()
 
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         logits = enlarged(model(batch.inputs)[0], self.model_config.size)

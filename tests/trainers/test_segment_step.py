@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from services.errors import InvalidInputError
@@ -21,6 +24,7 @@ from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
 from trainers.loop import _Trainer, train
 from trainers.models.segmenter import Segmentation
 from trainers.optim import polynomial_factor
+from trainers.parallel import spread
 from trainers.segment_config import SegmenterModelConfig, SegmentRun
 from trainers.segment_pictures import class_colours, draw_predictions
 from trainers.segment_step import SegmentTask
@@ -135,6 +139,34 @@ def test_iou_is_counted_over_the_whole_split_each_row_once(tmp_path: Path, seed:
     for rows, weight in ((slice(0, 2), [1.0, 1.0]), (slice(2, 6), [1.0, 1.0, 1.0, 0.0])):
         parts.evaluate(Fixed(logits[rows], logits[rows]), batch(masks[rows], weight))
     assert parts.validated(1)["miou"] == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+def _rank(rank: int, folder: str) -> None:
+    """Two steps of two ranks with copies of the model, and no weight on the plain head."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/rendezvous", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    config = run(Path(folder))
+    config = replace(config, model=replace(config.model, auxiliary_weight=0.0))
+    task = SegmentTask(config, SPEC, CLASSES)
+    torch.manual_seed(0)
+    model = task.build_model(fresh=True)
+    copy = spread(model, "ddp", torch.device("cpu"), 2)
+    for step in range(2):
+        model.zero_grad()
+        task.loss(copy, batch(drawn(rank, 2)[1], [1.0, 1.0], step)).backward()  # type: ignore[no-untyped-call]
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save(grads, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_plain_head_of_no_weight_trains_on_several_workers(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, grad in first.items():
+        assert torch.equal(grad, second[name]), name
+        assert bool(grad.any()) != name.startswith("auxiliary."), name
 
 
 def test_masks_that_do_not_belong_to_the_classes_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from services.augment.config import Output
 from trainers.data_config import (
     AugmentConfig,
@@ -114,7 +116,8 @@ class LoopConfig:
     at most t / (t + 9), so that runs of any length forget their first weights. The average is what
     gets validated."""
     deterministic: bool = False
-    """Only operations that give the same bits every time, at some cost in speed."""
+    """Only operations that give the same bits every time, at some cost in speed. Segmentation and
+    TokenAdapt have no such form on GPUs, and refuse it there."""
     compile: bool = False
     """Compile the model with torch.compile: minutes at the start, faster steps on a GPU."""
     checkpoint_every: int = 500
@@ -364,6 +367,23 @@ class ClassifyRun(TokenRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_patch(self.augment, self.model)
+
+
+def refuse_deterministic_gpu(run: Run) -> None:
+    """For models with operations that have no deterministic form on GPUs: the backward passes of
+    adaptive pooling (UperNet), bilinear resizing and `grid_sample`.
+
+    Raises: InvalidInputError, which names the way out.
+    """
+    alone = run.cluster.no_ray and torch.cuda.is_available()
+    require(
+        not (run.loop.deterministic and (run.cluster.gpus_per_worker > 0 or alone)),
+        "loop.deterministic",
+        run.loop.deterministic,
+        "false on a GPU for this kind of model, as PyTorch has no deterministic form of some of its"
+        " operations there; leave it out, or train on CPUs (--cluster.gpus-per-worker 0, without"
+        " --cluster.no-ray where there is a GPU)",
+    )
 
 
 def check_patch(augment: AugmentConfig, model: ViTConfig) -> None:

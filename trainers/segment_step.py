@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from services.errors import FormatError, InvalidInputError
 from services.shards.manifest import load_manifest, read_asset
@@ -20,6 +19,7 @@ from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from services.types import IGNORED
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import load_export
+from trainers.config import refuse_deterministic_gpu
 from trainers.context import Place
 from trainers.loop import train
 from trainers.models.classifier import ClassifierConfig
@@ -46,6 +46,7 @@ def segment_worker(config: SegmentRun, place: Place) -> dict[str, float]:
 
 def settle_segment(run: SegmentRun) -> SegmentRun:
     """As `trainers.streams.settle`; the model's sizes are refused here, too."""
+    refuse_deterministic_gpu(run)
     settled = settle(run)
     context = open_context(settled, Place(rank=0, world=1, device=torch.device("cpu")))
     SegmentTask(settled, context.spec, context.classes)
@@ -105,13 +106,7 @@ class SegmentTask(PlainTask):
             auxiliary=model.auxiliary_width,
             dropout=model.head_dropout,
         )
-        self._index = MulticlassJaccardIndex(
-            max(2, len(classes)),
-            average="none",
-            ignore_index=IGNORED,
-            validate_args=False,
-            sync_on_compute=False,  # ranks are summed here, as everything is
-        )
+        self._confusion = self._nothing_counted()
         self._shown: list[_Shown] = []
         self._last: list[_Shown] = []
         self._by_class: dict[str, float] | None = None
@@ -153,7 +148,8 @@ class SegmentTask(PlainTask):
         logits = enlarged(model(batch.inputs)[0], self.model_config.size)
         prediction = logits.argmax(1)
         truth = self._truth(batch)
-        self._index.to(truth.device).update(prediction, truth)
+        counts = confusion(truth, prediction, self.model_config.encoder.classes)
+        self._confusion = self._confusion.to(counts.device) + counts
         wanted = self._config.pictures - sum(len(part.truth) for part in self._shown)
         there = batch.weight.nonzero()[:, 0][: max(0, wanted)]
         if len(there):
@@ -164,20 +160,20 @@ class SegmentTask(PlainTask):
 
     def validated(self, world: int) -> Mapping[str, float]:
         """Mean IoU, and the share of pixels that are right."""
-        index = self._index
-        index.confmat = sum_over_ranks(index.confmat, world)  # (classes, classes), truth first
-        counts, each = index.confmat, index.compute().tolist()
-        occurs = (counts.sum(0) + counts.sum(1) > 0).tolist()
+        counts = sum_over_ranks(self._confusion, world)
+        right, either = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
+        each = (right.double() / either.clamp(min=1)).tolist()
+        occurs = (either > 0).tolist()
         self._by_class = {
             name: value
             for name, value, there in zip(self._classes, each, occurs, strict=False)
             if there
         }
         mean = sum(self._by_class.values()) / max(1, len(self._by_class))
-        right = float(counts.diag().sum() / counts.sum().clamp(min=1))
-        index.reset()
+        accuracy = float(right.sum() / counts.sum().clamp(min=1))
+        self._confusion = self._nothing_counted()
         self._last, self._shown = self._shown, []
-        return {"miou": mean, "pixel_accuracy": right}
+        return {"miou": mean, "pixel_accuracy": accuracy}
 
     def lacks(self, out: str) -> bool:
         store = open_store(out)
@@ -202,6 +198,10 @@ class SegmentTask(PlainTask):
             self._classes,
         )
         store.write(PREDICTIONS, drawn)
+
+    def _nothing_counted(self) -> Tensor:
+        classes = self.model_config.encoder.classes
+        return torch.zeros(classes, classes, dtype=torch.int64)
 
     def _rows(self, logits: Tensor, batch: StreamBatch) -> Tensor:
         """(N,) cross-entropy, in nats, mean over a row's pixels, with 0 for those of no class."""
@@ -232,3 +232,14 @@ class SegmentTask(PlainTask):
                 return load_tokenizer(read_asset(root, data.dataset, asset))
         logger.info("dataset %r has no tokenizer: predictions are drawn alone", data.dataset)
         return None
+
+
+def confusion(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """(classes, classes) int64, truth first: pixels of each pair; those without a class count not.
+
+    Without weights `bincount` is exact and the same every time, and needs the memory of the pixels
+    alone, in deterministic mode, too.
+    """
+    known = truth != IGNORED
+    pairs = truth[known] * classes + prediction[known]
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)

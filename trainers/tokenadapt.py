@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from trainers.command import run
 from trainers.picture_config import TokenAdaptRun
-from trainers.picture_streams import check_pictures
 from trainers.recipes.tokenadapt import RECIPES
-from trainers.tokenadapt_step import tokenadapt_worker
+from trainers.tokenadapt_step import prepare_tokenadapt, tokenadapt_worker
 
 if __name__ == "__main__":
-    raise SystemExit(run(TokenAdaptRun, RECIPES, tokenadapt_worker, check_pictures))
+    raise SystemExit(run(TokenAdaptRun, RECIPES, tokenadapt_worker, prepare_tokenadapt))

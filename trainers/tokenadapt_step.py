@@ -14,10 +14,11 @@ from services.errors import InvalidInputError
 from services.shards.store import open_store, read_url
 from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
+from trainers.config import refuse_deterministic_gpu
 from trainers.context import Place
 from trainers.loop import train
 from trainers.picture_config import TokenAdaptRun
-from trainers.picture_streams import open_pictures
+from trainers.picture_streams import check_pictures, open_pictures
 from trainers.task import PlainTask
 from trainers.tokenadapt_compare import Comparison, Pairs, report
 from trainers.views import unit_range
@@ -33,6 +34,12 @@ def tokenadapt_worker(config: TokenAdaptRun, place: Place) -> dict[str, float]:
     tokenizer = load_tokenizer(read_url(config.tokenizer))
     context = open_pictures(config, place, tokenizer.spec)
     return train(config, context, TokenAdaptTask(config, tokenizer, place.device))
+
+
+def prepare_tokenadapt(run: TokenAdaptRun) -> TokenAdaptRun:
+    """As `check_pictures`; refuses what a GPU cannot compute alike each time."""
+    refuse_deterministic_gpu(run)
+    return check_pictures(run)
 
 
 class TokenAdaptTask(PlainTask):

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.errors import InvalidInputError
 from services.stream.batch import StreamBatch
 from services.types import IGNORED
 from services.wire.seit import v1 as wire
+from tests.trainers.picture_runs import tokenadapt_run
 from tests.trainers.runs import context
-from trainers.config import ClusterConfig, LoopConfig, OptimConfig
+from trainers.config import (
+    ClusterConfig,
+    LoopConfig,
+    OptimConfig,
+    refuse_deterministic_gpu,
+)
 from trainers.data_config import AugmentConfig, DataConfig, OrderConfig
 from trainers.loop import _Trainer, train
 from trainers.models.segmenter import Segmentation
@@ -27,8 +38,9 @@ from trainers.optim import polynomial_factor
 from trainers.parallel import spread
 from trainers.segment_config import SegmenterModelConfig, SegmentRun
 from trainers.segment_pictures import class_colours, draw_predictions
-from trainers.segment_step import SegmentTask
+from trainers.segment_step import SegmentTask, confusion, settle_segment
 from trainers.task import WorkerContext
+from trainers.tokenadapt_step import prepare_tokenadapt
 
 SPEC = wire.TokenSpec(
     grid_height=4, grid_width=4, codes=11, channels=6, image_height=16, image_width=16
@@ -139,6 +151,62 @@ def test_iou_is_counted_over_the_whole_split_each_row_once(tmp_path: Path, seed:
     for rows, weight in ((slice(0, 2), [1.0, 1.0]), (slice(2, 6), [1.0, 1.0, 1.0, 0.0])):
         parts.evaluate(Fixed(logits[rows], logits[rows]), batch(masks[rows], weight))
     assert parts.validated(1)["miou"] == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor, in elements, that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@settings(deadline=None, max_examples=20, suppress_health_check=[*HealthCheck])
+@given(seed=st.integers(0, 99), classes=st.sampled_from([2, 3, 150]))
+def test_pairs_of_classes_are_counted_in_little_memory(
+    deterministic: bool, seed: int, classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape, pixels = (2, 16, 16), 512
+    truth = torch.randint(classes, shape, generator=generator)
+    prediction = torch.randint(classes, shape, generator=generator)
+    truth[torch.rand(shape, generator=generator) < 0.3] = IGNORED
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with Largest() as largest:
+            counts = confusion(truth, prediction, classes)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert largest.elements <= max(pixels, classes**2)
+    wanted = np.zeros((classes, classes), np.int64)
+    known = (truth != IGNORED).numpy()
+    np.add.at(wanted, (truth.numpy()[known], prediction.numpy()[known]), 1)
+    assert (counts.numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_gpu_cannot_compute_alike_each_time_is_refused(
+    tmp_path: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = ClusterConfig(no_ray=True) if alone else ClusterConfig(gpus_per_worker=0.5)
+    exact = replace(run(tmp_path).loop, deterministic=True)
+    pairs = tokenadapt_run(tmp_path, tmp_path, tmp_path)
+    prepares: list[Callable[[], object]] = [
+        lambda: settle_segment(run(tmp_path, loop=exact, cluster=gpu)),
+        lambda: prepare_tokenadapt(replace(pairs, loop=exact, cluster=gpu)),
+    ]
+    for prepare in prepares:
+        with pytest.raises(InvalidInputError, match=r"loop\.deterministic is True.*GPU.*leave it"):
+            prepare()
+    refuse_deterministic_gpu(run(tmp_path, loop=exact, cluster=ClusterConfig()))
+    refuse_deterministic_gpu(run(tmp_path, cluster=gpu))
 
 
 def _rank(rank: int, folder: str) -> None:

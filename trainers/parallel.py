@@ -28,14 +28,32 @@ _STACKS = ("blocks", "decoder_blocks")
 def compile_model(model: nn.Module, kind: Kind) -> None:
     """torch.compile, in place and before `spread`: the whole, or block by block for shards."""
     if kind == "fsdp":  # what gathers a block's shards stands between the blocks
-        for block in _blocks(model):
-            block.compile()
+        blocks = _blocks(model)
+        # Blocks share their code, which is compiled for each share of dropped paths, in training
+        # and in evaluation; beyond the default of 8 the rest would run uncompiled.
+        limit = max(8, 4 * len(blocks))
+        for block in blocks:
+            block.compile(recompile_limit=limit)
     else:
         model.compile()
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [block for stack in _STACKS for block in getattr(model, stack, ())]
+    """The blocks of all stacks, wherever they stand in the model."""
+    return [
+        block
+        for name, stack in model.named_modules()
+        if name.rpartition(".")[2] in _STACKS and _is_transformer(stack)
+        for block in stack.children()
+    ]
+
+
+def _is_transformer(stack: nn.Module) -> bool:
+    # Convolutions of UperNet stand under such a name as well. timm's import takes seconds, but who
+    # has built a block has made it.
+    from timm.models.vision_transformer import Block
+
+    return all(isinstance(block, Block) for block in stack.children())
 
 
 def spread(model: nn.Module, kind: Kind, device: torch.device, world: int) -> nn.Module:

@@ -17,7 +17,11 @@ from tests.trainers.test_loop import losses, stops_after
 from trainers.checkpoint import Checkpoints, load_export
 from trainers.config import ClusterConfig, Run
 from trainers.loop import train
-from trainers.parallel import Kind
+from trainers.models.classifier import ClassifierConfig, TokenClassifier
+from trainers.models.mtm import MTM, MTMConfig
+from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, even_depths
+from trainers.models.sizes import ViTSize
+from trainers.parallel import Kind, _blocks, compile_model
 from trainers.step import ClassifyTask, MtmTask
 from trainers.task import Task
 
@@ -103,6 +107,50 @@ def test_a_sharded_runs_checkpoint_has_the_form_of_any_other(model: str, trained
     for figure, value in figures[0].items():
         if figure.startswith("validation_"):
             assert figures[1][figure] == pytest.approx(value, rel=1e-4), figure
+
+
+def test_blocks_are_found_wherever_they_stand() -> None:
+    size = ViTSize(dim=16, depth=5, heads=2)
+    config = ClassifierConfig("ids", (8, 8), 64, 16, 5, size)
+    classifier, mtm = TokenClassifier(config), MTM(MTMConfig((8, 8), 64, 16, size, size))
+    segmenter = TokenSegmenter(
+        SegmenterConfig(config, even_depths(5), pixels=(2, 2), decoder=8, auxiliary=8)
+    )
+    assert _blocks(classifier) == list(classifier.blocks)
+    assert _blocks(mtm) == [*mtm.blocks, *mtm.decoder_blocks]
+    assert _blocks(segmenter) == list(segmenter.encoder.blocks)
+
+
+@pytest.mark.parametrize("depth", [12, 24])
+@pytest.mark.parametrize("drop_path", [0.0, 0.1])
+def test_every_block_is_compiled_in_training_and_evaluation(depth: int, drop_path: float) -> None:
+    size = ViTSize(dim=8, depth=depth, heads=2)
+    config = ClassifierConfig("ids", (4, 4), 16, 8, 3, size, drop_path=drop_path)
+    torch.compiler.reset()
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        def runs(*args: torch.Tensor) -> object:
+            compiled.append(graph)
+            return graph.forward(*args)
+
+        return runs
+
+    model, real = TokenClassifier(config), torch.nn.Module.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.Module,
+            "compile",
+            lambda self, **more: real(self, backend=backend, **more),
+        )
+        compile_model(model, "fsdp")
+    for training in (True, False, True):
+        model.train(training)
+        compiled.clear()
+        with torch.set_grad_enabled(training):
+            model(torch.randint(16, (2, 4, 4)))
+        assert len(compiled) == depth
+    torch.compiler.reset()
 
 
 def test_a_single_worker_has_nothing_to_shard() -> None:

@@ -27,6 +27,7 @@ from services.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
+    StoreError,
 )
 from services.shards.checked import NamedFile, read_checked
 from services.shards.coefficient_stats import add_stats
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 Rebase = Callable[["LoadedManifest"], wire.Manifest]
 
 _VERSIONS = "versions"
-_VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
+VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
 MAX_SKIPPED = 10_000
 """Pictures that could not be read which a manifest names; `Intake.unreadable` counts all."""
 
@@ -103,7 +104,17 @@ def _check_format(found: object) -> None:
 
 def list_datasets(root: Store) -> list[str]:
     """Names of the datasets below the root that have a version, sorted."""
-    return [name for name in root.folders() if _is_name(name) and list_versions(root, name)]
+    return [name for name in root.folders() if _is_name(name) and _has_versions(root, name)]
+
+
+def _has_versions(root: Store, name: str) -> bool:
+    try:
+        return bool(list_versions(root, name))
+    except StoreError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        logger.warning("left out, as it may be somebody's own folder: %s", error)
+        return False
 
 
 def _is_name(name: str) -> bool:
@@ -115,8 +126,11 @@ def _is_name(name: str) -> bool:
 
 
 def list_versions(root: Store, dataset: str) -> list[int]:
-    """Numbers of the versions that stand, ascending; [] if there is no such dataset."""
-    matches = map(_VERSION_FILE.fullmatch, root.child(check_name(dataset)).list(_VERSIONS))
+    """Numbers of the versions that stand, ascending; [] if there is no such dataset.
+
+    StoreError where they cannot be listed: what is not seen must not count as not there.
+    """
+    matches = map(VERSION_FILE.fullmatch, root.child(check_name(dataset)).list(_VERSIONS))
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -142,20 +156,22 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
         ) from error
 
 
-def _path(version: int) -> str:
+def version_path(version: int) -> str:
+    """Of the version's file, relative to the dataset's folder."""
     return f"{_VERSIONS}/{version:08d}.json"
 
 
 def _load(folder: Store, dataset: str, version: int) -> LoadedManifest:
-    data = folder.read(_path(version))
+    data = folder.read(version_path(version))
     try:
         manifest = parse_manifest(data)
     except FormatError as error:
-        raise FormatError(f"{folder.url}/{_path(version)}: {error}") from error
+        raise FormatError(f"{folder.url}/{version_path(version)}: {error}") from error
     if (manifest.dataset, manifest.version) != (dataset, version):
         raise FormatError(
-            f"{folder.url}/{_path(version)}: the file says dataset {manifest.dataset!r} version "
-            f"{manifest.version}: it was copied or renamed; commit it again under its new name"
+            f"{folder.url}/{version_path(version)}: the file says dataset {manifest.dataset!r} "
+            f"version {manifest.version}: it was copied or renamed; commit it again under its new "
+            "name"
         )
     return LoadedManifest(manifest, xxhash.xxh3_128_hexdigest(data))
 
@@ -184,7 +200,7 @@ def commit(
         final = _next(manifest, newest, rebase)
         check_manifest(final)  # never publish what a reader would refuse
         data = dump_manifest(final)
-        if _publish(folder, _path(final.version), data, sole_writer):
+        if _publish(folder, version_path(final.version), data, sole_writer):
             logger.info("committed %s version %d", final.dataset, final.version)
             return LoadedManifest(final, xxhash.xxh3_128_hexdigest(data))
         newest = _load(folder, manifest.dataset, final.version)

@@ -11,8 +11,14 @@ import re
 import time
 from collections.abc import Collection, Iterable
 
-from services.errors import NotFoundError
-from services.shards.manifest import list_versions, load_manifest, named_files
+from services.errors import NotFoundError, StoreError
+from services.shards.manifest import (
+    VERSION_FILE,
+    list_versions,
+    load_manifest,
+    named_files,
+    version_path,
+)
 from services.shards.store import Entry, Store
 from services.shards.validate import check_name
 
@@ -27,7 +33,8 @@ def find_orphans(
     now: Unix seconds to measure ages from, by default the clock's.
 
     Raises: NotFoundError; FormatError if a version cannot be read, because what it names is then
-    unknown.
+    unknown; StoreError where the folder or its versions cannot be listed, or two listings differ in
+    a version.
     """
     folder = root.child(check_name(dataset))
     now = time.time() if now is None else now
@@ -35,10 +42,25 @@ def find_orphans(
     found = folder.scan()
     if not found:
         raise NotFoundError(f"there is no dataset {dataset!r} at {root.url}: nothing to collect")
+    versions = list_versions(root, dataset)
+    _check_listed(folder, found, versions)
     named: set[str] = set()
-    for version in list_versions(root, dataset):
+    for version in versions:
         named |= named_files(load_manifest(root, dataset, version).manifest)
     return unnamed(found, named, min_age_seconds=min_age_seconds, now=now)
+
+
+def _check_listed(folder: Store, found: Iterable[Entry], versions: Collection[int]) -> None:
+    """StoreError where a listing shows a version that is not among `versions`."""
+    seen = {entry.path for entry in found if VERSION_FILE.fullmatch(entry.path)}
+    missing = seen - {version_path(version) for version in versions}
+    if missing:
+        raise StoreError(
+            f"{folder.url}: one listing shows {', '.join(sorted(missing)[:5])}, the next does not: "
+            "all files of such a version would be taken for orphans; nothing more was collected: "
+            "make sure that the storage lists all that stands and that nobody removes versions, "
+            "and try again"
+        )
 
 
 def unnamed(

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -186,14 +187,21 @@ class LocalStore(Store):
         return self._run("stat", path, lambda: os.stat(self._full(path)).st_size)
 
     def exists(self, path: str) -> bool:
-        return os.path.isfile(self._full(path))
+        def look() -> bool:
+            # Not os.path.isfile: to it a file that cannot be looked at is a file that is not there.
+            try:
+                return S_ISREG(os.stat(self._full(path)).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+        return self._run("stat", path, look)
 
     def scan(self, prefix: str = "") -> Entries:
         base = self._full(prefix) if prefix else self.url
 
         def walk() -> Entries:
             found = []
-            for folder, _, names in os.walk(base):
+            for folder, _, names in os.walk(base, onerror=_raise_unless_absent):
                 for name in names:
                     full = os.path.join(folder, name)
                     try:
@@ -257,6 +265,12 @@ class LocalStore(Store):
                 "so (sole writer)"
             ) from error
         self.delete(probe)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """Without it os.walk leaves out a folder that cannot be listed, as if nothing stood in it."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _temporary(full: str, data: bytes) -> str:

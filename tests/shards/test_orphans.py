@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
+from services.shards.manifest import list_datasets
 from services.shards.orphans import find_orphans
-from services.shards.store import Store, open_store
+from services.shards.retry import RetryPolicy
+from services.shards.store import LocalStore, Names, Store, open_store
 from tests.small_datasets import write_dataset
 
 LEFT = [
@@ -75,3 +79,49 @@ def test_names_are_checked(root: Store) -> None:
         find_orphans(root, "none", min_age_seconds=0)
     with pytest.raises(InvalidInputError):
         find_orphans(root, "../digits", min_age_seconds=0)
+
+
+def refuse_listing(monkeypatch: pytest.MonkeyPatch, ending: str, number: int) -> None:
+    """What a file system answers for folders of this name. Tests may run as root, who may all."""
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith(ending):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("place", ["/versions", "/shards", "/digits"])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    root: Store, monkeypatch: pytest.MonkeyPatch, place: str, number: int
+) -> None:
+    root = open_store(root.url, retry=RetryPolicy(2, 0.001, 0.001))
+    refuse_listing(monkeypatch, place, number)
+    with pytest.raises(StoreError, match=os.strerror(number)):
+        found(root)
+
+
+def test_somebodys_own_folder_beside_datasets_is_left_out(
+    root: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(root, "private")
+    refuse_listing(monkeypatch, "private/versions", errno.EACCES)
+    assert list_datasets(root) == ["digits"]
+    refuse_listing(monkeypatch, "digits/versions", errno.EIO)
+    with pytest.raises(StoreError):
+        list_datasets(root)
+
+
+class Forgetful(LocalStore):
+    """Storage whose listing of the versions is a part of them, without an error."""
+
+    def list(self, prefix: str = "") -> Names:
+        return super().list(prefix)[1:]
+
+
+def test_nothing_is_collected_where_a_listing_leaves_versions_out(root: Store) -> None:
+    with pytest.raises(StoreError, match=r"shows versions/00000001\.json, the next does not"):
+        found(Forgetful(root.url, {}, RetryPolicy()))

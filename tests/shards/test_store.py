@@ -129,6 +129,19 @@ def test_a_file_in_place_of_a_folder_is_an_error(root: Store) -> None:
             put("a/b", b"1")
 
 
+def test_what_cannot_be_looked_at_is_an_error_and_not_absent(root: Store, tmp_path: Path) -> None:
+    root.write("a/one.bin", b"")
+    (tmp_path / "root/loop").symlink_to("loop")  # too many levels of symbolic links
+    for ask in (root.list, root.exists):
+        with pytest.raises(StoreError, match="loop"):
+            ask("loop")
+    with pytest.raises(StoreError, match="loop"):
+        root.child("loop").folders()
+    assert root.list("a") == ["a/one.bin"]
+    assert root.list("a/one.bin") == root.list("none") == []
+    assert not root.exists("a/one.bin/below")
+
+
 def test_transient_faults_are_retried_and_counted(faulty_s3, s3_store: Store) -> None:
     data = os.urandom(50_000)
     faulty_s3.faults = [500, 503, "reset"]

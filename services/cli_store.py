@@ -6,6 +6,7 @@ Each command is a dataclass: its fields are the options, `run` does it and retur
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -28,7 +29,7 @@ from tyro.conf import Positional
 from services import cli_tables as tables
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.manifest import file_sizes, load_manifest
-from services.shards.store import LocalStore, Store, open_store
+from services.shards.store import Entry, LocalStore, Store, open_store
 
 Root: TypeAlias = Annotated[
     Positional[str],
@@ -131,19 +132,22 @@ class Gc:
     ] = 24.0
 
     def run(self, out: Console) -> int:
-        from services.shards.orphans import find_orphans
+        from services.shards.orphans import find_orphans, remove_orphans
 
-        root = standing(self.root)
-        orphans = find_orphans(root, self.dataset, min_age_seconds=self.min_age_hours * 3600)
-        if orphans:
-            out.print(tables.orphan_table(orphans))
-        if self.delete:
-            folder = root.child(self.dataset)
-            for entry in orphans:
-                folder.delete(entry.path)
-        size = decimal(sum(entry.bytes for entry in orphans))
-        done = "removed" if self.delete else "found; nothing was removed (--delete removes them)"
-        out.print(f"{len(orphans):,} files, {size}, {done}" if orphans else "nothing to collect")
+        root, min_age_seconds = standing(self.root), self.min_age_hours * 3600
+        orphans = find_orphans(root, self.dataset, min_age_seconds=min_age_seconds)
+        if not orphans:
+            out.print("nothing to collect")
+            return 0
+        out.print(tables.orphan_table(orphans))
+        if not self.delete:
+            out.print(f"{_amount(orphans)}, found; nothing was removed (--delete removes them)")
+            return 0
+        removed = remove_orphans(root, self.dataset, orphans, min_age_seconds=min_age_seconds)
+        out.print(f"{_amount(removed)}, removed")
+        if len(removed) < len(orphans):
+            kept = len(orphans) - len(removed)
+            out.print(f"{kept:,} files changed after they were listed, and were left alone")
         return 0
 
 
@@ -310,6 +314,10 @@ class ExportRelease:
             out.print(str(path), markup=False, highlight=False, soft_wrap=True)
         out.print(f"{len(written)} files, {size}; keys, source sizes and class names stay behind")
         return 0
+
+
+def _amount(entries: Sequence[Entry]) -> str:
+    return f"{len(entries):,} files, {decimal(sum(entry.bytes for entry in entries))}"
 
 
 def _read_classes(path: Path | None) -> list[str]:

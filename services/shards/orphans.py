@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from services.errors import NotFoundError, StoreError
 from services.shards.manifest import (
@@ -23,6 +23,7 @@ from services.shards.store import Entry, Store
 from services.shards.validate import check_name
 
 _OURS = re.compile(r"(shards|assets|columns)/.+|(.+/)?\.[^/]+\.tmp|\.probe-[0-9a-f]+")
+_BATCH = 100  # files between two listings: seconds on a bucket
 
 
 def find_orphans(
@@ -36,18 +37,51 @@ def find_orphans(
     unknown; StoreError where the folder or its versions cannot be listed, or two listings differ in
     a version.
     """
-    folder = root.child(check_name(dataset))
-    now = time.time() if now is None else now
-    # Listed before the manifests are read: a version committed in between protects its files.
-    found = folder.scan()
+    found, named = _look(root, dataset, {})
     if not found:
         raise NotFoundError(f"there is no dataset {dataset!r} at {root.url}: nothing to collect")
+    now = time.time() if now is None else now
+    return unnamed(found, named, min_age_seconds=min_age_seconds, now=now)
+
+
+def remove_orphans(
+    root: Store, dataset: str, orphans: Sequence[Entry], *, min_age_seconds: float
+) -> list[Entry]:
+    """Remove what `find_orphans` found; the files that were removed.
+
+    An ingest that is run again puts the same files down under the same names and commits them,
+    while a bucket takes minutes to remove what was listed before. So before every few files the
+    folder is listed again: what was written since, or is named by now, stays. Where a file is
+    removed between the end of an ingest and its commit, the commit is refused: it wants each of its
+    files to stand. Errors as `find_orphans`; what was removed before one stays removed.
+    """
+    folder = root.child(check_name(dataset))
+    read: dict[int, set[str]] = {}
+    removed: list[Entry] = []
+    for start in range(0, len(orphans), _BATCH):
+        found, named = _look(root, dataset, read)
+        still = set(unnamed(found, named, min_age_seconds=min_age_seconds, now=time.time()))
+        for entry in orphans[start : start + _BATCH]:
+            if entry in still:  # of the same size and time, too
+                folder.delete(entry.path)
+                removed.append(entry)
+    return removed
+
+
+def _look(root: Store, dataset: str, read: dict[int, set[str]]) -> tuple[list[Entry], set[str]]:
+    """All files of the dataset's folder, and what its versions name.
+
+    read: what each version names that was read before; those that are new are added.
+    """
+    folder = root.child(check_name(dataset))
+    # Listed before the manifests are read: a version committed in between protects its files.
+    found = folder.scan()
     versions = list_versions(root, dataset)
     _check_listed(folder, found, versions)
-    named: set[str] = set()
     for version in versions:
-        named |= named_files(load_manifest(root, dataset, version).manifest)
-    return unnamed(found, named, min_age_seconds=min_age_seconds, now=now)
+        if version not in read:
+            read[version] = named_files(load_manifest(root, dataset, version).manifest)
+    return found, set().union(*read.values())
 
 
 def _check_listed(folder: Store, found: Iterable[Entry], versions: Collection[int]) -> None:

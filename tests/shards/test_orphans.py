@@ -7,14 +7,21 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
-from services.shards.manifest import list_datasets
-from services.shards.orphans import find_orphans
+from services.shards import orphans
+from services.shards.manifest import commit, list_datasets
+from services.shards.orphans import find_orphans, remove_orphans
 from services.shards.retry import RetryPolicy
-from services.shards.store import LocalStore, Names, Store, open_store
-from tests.small_datasets import write_dataset
+from services.shards.store import Entry, LocalStore, Names, Store, open_store
+from services.shards.verify import verify_files
+from services.shards.writer import ShardResult, build_split, write_shard
+from services.types import TokenRows
+from services.wire.seit import v1 as wire
+from tests.seit_command import Seit
+from tests.small_datasets import SPEC, write_dataset
 
 LEFT = [
     "digits/shards/train-00.parquet",
@@ -125,3 +132,111 @@ class Forgetful(LocalStore):
 def test_nothing_is_collected_where_a_listing_leaves_versions_out(root: Store) -> None:
     with pytest.raises(StoreError, match=r"shows versions/00000001\.json, the next does not"):
         found(Forgetful(root.url, {}, RetryPolicy()))
+
+
+DAY = 86400.0
+SHARDS = 6
+
+
+def put_shards(root: Store) -> list[ShardResult]:
+    """What an ingest of the same pictures puts down, every time it is run."""
+
+    def rows(number: int) -> TokenRows:
+        ids = np.full((2, 4, 6), number, np.uint16)
+        return TokenRows(ids, np.zeros(2, np.int64), [f"{number}/a", f"{number}/b"], ids[:, 0, 0])
+
+    return [write_shard(root, "digits", "train", rows(number), SPEC) for number in range(SHARDS)]
+
+
+def commit_shards(root: Store, results: list[ShardResult]) -> None:
+    splits = [build_split(root, "digits", "train", results, SPEC.codes)]
+    manifest = wire.Manifest(dataset="digits", spec=SPEC, tokenizer_kind="vitvqgan", splits=splits)
+    commit(root, manifest)
+
+
+def date(root: Store, path: str, modified: float) -> None:
+    full = root.local_path(f"digits/{path}")
+    assert full is not None
+    os.utime(full, (modified, modified))
+
+
+@pytest.fixture
+def left(root: Store) -> list[Entry]:
+    """The orphans of an ingest that died two days ago."""
+    for result in put_shards(root):
+        date(root, result.shard.path, time.time() - 2 * DAY)
+    return find_orphans(root, "digits", min_age_seconds=DAY)
+
+
+def whole(root: Store) -> bool:
+    return all(check.failure is None for check in verify_files(root, "digits"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_what_nobody_writes_again_is_removed(
+    root: Store, left: list[Entry], monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(orphans, "_BATCH", batch)
+    assert remove_orphans(root, "digits", left, min_age_seconds=DAY) == left
+    assert len(left) == SHARDS
+    assert find_orphans(root, "digits", min_age_seconds=0) == []
+    assert whole(root)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("before", [0, 2, 4])
+def test_an_ingest_that_is_run_again_meanwhile_keeps_its_shards(
+    root: Store, left: list[Entry], monkeypatch: pytest.MonkeyPatch, before: int, commits: bool
+) -> None:
+    """Before anything is removed, or after the first files were."""
+    results: list[ShardResult] = []
+    gone: list[str] = []
+    real = LocalStore.delete
+
+    def again() -> None:
+        results.extend(put_shards(root))
+        if commits:
+            commit_shards(root, results)
+
+    def delete(store: LocalStore, path: str) -> None:
+        real(store, path)
+        if path.startswith("shards/"):
+            gone.append(path)
+            if len(gone) == before:
+                again()
+
+    monkeypatch.setattr(orphans, "_BATCH", 2)
+    monkeypatch.setattr(LocalStore, "delete", delete)
+    if not before:
+        again()
+    assert remove_orphans(root, "digits", left, min_age_seconds=DAY) == left[:before]
+    if not commits:
+        commit_shards(root, results)
+    assert whole(root)
+
+
+def test_a_version_that_names_the_old_files_meanwhile_keeps_them(
+    root: Store, left: list[Entry]
+) -> None:
+    """A copy from another storage may keep the times of its files."""
+    results = put_shards(root)
+    for entry in left:
+        date(root, entry.path, entry.modified)
+    commit_shards(root, results)
+    assert remove_orphans(root, "digits", left, min_age_seconds=DAY) == []
+    assert whole(root)
+
+
+def test_the_command_leaves_alone_what_is_written_again(
+    root: Store, left: list[Entry], seit: Seit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*args: object, **kwargs: object) -> list[Entry]:
+        commit_shards(root, put_shards(root))
+        return left
+
+    monkeypatch.setattr(orphans, "find_orphans", found)
+    shown = seit("gc", root.url, "digits", "--delete")
+    assert shown.code == 0
+    assert "0 files, 0 bytes, removed" in shown.out
+    assert f"{SHARDS} files changed after they were listed" in shown.out
+    assert whole(root)

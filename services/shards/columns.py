@@ -83,6 +83,7 @@ def add_column(
 
     def change(base: LoadedManifest) -> wire.Manifest:
         _check_unchanged(base.manifest, name, splits, written)
+        _check_type(base.manifest, name, source.type)
         return _changed(base, message, splits, lambda one: one.columns + written.get(one.path, []))
 
     return commit(root, change(loaded), rebase=change)

@@ -300,8 +300,23 @@ def extend(
     count duplicates over old and new rows. Pass the result to `commit`, with
     `rebase=lambda newest: extend(root, newest, splits, message)` to append to whatever is newest.
     Columns that were added to `base` do not reach the new shards: see `columns.add_column`.
+
+    Raises: InvalidInputError for splits of other numbers of codes or channels than the spec of
+    `base` says, as after a renumbering by another writer. Whether classes and codebook are those
+    that the splits were made for, only the caller knows: its `rebase` checks it.
     """
     dataset = base.manifest.dataset
+    spec = base.spec
+    for split in splits:
+        codes, stats = len(split.code_counts), split.coefficients
+        channels = len(stats.nonzeros) if stats else spec.channels
+        if (codes, channels) != (spec.codes, spec.channels):
+            raise InvalidInputError(
+                f"dataset {dataset!r} version {base.manifest.version} has {spec.codes} codes and "
+                f"{spec.channels} channels, the new rows of split {split.name!r} were made with "
+                f"{codes} and {channels}: their ids would mean other codes; nothing was committed: "
+                "make them again with the tokenizer of that version"
+            )
     merged = {split.name: split for split in base.manifest.splits}
     for split in splits:
         old = merged.get(split.name)

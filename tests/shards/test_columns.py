@@ -318,6 +318,18 @@ def test_another_column_meanwhile_is_kept_other_rows_are_a_conflict(
         add_column(root, "digits", "third", file, progress=same_first)
     assert list_versions(root, "digits") == [1, 2, 3, 4]
 
+    def other_type_first(done: int, total: int) -> None:
+        if done == total:
+            train = values_file(tmp_path / "t.parquet", keys[:15], ["x"] * 15)
+            add_column(root, "digits", "typed", train, splits=["train"])
+
+    held_out = values_file(tmp_path / "h.parquet", keys[15:], [1, 2])
+    with pytest.raises(InvalidInputError, match="'typed' of split train is string, the values are"):
+        add_column(
+            root, "digits", "typed", held_out, splits=["validation"], progress=other_type_first
+        )
+    assert list_versions(root, "digits") == [1, 2, 3, 4, 5]
+
     def append_first(done: int, total: int) -> None:
         if done == total:
             append_two_rows(root)

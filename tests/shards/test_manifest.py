@@ -146,6 +146,23 @@ def test_a_change_to_an_old_version_is_a_conflict(root: Store, make_manifest, ma
     assert list_versions(root, "ds") == [1, 2]
 
 
+@pytest.mark.parametrize("codes", [1, 390, 392])
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_rows_of_another_number_of_codes_are_not_appended(
+    root: Store, make_manifest, make_rows, name: str, codes: int
+) -> None:
+    """As after a renumbering by another writer while the rows were made."""
+    base = commit(root, make_manifest(root, [make_rows(4, 0)]))
+    (split,) = make_manifest(root, [make_rows(2, 1)]).splits
+    made = replace(split, name=name, code_counts=[*split.code_counts, 0][:codes])
+    with pytest.raises(InvalidInputError, match=f"has 391 codes and .* with {codes} and 8"):
+        extend(root, base, [made], "more")
+    counts = wire.CoefficientStats(nonzeros=[1] * 7, magnitudes=[1] * 7)
+    with pytest.raises(InvalidInputError, match="were made with 391 and 7"):
+        extend(root, base, [replace(split, name=name, coefficients=counts)], "more")
+    assert list_versions(root, "ds") == [1]
+
+
 def test_a_new_split_comes_last(root: Store, make_manifest, make_rows) -> None:
     base = commit(root, make_manifest(root, [make_rows(4, 0)]))
     more = replace(make_manifest(root, [make_rows(2, 1)]).splits[0], name="validation")

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 from services.errors import FormatError
 from services.shards.coefficients import (
+    MAX_COMPONENTS,
+    MAX_KEPT,
     MapShape,
     Stream,
     from_rows,
@@ -44,6 +46,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _ZSTD_LEVEL = 19  # read as fast as any
+_MOST_STREAMS = MAX_COMPONENTS * (2 + 2 * MAX_KEPT) + 1
 
 
 def streams_table(values: Any) -> tuple[pa.Table, dict[bytes, bytes]]:
@@ -63,14 +66,13 @@ def streams_table(values: Any) -> tuple[pa.Table, dict[bytes, bytes]]:
     return pa.Table.from_arrays(arrays, schema=_SCHEMA), {SHAPE_KEY: described}
 
 
-def check_streams(file: pq.ParquetFile, limit: int) -> None:
-    """FormatError unless the footer is that of such a table, of at most `limit` bytes."""
+def check_streams(file: pq.ParquetFile) -> None:
+    """FormatError unless the footer is that of such a table."""
     metadata = file.metadata
     if not file.schema_arrow.equals(_SCHEMA, check_metadata=False) or metadata.num_row_groups != 1:
         raise FormatError("is not a table of streams of coefficients")
-    size = metadata.row_group(0).total_byte_size
-    if not 0 <= size <= limit:
-        raise FormatError(f"unpacks to {size} bytes, at most {limit}")
+    if not metadata.num_rows == metadata.row_group(0).num_rows <= _MOST_STREAMS:
+        raise FormatError(f"holds {metadata.num_rows} streams, at most {_MOST_STREAMS} make sense")
 
 
 def rows_of_table(table: pa.Table, metadata: dict[bytes, bytes], rows: int, limit: int) -> Any:

@@ -43,6 +43,8 @@ CoefficientArray = npt.NDArray[np.int16]
 MAX_KEPT = 255
 """Most coefficients of a block: a position, and a count, is one byte."""
 
+MAX_COMPONENTS = 255
+
 _HEADER = struct.Struct("<4H")
 _ESCAPE = 255
 _KINDS = ("dc", "count", "run", "value", "escape")
@@ -59,14 +61,14 @@ class MapShape:
 
     def __post_init__(self) -> None:
         if not (
-            1 <= self.components <= 255
+            1 <= self.components <= MAX_COMPONENTS
             and 1 <= self.height <= MAX_GRID
             and 1 <= self.width <= MAX_GRID
             and 1 <= self.kept <= MAX_KEPT
         ):
             raise FormatError(
-                f"{self}: valid are 1 to 255 components, 1 to {MAX_GRID} blocks along each side and"
-                f" 1 to {MAX_KEPT} coefficients"
+                f"{self}: valid are 1 to {MAX_COMPONENTS} components, 1 to {MAX_GRID} blocks along"
+                f" each side and 1 to {MAX_KEPT} coefficients"
             )
 
     @property

@@ -25,6 +25,7 @@ import xxhash
 
 from services.errors import FormatError
 from services.shards.coefficient_file import check_streams, rows_of_table, streams_table
+from services.shards.pages import check_pages
 from services.shards.validate import COLUMN_TYPES
 from services.types import IntArray
 from services.wire.seit import v1 as wire
@@ -117,12 +118,13 @@ def part_file(values: Any, part: Part) -> bytes:
 def read_part(data: bytes, part: Part, name: str) -> Values:
     """The values of a file; name: what errors call it.
 
-    FormatError for a newer format, a file of other rows than `part`, and damaged content. The
-    footer is held against `part` before memory is taken for the values.
+    FormatError for a newer format, a file of other rows than `part`, and damaged content. Footer
+    and pages are held against `part` before memory is taken for the values.
     """
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             _check_footer(file, part)
+            _check_pages(data, file.metadata)
             table = file.read(use_threads=False)
             if part.type == _STREAMS:
                 said = file.metadata.metadata
@@ -169,7 +171,7 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
             f"{part.describe().decode()}: it belongs to other rows; add the column again"
         )
     if part.type == _STREAMS:
-        check_streams(file, _most_bytes())
+        check_streams(file)
         return
     schema = pa.schema([pa.field("value", arrow_type(part.type), nullable=False)])
     if not file.schema_arrow.equals(schema, check_metadata=False):
@@ -179,10 +181,14 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
     column = metadata.row_group(0).column(0)
     if not metadata.num_rows == metadata.row_group(0).num_rows == column.num_values == part.rows:
         raise FormatError(f"has {column.num_values} values for {part.rows} rows")
-    if not 0 <= column.total_uncompressed_size <= _most_bytes():
-        raise FormatError(
-            f"unpacks to {column.total_uncompressed_size} bytes, at most {_most_bytes()}"
-        )
+
+
+def _check_pages(data: bytes, metadata: Any) -> None:
+    """FormatError unless all pages hold their values plainly, and as many bytes as a part may."""
+    group = metadata.row_group(0)
+    left = _most_bytes()
+    for number in range(group.num_columns):
+        left -= check_pages(data, group.column(number), "PLAIN", left).total
 
 
 def values_of(array: Any) -> Values:

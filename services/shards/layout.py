@@ -33,6 +33,7 @@ import xxhash
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards import codec
 from services.shards.codec import ByteArray, Columns, Encoding
+from services.shards.pages import bytes_of, check_pages, read_text
 from services.types import UNLABELLED, IdArray, IntArray, TokenRows
 from services.wire.seit import v1 as wire
 
@@ -173,8 +174,8 @@ def read_rows(
     rows: number of rows that the manifest promises; name: what errors call the shard.
     digest_checked: the bytes are those of the manifest's xxh3, so the checksums of the pages,
         which take a fifth of the time, have nothing to add and are left out.
-    Raises FormatError for a newer format, other sizes than the spec's, or damaged content. The
-    footer is held against spec and rows before memory is taken for the columns.
+    Raises FormatError for a newer format, other sizes than the spec's, or damaged content. Footer
+    and pages are held against spec and rows before memory is taken for the columns.
     """
     if isinstance(source, Path):
         if not source.exists():
@@ -185,8 +186,11 @@ def read_rows(
             pa.BufferReader(source), page_checksum_verification=not digest_checked
         ) as file:
             encoding, ranks = _check_footer(file, spec, rows)
-            table = file.read(use_threads=False)
-        return _to_rows(table, encoding, ranks, spec)
+            schema = _schema(encoding, len(ranks), spec.grid_height * spec.grid_width)
+            key_page = _check_columns(source, file.metadata, schema)
+            keys = read_text(file, "key", key_page, MAX_KEY_BYTES)
+            table = file.read([name for name in schema.names if name != "key"], use_threads=False)
+        return _to_rows(table, keys, encoding, ranks, spec)
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
     except (pa.ArrowException, OSError, ValueError) as error:  # Unicode, too
@@ -274,32 +278,41 @@ def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> None:
     limit = MAX_COLUMN_BYTES // tokens
     if not 0 < rows <= limit:
         raise FormatError(f"holds {rows} rows of {tokens} tokens, valid are 1 to {limit}")
-    metadata = file.metadata
-    if metadata.num_row_groups != 1:
-        raise FormatError(f"holds {metadata.num_row_groups} row groups, expected 1")
-    group = metadata.row_group(0)
+    if file.metadata.num_row_groups != 1:
+        raise FormatError(f"holds {file.metadata.num_row_groups} row groups, expected 1")
+    group = file.metadata.row_group(0)
     for number, name in enumerate(schema.names):
         column = group.column(number)
-        if not metadata.num_rows == group.num_rows == column.num_values == rows:
+        if not file.metadata.num_rows == group.num_rows == column.num_values == rows:
             raise FormatError(f"column {name} has {column.num_values} values for {rows} rows")
-        width = MAX_KEY_BYTES if name == "key" else tokens + 16
-        limit = int(rows * width * _PAGE_SLACK) + _PAGE_BYTES
-        size = column.total_uncompressed_size
-        if not 0 <= size <= limit:
-            raise FormatError(f"column {name} unpacks to {size} bytes, at most {limit} make sense")
+
+
+def _check_columns(source: bytes, metadata: Any, schema: pa.Schema) -> int:
+    """Unpacked bytes of the keys' largest page; FormatError for pages that make no sense."""
+    width, group, key_page = schema.field("tokens").type.byte_width, metadata.row_group(0), 0
+    for number, name in enumerate(schema.names):
+        bytes_a_row = MAX_KEY_BYTES if name == "key" else width + 16
+        limit = int(group.num_rows * bytes_a_row * _PAGE_SLACK) + _PAGE_BYTES
+        page = check_pages(source, group.column(number), _PARQUET_ENCODINGS[name], limit)
+        key_page = page.largest if name == "key" else key_page
+    return key_page
 
 
 def _to_rows(
-    table: pa.Table, encoding: Encoding, ranks: IdArray, spec: wire.TokenSpec
+    table: pa.Table,
+    keys: tuple[IntArray, ByteArray],
+    encoding: Encoding,
+    ranks: IdArray,
+    spec: wire.TokenSpec,
 ) -> ShardRows:
     tokens = spec.grid_height * spec.grid_width
     arrays = {name: _whole(table[name]) for name in table.column_names}
     none = np.zeros(0, np.uint8)
     offsets, escape_low, escape_high = np.zeros(0, np.int64), none, none
     if encoding is Encoding.ESCAPE:
-        offsets, escape_low = _bytes_of(arrays["escape"])
+        offsets, escape_low = bytes_of(arrays["escape"])
     if "escape_high" in arrays:
-        high_offsets, escape_high = _bytes_of(arrays["escape_high"])
+        high_offsets, escape_high = bytes_of(arrays["escape_high"])
         if not np.array_equal(high_offsets, offsets):
             raise FormatError("its two escape columns differ in length")
     low = _grid_of(arrays["tokens"], tokens)
@@ -308,13 +321,12 @@ def _to_rows(
     labels = _numbers_of(arrays["label"], np.int32).astype(np.int64)
     if labels.min() < UNLABELLED:
         raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
-    key_offsets, key_bytes = _bytes_of(arrays["key"])
     return ShardRows(
         ids=codec.decode(columns),
         labels=labels,
         source_bytes=_numbers_of(arrays["source_bytes"], np.int64),
-        key_offsets=key_offsets,
-        key_bytes=key_bytes,
+        key_offsets=keys[0],
+        key_bytes=keys[1],
     )
 
 
@@ -323,14 +335,6 @@ def _whole(column: pa.ChunkedArray) -> Any:
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     array.validate()
     return array
-
-
-def _bytes_of(array: Any) -> tuple[IntArray, ByteArray]:
-    """Offsets (N + 1,) and bytes of a string or binary array."""
-    _, places, data = array.buffers()
-    offsets = np.frombuffer(places, np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
-    content = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
-    return offsets - offsets[0], content
 
 
 def _numbers_of(array: Any, kind: type[np.int32] | type[np.int64]) -> Any:
@@ -358,7 +362,7 @@ def _key_array(keys: Sequence[str]) -> Any:
         array = pa.array(keys, pa.string())
     except (pa.ArrowException, UnicodeError) as error:
         raise InvalidInputError(f"keys must be text that UTF-8 can hold: {error}") from error
-    longest = int(np.diff(_bytes_of(array)[0]).max())
+    longest = int(np.diff(bytes_of(array)[0]).max())
     if array.null_count or longest > MAX_KEY_BYTES:
         raise InvalidInputError(
             f"a key of {longest} bytes or none at all ({array.null_count}); a key has 0 to "

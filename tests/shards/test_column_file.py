@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import FormatError
-from services.shards import column_file
-from services.shards.column_file import Part, part_file, read_part
+from services.shards import coefficient_file, column_file
+from services.shards.column_file import Part, arrow_type, part_file, read_part
 
 
 @settings(deadline=None, max_examples=60)
@@ -52,10 +53,14 @@ def test_a_part_of_other_rows_is_refused(part: Part, words: str) -> None:
         read_part(data, part, "x")
 
 
-def forged(part: Part, table: pa.Table, form: bytes = b"1", **options: Any) -> bytes:
+def forged(
+    part: Part, table: pa.Table, form: bytes = b"1", dictionary: bool = False, **options: Any
+) -> bytes:
     described = json.dumps(asdict(part)).encode()
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+    with pq.ParquetWriter(
+        sink, table.schema, use_dictionary=dictionary, store_schema=False
+    ) as writer:
         writer.write_table(table, **options)
         writer.add_key_value_metadata(
             {
@@ -100,3 +105,29 @@ def test_a_file_that_unpacks_to_more_than_a_part_is_refused(
     monkeypatch.setattr(column_file, "PART_BYTES", 1 << 20)
     with pytest.raises(FormatError, match="unpacks to"):
         read_part(data, part, "x")
+
+
+@pytest.mark.parametrize("kind", ["binary", "string", "coefficients"])
+def test_a_value_that_costs_nothing_to_repeat_is_refused(kind: str) -> None:
+    """A dictionary of one value of 1 MB, named 20,000 times by 2 KB: 20 GB."""
+    rows = 20_000
+    part = Part("mask", kind, "0" * 32, 0, rows)
+    places, value = pa.array(np.zeros(rows, np.int32)), pa.array([bytes(1 << 20)], pa.binary())
+    values = pa.DictionaryArray.from_arrays(places, value)
+    if kind == "coefficients":
+        small = pa.array(np.zeros(rows), pa.int32())
+        words = pa.DictionaryArray.from_arrays(places, pa.array(["dc"]))
+        columns = [words, small, small, small.cast(pa.int64()), values]
+        schema = coefficient_file._SCHEMA
+    else:
+        columns, schema = [values], pa.schema([pa.field("value", arrow_type(kind), False)])
+    fields = [
+        pa.field(one.name, pa.dictionary(pa.int32(), one.type), nullable=False)
+        if pa.types.is_dictionary(column.type)
+        else one
+        for one, column in zip(schema, columns, strict=True)
+    ]
+    columns = [column.cast(one.type) for column, one in zip(columns, fields, strict=True)]
+    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    with pytest.raises(FormatError, match="has a dictionary"):
+        read_part(forged(part, table, dictionary=True, row_group_size=rows), part, "x")

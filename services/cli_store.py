@@ -289,12 +289,6 @@ class ExportRelease:
         from services.shards.release import export_release, standing_files
 
         root = standing(self.root)
-        present = standing_files(self.folder)
-        if present and not self.overwrite:
-            raise InvalidInputError(
-                f"{self.folder} holds a release already ({present[0].name} and others, "
-                f"{len(present)} files): give another folder, or --overwrite to replace it"
-            )
         with (
             tempfile.TemporaryDirectory(prefix="seit-export-") as scratch,
             progress_bar(MofNCompleteColumn()) as progress,
@@ -307,6 +301,7 @@ class ExportRelease:
                 ShardCache(scratch, limit_bytes=1),  # each shard is read once: room for one
                 self.version,
                 lambda done, total: progress.update(task, completed=done, total=total),
+                overwrite=self.overwrite,
             )
         written = standing_files(self.folder)
         size = decimal(sum(path.stat().st_size for path in written))

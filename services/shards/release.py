@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -113,14 +115,26 @@ def export_release(
     cache: ShardCache,
     version: int | None = None,
     progress: Progress = _ignore,
+    *,
+    overwrite: bool = False,
 ) -> list[ReleaseSplit]:
     """Write a dataset's splits, codebook and synonyms in the release format.
 
+    overwrite: a release that stands in the folder, all files of it, gives way to the new one, once
+    that is written. After an error the older one stands as it was.
+
     Keys, source sizes and class names have no place in it. Raises InvalidInputError for more
-    codes than the format can hold (511) and the errors of DatasetReader.
+    codes than the format can hold (511), splits that would have the same files, and a folder that
+    holds a release without `overwrite`; and the errors of DatasetReader.
     """
     manifest = load_manifest(root, dataset, version).manifest
-    release_names = {ours: theirs for theirs, ours in _SPLIT_NAMES.items()}
+    stems = _stems(manifest)
+    present = standing_files(folder)
+    if present and not overwrite:
+        raise InvalidInputError(
+            f"{folder} holds a release already ({present[0].name} and others, {len(present)} "
+            "files): give another folder, or --overwrite to replace it"
+        )
     total = sum(shard.rows for split in manifest.splits for shard in split.shards)
     done = 0
 
@@ -131,23 +145,55 @@ def export_release(
             done += len(rows)
             progress(done, total)
 
-    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".seit-export-", dir=folder) as made:
+        for split, stem in zip(manifest.splits, stems, strict=True):
+            reader = DatasetReader(
+                root, dataset, split=split.name, cache=cache, version=manifest.version
+            )
+            files = ReleaseSplit(Path(made), stem)
+            write_split(files, told(reader.iter_rows()), len(reader), reader.spec.codes)
+        _write_assets(root, manifest, Path(made))
+        _replace(folder, Path(made))
+    return [ReleaseSplit(folder, stem) for stem in stems]
+
+
+def _stems(manifest: wire.Manifest) -> list[str]:
+    """How the files of each split are called; InvalidInputError where two splits have one name."""
+    theirs = {ours: theirs for theirs, ours in _SPLIT_NAMES.items()}
+    owners: dict[str, str] = {}
     for split in manifest.splits:
-        reader = DatasetReader(
-            root, dataset, split=split.name, cache=cache, version=manifest.version
-        )
-        files = ReleaseSplit(folder, f"{dataset}-{release_names.get(split.name, split.name)}")
-        write_split(files, told(reader.iter_rows()), len(reader), reader.spec.codes)
-        written.append(files)
+        stem = f"{manifest.dataset}-{theirs.get(split.name, split.name)}"
+        other = owners.setdefault(stem, split.name)
+        if other != split.name:
+            raise InvalidInputError(
+                f"splits {other!r} and {split.name!r} of dataset {manifest.dataset!r} would both "
+                f"be {stem}-… in a release, which names a split validation val: nothing was "
+                "written; ingest one of them under another name"
+            )
+    return list(owners)
+
+
+def _write_assets(root: Store, manifest: wire.Manifest, folder: Path) -> None:
     for asset in manifest.assets:
         if asset.kind == "codebook":
-            codebook = Codebook.from_bytes(read_asset(root, dataset, asset))
+            codebook = Codebook.from_bytes(read_asset(root, manifest.dataset, asset))
             torch.save(codebook.weight, folder / _CODEBOOK)
         if asset.kind == "synonyms":
-            synonyms = safetensors.numpy.load(read_asset(root, dataset, asset))["synonyms"]
+            packed = read_asset(root, manifest.dataset, asset)
+            synonyms = safetensors.numpy.load(packed)["synonyms"]
             named = {str(code): row for code, row in enumerate(synonyms.tolist())}
             (folder / _SYNONYMS).write_text(json.dumps(named))
-    return written
+
+
+def _replace(folder: Path, made: Path) -> None:
+    """Put the files of `made` in place of the release in `folder`."""
+    # The codebook goes first and comes last: without it nobody takes what is there for a release,
+    # so an end in between never leaves files of two of them that seem to belong together.
+    for path in sorted(standing_files(folder), key=lambda path: path.name != _CODEBOOK):
+        path.unlink()
+    for path in sorted(made.iterdir(), key=lambda path: path.name == _CODEBOOK):
+        os.replace(path, folder / path.name)
 
 
 def standing_files(folder: Path) -> list[Path]:

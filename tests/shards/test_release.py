@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
-from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.errors import FormatError, IntegrityError, InvalidInputError, NotFoundError
 from services.shards.cache import ShardCache
-from services.shards.manifest import list_versions, load_manifest, read_asset
+from services.shards.manifest import commit, list_versions, load_manifest, put_asset, read_asset
 from services.shards.reader import DatasetReader
 from services.shards.release import export_release, import_release, read_synonyms
 from services.shards.release_files import ReleaseSplit, write_split
 from services.shards.store import Store
+from services.shards.writer import build_split, write_shard
 from services.tokens.codebook import Codebook
 from services.types import TokenRows
+from services.wire.seit import v1 as wire
+from tests.shards.conftest import SPEC
 
 
 @pytest.fixture
@@ -113,6 +119,114 @@ def test_nothing_is_committed_after_an_error(release: Path, root: Store) -> None
     with pytest.raises(NotFoundError, match="codebook"):
         import_release(release, root, "toy", grid=(4, 6))
     assert list_versions(root, "toy") == []
+
+
+def commit_splits(root: Store, rows: TokenRows, names: list[str], assets: list[str]) -> None:
+    """A version of dataset "ds" with a shard of these rows in each split."""
+    codebook = Codebook(torch.randn(391, 8, generator=torch.Generator().manual_seed(1)))
+    table = np.roll(np.arange(391)[:, None], -1, 0)
+    packed = safetensors.numpy.save({"synonyms": table}, {"seit": "synonyms", "format": "1"})
+    data = {"codebook": codebook.to_bytes(), "synonyms": packed}
+    results = {name: [write_shard(root, "ds", name, rows, SPEC)] for name in names}
+    commit(
+        root,
+        wire.Manifest(
+            dataset="ds",
+            spec=SPEC,
+            tokenizer_kind="release",
+            assets=[put_asset(root, "ds", kind, data[kind]) for kind in assets],
+            splits=[build_split(root, "ds", name, results[name], 391) for name in names],
+        ),
+    )
+
+
+@pytest.mark.parametrize("names", [["val", "validation"], ["validation", "train", "val"]])
+def test_splits_that_would_have_the_same_files_are_refused(
+    root: Store, make_rows: Callable[[int, int], TokenRows], tmp_path: Path, names: list[str]
+) -> None:
+    commit_splits(root, make_rows(3, 0), names, ["codebook"])
+    with pytest.raises(InvalidInputError, match="would both be ds-val"):
+        export_release(root, "ds", tmp_path / "out", ShardCache(tmp_path / "c", 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_file_of_an_older_release_stands_beside_a_new_one(
+    root: Store, make_rows: Callable[[int, int], TokenRows], tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "out", ShardCache(tmp_path / "c", 1)
+
+    def standing() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    commit_splits(root, make_rows(3, 0), ["train", "validation"], ["codebook", "synonyms"])
+    export_release(root, "ds", out, cache)
+    (out / "notes.txt").write_text("a user's own")
+    first = standing()
+    assert len(first) == 9
+    commit_splits(root, make_rows(4, 1), ["train"], ["codebook"])
+    with pytest.raises(InvalidInputError, match="holds a release already"):
+        export_release(root, "ds", out, cache)
+    shard = load_manifest(root, "ds").manifest.splits[0].shards[0]
+    whole = root.read(f"ds/{shard.path}")
+    root.write(f"ds/{shard.path}", whole[:-1])
+    with pytest.raises(IntegrityError):
+        export_release(root, "ds", out, cache, overwrite=True)
+    assert standing() == first
+    root.write(f"ds/{shard.path}", whole)
+    export_release(root, "ds", out, cache, overwrite=True)
+    assert sorted(standing()) == [
+        "codebook.ckpt",
+        "ds-train-label.txt",
+        "ds-train-token.data.bin.gz",
+        "ds-train-token.index.npy.gz",
+        "notes.txt",
+    ]
+    again = import_release(out, root, "again", grid=(4, 6)).manifest
+    assert [shard.rows for shard in again.splits[0].shards] == [4]
+
+
+@pytest.mark.parametrize("ends", range(1, 14))
+def test_an_export_that_ends_midway_leaves_no_release_of_two_halves(
+    root: Store,
+    make_rows: Callable[[int, int], TokenRows],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: int,
+) -> None:
+    """Killed before any of the steps that change the folder: one of both releases, or none."""
+    out, cache = tmp_path / "out", ShardCache(tmp_path / "c", 1)
+    codebook = ["codebook"]
+    commit_splits(root, make_rows(3, 0), ["train", "validation"], [*codebook, "synonyms"])
+    export_release(root, "ds", out, cache)
+    commit_splits(root, make_rows(4, 1), ["train"], codebook)
+    left = ends
+
+    def dying(real: Callable[..., None]) -> Callable[..., None]:
+        def step(path: Path, *more: Path, **options: bool) -> None:
+            nonlocal left
+            left -= Path(path).parent == out or bool(more and Path(more[0]).parent == out)
+            if not left:
+                raise KeyboardInterrupt
+            real(path, *more, **options)
+
+        return step
+
+    monkeypatch.setattr(Path, "unlink", dying(Path.unlink))
+    monkeypatch.setattr(os, "replace", dying(os.replace))
+    with contextlib.suppress(KeyboardInterrupt):
+        export_release(root, "ds", out, cache, overwrite=True)
+    monkeypatch.undo()
+    try:
+        found = import_release(out, root, "again", grid=(4, 6)).manifest
+    except NotFoundError:
+        assert not (out / "codebook.ckpt").exists()
+        return
+    rows = {split.name: sum(shard.rows for shard in split.shards) for split in found.splits}
+    kinds = [asset.kind for asset in found.assets]
+    assert (rows, kinds) in (
+        ({"train": 3, "validation": 3}, ["codebook", "synonyms"]),
+        ({"train": 4}, ["codebook"]),
+    )
 
 
 @pytest.mark.parametrize(

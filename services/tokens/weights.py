@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,14 +64,24 @@ def read_torch(path: str | Path) -> object:
     """What `torch.save` wrote, as long as it is tensors, numbers, text and containers of them.
 
     A file that holds pickled objects of other classes is refused with `FormatError`, because to
-    load it means to run code from it; the message says how its owner can save it again.
+    load it means to run code from it; the message says how its owner can save it again. So is one
+    that is damaged, however torch stumbles over it.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"no file {path}: nothing was loaded; check the path")
     try:
         loaded: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except PermissionError:
+        raise  # says nothing of the file's bytes
+    except MemoryError as error:
+        raise FormatError(
+            f"{path} asks for more memory than there is: nothing was loaded; it is damaged, or too "
+            f"large for this machine ({path.stat().st_size} bytes)"
+        ) from error
+    # Of a damaged file torch.load raises whatever its bytes lead to: struct.error, IndexError,
+    # KeyError, TypeError, AssertionError and more, and it names none of them.
+    except Exception as error:
         remedy = (
             "python -c \"import torch; m = torch.load('IN', map_location='cpu', "
             "weights_only=False); torch.save(m['state_dict'] if isinstance(m, dict) else "
@@ -80,7 +89,8 @@ def read_torch(path: str | Path) -> object:
         )
         raise FormatError(
             f"{path} is damaged or holds more than tensors, which would run code when loaded: "
-            f"refused. If you trust its source, save its tensors alone: {remedy}"
+            f"refused ({type(error).__name__}). If you trust its source, save its tensors "
+            f"alone: {remedy}"
         ) from error
     return loaded
 

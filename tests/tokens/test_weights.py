@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.errors import FormatError, NotFoundError
 from services.tokens.weights import read_safetensors, read_torch, state_dict_of, to_safetensors
@@ -49,6 +53,67 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
         read_torch(path)
     with pytest.raises(FormatError, match=r"cut\.pt"):
         read_safetensors(path)
+
+
+def saved(zipped: bool) -> bytes:
+    file = io.BytesIO()
+    state = {"weight": torch.arange(12.0).reshape(4, 3), "codes": torch.arange(5), "step": 3}
+    torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+SAVED = {zipped: saved(zipped) for zipped in (True, False)}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of what it finds in damaged files
+@settings(deadline=None, max_examples=400)
+@given(
+    zipped=st.booleans(),
+    changes=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=8),
+    keep=st.floats(0.5, 3),
+)
+def test_any_damaged_file_is_loaded_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    zipped: bool,
+    changes: list[tuple[int, int]],
+    keep: float,
+) -> None:
+    data = bytearray(SAVED[zipped])
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    path = tmp_path_factory.mktemp("damaged") / "model.pt"
+    path.write_bytes(data[: int(keep * len(data))])
+    with contextlib.suppress(FormatError):
+        state_dict_of(read_torch(path), "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_damaged_byte_of_an_old_file_is_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    for place in range(len(SAVED[False])):
+        for byte in (0, 0x71, 0xFF):
+            path.write_bytes(SAVED[False][:place] + bytes([byte]) + SAVED[False][place + 1 :])
+            with contextlib.suppress(FormatError):
+                read_torch(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "no"), KeyboardInterrupt()])
+def test_what_the_machine_refuses_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(SAVED[True])
+
+    def load(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises((FormatError, type(error))) as raised:
+        read_torch(path)
+    if isinstance(error, MemoryError):
+        assert "more memory than there is" in str(raised.value)
+    else:
+        assert raised.value is error
 
 
 def test_state_dict_of_a_checkpoint() -> None:

@@ -7,9 +7,11 @@ runs: `seit inspect` loads neither Ray nor torch.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,10 +44,11 @@ from services.cli_store import (
     standing,
 )
 from services.cli_tokenizer import ImportTokenizer
-from services.errors import SeitError
+from services.errors import InvalidInputError, SeitError
 
 _SHOWN = 20  # unreadable pictures that are named on the screen
 _CONNECTIONS = 1000  # open at a time; more are told to come back
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -132,28 +135,60 @@ class Serve:
         ),
     ] = ()
     host: Annotated[str, tyro.conf.arg(help="address to listen at; 0.0.0.0 for all")] = "127.0.0.1"
-    port: Annotated[int, tyro.conf.arg(help="TCP port")] = 8000
+    port: Annotated[int, tyro.conf.arg(help="TCP port; 0 for any that is free")] = 8000
 
     def run(self, out: Console) -> int:
+        sockets = listening(self.host, self.port)
         import uvicorn
 
         from services.stats.app import create_app
         from services.stats.streams import open_runs
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
-        out.print(f"datasets of {self.root} at http://{self.host}:{self.port}/", markup=False)
+        port = sockets[0].getsockname()[1]
+        out.print(f"datasets of {self.root} at http://{self.host}:{port}/", markup=False)
         gc.collect()
         gc.freeze()  # to look over what the program is made of holds up answers for 0.1 s
-        uvicorn.run(
+        config = uvicorn.Config(
             app,
-            host=self.host,
-            port=self.port,
             log_level="warning",
             access_log=False,
             limit_concurrency=_CONNECTIONS,
             server_header=False,
         )
+        with contextlib.suppress(KeyboardInterrupt):  # a service's usual end
+            uvicorn.Server(config).run(sockets)
         return 0
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to the address, one for each kind of it, before anything else is begun.
+
+    uvicorn would take a port modulo 65536, and end with another code where one is in use.
+    Raises: InvalidInputError.
+    """
+    if not 0 <= port <= _MAX_PORT:
+        raise InvalidInputError(
+            f"port {port} is outside 0..{_MAX_PORT}: nothing was started; give another --port, 0 "
+            "for any that is free"
+        )
+    bound: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            bound.append(socket.socket(family, kind, protocol))
+            bound[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound[-1].bind(address)
+    except (OSError, UnicodeError) as error:
+        for one in bound:
+            one.close()
+        raise InvalidInputError(
+            f"nothing can listen at port {port} of {host!r} ({error}): nothing was started; give "
+            "another --port, or an address of this machine as --host, or end what has the port"
+        ) from error
+    return bound
 
 
 @dataclass(frozen=True)

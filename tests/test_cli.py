@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from services.cli import listening
 from services.shards.manifest import commit
 from services.shards.store import Store, open_store
 from tests.seit_command import Seit
@@ -188,6 +190,34 @@ def test_stats_of_no_service_ends_with_2(seit: Seit, url: str) -> None:
     shown = seit("stats", url)
     assert (shown.code, shown.out) == (2, "")
     assert url in shown.err
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000, 1 << 40])
+def test_a_port_that_cannot_be_is_refused(seit: Seit, root: Store, port: int) -> None:
+    shown = seit("serve", root.url, "--port", str(port))
+    assert (shown.code, shown.out) == (2, "")
+    assert f"port {port} is outside 0..65535" in shown.err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no.such.host.invalid", "a" * 300])
+def test_a_place_where_nothing_can_listen_is_refused(seit: Seit, root: Store, host: str) -> None:
+    """A port in use, or an address that is not this machine's."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        shown = seit("serve", root.url, "--host", host, "--port", str(port))
+    assert (shown.code, shown.out) == (2, "")
+    assert f"nothing can listen at port {port} of '{host}'" in shown.err
+
+
+def test_a_free_port_is_found_before_anything_starts() -> None:
+    sockets = listening("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    assert port > 0
+    for one in sockets:
+        one.close()
+    (again,) = listening("127.0.0.1", port)
+    assert again.getsockname() == ("127.0.0.1", port)
+    again.close()
 
 
 def test_looking_loads_neither_ray_nor_torch(root: Store) -> None:

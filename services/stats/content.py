@@ -10,7 +10,6 @@ import numpy as np
 from services.stats.facts import Counts, Facts
 from services.stats.paging import Page
 from services.stats.report import entropy_bits
-from services.types import UNLABELLED
 from services.wire.seit import v1 as wire
 
 LabelSort: TypeAlias = Literal["label", "-rows", "rows"]
@@ -21,34 +20,48 @@ MOST_BINS = 256
 
 
 def label_counts(facts: Facts, split: str | None) -> Counts:
-    """(1 + L,) int64: rows without a label, then of labels 0, 1, ... L - 1.
+    """(1 + n,) int64: rows without a label, then of each class.
 
-    L: classes that have a name, or one more than the largest label. Raises: NotFoundError.
+    n: classes that have a name; where none has, labels that rows have. Raises: NotFoundError.
     """
-    places, shards = facts.places(split), facts.shards
+    return _label_rows(facts, split)[1]
+
+
+def _label_rows(facts: Facts, split: str | None) -> tuple[Counts, Counts]:
+    """(1 + n,) int64 labels, rising from -1 for none, and (1 + n,) int64 rows of each, as in
+    `label_counts`."""
+    places, shards, named = facts.places(split), facts.shards, len(facts.about.classes)
     of = slice(shards.starts[places.start], shards.starts[places.stop])
-    labels = shards.labels[of].astype(np.int64) + 1
+    held, rows = shards.labels[of].astype(np.int64) + 1, shards.counts[of]
     # Summed as floats, exact up to 2**53 rows.
-    found = np.bincount(labels, shards.counts[of], 1 + len(facts.about.classes))
-    return found.astype(np.int64)
+    if named or held.max(initial=0) <= len(held):
+        counts = np.bincount(held, rows, 1 + named)
+        labels = np.arange(len(counts))
+    else:  # ids of something else as labels, up to 2**31 - 1: no memory for those between
+        labels, at = np.unique(np.append(0, held), return_inverse=True)
+        counts = np.bincount(at[1:], rows, len(labels))
+    if not named:
+        shown = counts > 0
+        shown[0] = True
+        labels, counts = labels[shown], counts[shown]
+    return labels - 1, counts.astype(np.int64)
 
 
 def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -> wire.LabelReport:
     """Rows of each class, and how evenly they are spread. Raises: NotFoundError."""
-    counts, manifest = label_counts(facts, split), facts.about
-    rows, known = int(counts.sum()), counts[1:]
+    labels, counts = _label_rows(facts, split)
+    manifest, known = facts.about, counts[1:]
+    rows, bare = int(counts.sum()), int(counts[0])
     used = known[known > 0]
-    labels = np.arange(len(known))
-    if counts[0]:
-        labels = np.append(labels, UNLABELLED)
-    places, following = page.cut(_ordered(labels, counts[labels + 1], sort))
-    shown = counts[places + 1]
+    if not bare:
+        labels, counts = labels[1:], known
+    places, following = page.cut(_order(labels, counts, sort))
     return wire.LabelReport(
         dataset=manifest.dataset,
         version=manifest.version,
         split=split or "",
         rows=rows,
-        unlabelled_rows=int(counts[0]),
+        unlabelled_rows=bare,
         classes=len(known),
         empty_classes=len(known) - len(used),
         largest_rows=int(used.max(initial=0)),
@@ -59,7 +72,7 @@ def label_report(facts: Facts, split: str | None, sort: LabelSort, page: Page) -
             wire.LabelRows(
                 label=label, name=class_name(manifest.classes, label), rows=many, share=share
             )
-            for label, many, share in _columns(places, shown, rows)
+            for label, many, share in _columns(labels[places], counts[places], rows)
         ],
         next=following,
     )
@@ -93,7 +106,7 @@ def code_report(facts: Facts, split: str | None, sort: CodeSort, page: Page) -> 
     counts = code_counts(facts, split)
     tokens, used = int(counts.sum()), int(np.count_nonzero(counts))
     entropy = entropy_bits(counts.astype(np.float64))
-    places, following = page.cut(_ordered(np.arange(len(counts)), counts, sort))
+    places, following = page.cut(_order(np.arange(len(counts)), counts, sort))
     bins, width = ranked(counts)
     return wire.CodeReport(
         dataset=facts.about.dataset,
@@ -131,10 +144,10 @@ def ranked(counts: Counts) -> tuple[list[float], int]:
     return (np.add.reduceat(shares, starts) / sizes).tolist(), width
 
 
-def _ordered(names: Counts, amounts: Counts, sort: str) -> Counts:
-    """The names in the order asked; equal amounts stand in the order of their names."""
+def _order(names: Counts, amounts: Counts, sort: str) -> Counts:
+    """Positions in the order asked; equal amounts stand in the order of their names."""
     if sort == "-rows" or sort == "-tokens":
-        return names[np.lexsort((names, -amounts))]
+        return np.lexsort((names, -amounts))
     if sort in ("rows", "tokens"):
-        return names[np.lexsort((names, amounts))]
-    return np.sort(names)
+        return np.lexsort((names, amounts))
+    return np.argsort(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from services.stats.content import class_name, code_counts, label_counts
+from services.stats.content import code_counts, label_counts
 from services.stats.facts import Facts
 from services.stats.flows import STALLED, UNREADABLE
 from services.stats.paging import names
@@ -118,10 +118,10 @@ def _labels(facts: Facts) -> Iterator[wire.Finding]:
             text = f"rows of {split.name} without a label: {bare:,} ({bare / rows:.1%})"
             yield _finding("warning", "labels", bare, text)
         if len(used) and len(used) < len(known) and split is splits[0]:
-            bare_labels = (known == 0).nonzero()[0].tolist()
-            some = names([class_name(classes, one) or str(one) for one in bare_labels])
-            text = f"classes without a row in {split.name}: {len(bare_labels):,} ({some})"
-            yield _finding("warning", "labels", len(bare_labels), text)
+            empty = (known == 0).nonzero()[0].tolist()
+            some = names([classes[one] or str(one) for one in empty])
+            text = f"classes without a row in {split.name}: {len(empty):,} ({some})"
+            yield _finding("warning", "labels", len(empty), text)
         if len(used) > 1 and used.max() / used.min() > SKEWED:
             few, many = int(used.min()), int(used.max())
             text = (

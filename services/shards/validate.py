@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -22,6 +23,9 @@ MAX_PIXELS = 65_536  # a side of an image; 0 stands for "not known"
 MAX_CHANNELS = 65_536
 MAX_SHARD_ROWS = 1 << 31
 MAX_FILE_BYTES = 1 << 40
+MAX_SUM = (1 << 63) - 1
+"""Of anything that is added up over a dataset: what counts it there has 64 bits, one for a sign."""
+_PIXEL_BYTES = 3  # of an uncompressed picture's pixel
 COLUMN_TYPES = ("int32", "int64", "float32", "float64", "string", "binary", "coefficients")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -94,6 +98,24 @@ def check_manifest(manifest: wire.Manifest) -> None:
             _columns(shard, types)
         _code_counts(split, manifest.spec)
         _duplicates(split)
+    _sums(manifest.splits, manifest.spec)
+
+
+def _sums(splits: Sequence[wire.Split], spec: wire.TokenSpec) -> None:
+    """Whoever adds up what the manifest says meets no number that is too large to be told."""
+    shards = [shard for split in splits for shard in split.shards]
+    rows = sum(shard.rows for shard in shards)
+    stats = [split.coefficients for split in splits if split.coefficients]
+    sums = {
+        "tokens": rows * spec.grid_height * spec.grid_width,
+        "bytes of pixels": rows * spec.image_height * spec.image_width * _PIXEL_BYTES,
+        "bytes of shards": sum(shard.bytes for shard in shards),
+        "bytes of columns": sum(part.bytes for shard in shards for part in shard.columns),
+        "source_bytes": sum(shard.source_bytes for shard in shards),
+        "coefficients": sum(sum(one.nonzeros) + sum(one.magnitudes) for one in stats),
+    }
+    for what, total in sums.items():
+        _within(f"{what} of all splits", total, 0, MAX_SUM)
 
 
 def _within(what: str, value: int, low: int, high: int) -> None:

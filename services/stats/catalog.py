@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.errors import FormatError, InvalidInputError, NotFoundError, SeitError
+from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
 from services.shards.manifest import list_versions
 from services.shards.store import Store
 from services.shards.validate import check_name
@@ -175,6 +175,8 @@ class Catalog:
                     self._load(name, numbers[-1])
                 except (SeitError, OSError) as error:
                     logger.warning("%s version %d: %s", name, numbers[-1], error)
+                except Exception:  # a defect that one dataset shows: the others are read
+                    logger.exception("%s version %d cannot be read", name, numbers[-1])
 
     def versions(self, name: str) -> list[int]:
         """Versions of a dataset, oldest first, at least one.
@@ -305,9 +307,13 @@ class Catalog:
     def _summary_if_sound(self, name: str, version: int | None) -> wire.DatasetSummary | None:
         try:
             return self.summary(name, version)
-        except (FormatError, NotFoundError) as error:
+        except StoreError:
+            raise  # the storage is out, and with it not this dataset alone
+        except SeitError as error:
             logger.warning("dataset %s is left out of a list: %s", name, error)
-            return None
+        except Exception:  # a defect that one dataset shows: the list is good without it
+            logger.exception("dataset %s is left out of a list", name)
+        return None
 
     def _choose(self, name: str, version: int | None) -> int:
         versions = self.versions(name)

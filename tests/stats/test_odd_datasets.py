@@ -9,12 +9,14 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.errors import FormatError
+from services.errors import FormatError, StoreError
 from services.settings import load_settings
 from services.shards.manifest import LoadedManifest, dump_manifest, parse_manifest
-from services.shards.store import Store, open_store
+from services.shards.store import LocalStore, Store, open_store
+from services.stats import facts
 from services.stats.app import create_app
 from services.stats.facts import facts_of
+from services.stats.report import summarize
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
@@ -48,6 +50,46 @@ def test_a_manifest_whose_sums_overflow_is_damaged(root: Store, accept: str) -> 
             )
 
 
+@pytest.mark.parametrize("defect", [ValueError, OverflowError, MemoryError, KeyError])
+def test_a_defect_that_one_dataset_shows_takes_no_other_down(
+    root: Store,
+    defect: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("digits", "odd", "pictures"):
+        write_dataset(root, name)
+
+    def failing(manifest: wire.Manifest) -> wire.DatasetSummary:
+        if manifest.dataset == "odd":
+            raise defect("of this dataset")
+        return summarize(manifest)
+
+    monkeypatch.setattr(facts, "summarize", failing)
+    app = create_app(root, load_settings({}), [])
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for path in LISTS:
+            listed = client.get(path)
+            assert listed.status_code == 200
+            assert [name in listed.text for name in ("digits", "odd", "pictures")] == [1, 0, 1]
+        assert client.get("/v1/datasets/pictures").status_code == 200
+        assert client.get("/v1/datasets/odd").status_code == 500
+    assert "dataset odd is left out of a list" in caplog.text
+
+
+def test_a_storage_that_is_out_is_no_empty_list(
+    root: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(root)
+
+    def out(store: Store, path: str) -> bytes:
+        raise StoreError("the storage does not answer")
+
+    monkeypatch.setattr(LocalStore, "read", out)
+    with TestClient(create_app(root, load_settings({}), [])) as client:
+        assert client.get("/v1/datasets").status_code == 503
+
+
 NUMBERS = st.sampled_from([0, 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
 
 
@@ -77,9 +119,9 @@ def test_every_manifest_that_is_read_is_told_of(
         manifest = parse_manifest(json.dumps(said).encode())
     except FormatError:
         return
-    facts = facts_of(LoadedManifest(manifest, ""))
-    assert bytes(facts.summary)
-    assert bytes(facts.storage)
+    found = facts_of(LoadedManifest(manifest, ""))
+    assert bytes(found.summary)
+    assert bytes(found.storage)
 
 
 def _is_number(value: object) -> bool:

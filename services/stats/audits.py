@@ -67,7 +67,7 @@ class Audits:
             return 2 * self._made.get(name, 0) + (self._clock() - at >= self._seconds)
 
     def forget_others(self, names: Container[str]) -> None:
-        """Drop what is known of datasets that do not stand any more."""
+        """Drop what is known of datasets that do not stand any more, or were made anew."""
         with self._lock:
             for name in [name for name in self._found if name not in names]:
                 del self._found[name]

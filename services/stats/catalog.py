@@ -1,7 +1,7 @@
 """The newest state of a root, at hand: what datasets and versions stand, and what they hold.
 
 A listing serves for `fresh_seconds`, so a new version is seen soon and requests do not each list
-the bucket. A version never changes, so it is read once and kept while there is room.
+the bucket. A version is read once and kept while there is room, and its file is the one it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
-from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
-from services.shards.manifest import list_versions
-from services.shards.store import Store
+from services.errors import NotFoundError, SeitError, StoreError
 from services.shards.validate import check_name
 from services.stats.apart import Work
 from services.stats.audits import Audits
@@ -30,6 +27,7 @@ from services.stats.growth import version_storage
 from services.stats.health import standing_findings
 from services.stats.listing import ShardQuery, shard_order, shard_page
 from services.stats.paging import Page, parse_cursor
+from services.stats.standing import Key, Listing, Versions, list_all, made_anew, newest
 from services.stats.written import Written
 from services.types import IntArray
 from services.wire.seit import v1 as wire
@@ -44,17 +42,6 @@ _DATASETS_A_LISTING = 12
 the cores from the answers."""
 _READ_SECONDS = 1.0
 """Time in which new versions are read before they are shown, so that nobody waits for them."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What stands: versions, oldest first, of each dataset, sorted by name.
-
-    stamps: a number for each dataset, which changes when its versions do.
-    """
-
-    versions: Mapping[str, list[int]]
-    stamps: Mapping[str, int] = field(compare=False)
 
 
 class Catalog:
@@ -84,17 +71,17 @@ class Catalog:
         self._listing = Fresh(self._list, fresh_seconds, clock)
         self._lock = threading.Lock()  # for bookkeeping only, never held while storage is asked
         self._loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._facts: OrderedDict[tuple[str, int], Facts] = OrderedDict()
+        self._facts: OrderedDict[Key, Facts] = OrderedDict()
         self._held = 0  # their weight
-        self._summaries: dict[tuple[str, int], wire.DatasetSummary] = {}
-        self._growth: dict[tuple[str, int], wire.VersionStorage] = {}
-        self._orders: OrderedDict[tuple[str, int, ShardQuery], IntArray] = OrderedDict()
-        self._findings: dict[tuple[str, int], list[wire.Finding]] = {}
+        self._summaries: dict[Key, wire.DatasetSummary] = {}
+        self._growth: dict[Key, wire.VersionStorage] = {}
+        self._orders: OrderedDict[tuple[str, str, ShardQuery], IntArray] = OrderedDict()
+        self._findings: dict[Key, list[wire.Finding]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="seit-read")
         self._audits = Audits(work, self.versions, audit_seconds, clock)
 
-    def datasets(self) -> Mapping[str, list[int]]:
-        """Name to versions, oldest first, of every dataset that has one; sorted by name."""
+    def datasets(self) -> Mapping[str, Versions]:
+        """Name to versions of every dataset that has one; sorted by name."""
         return self._listing.get().versions
 
     def stamp(self, name: str | None) -> int | None:
@@ -117,24 +104,27 @@ class Catalog:
         if listing is None:
             return False
         if name is None:
-            return all((one, seen[-1]) in self._summaries for one, seen in listing.versions.items())
-        numbers = listing.versions.get(name)
-        return numbers is None or (name, version or numbers[-1]) in self._facts
+            return all(_newest(*one) in self._summaries for one in listing.versions.items())
+        seen = listing.versions.get(name)
+        if seen is None:
+            return True
+        number = version or newest(seen)
+        return number in seen and (name, number, seen[number]) in self._facts
 
     def history_at_hand(self, name: str) -> bool:
         """Whether all versions of a dataset are told of, and their growth, without waiting."""
         listing = self._listing.at_hand()
         if listing is None:
             return False
-        numbers = listing.versions.get(name, [])
+        keys = [(name, number, mark) for number, mark in listing.versions.get(name, {}).items()]
         needed = {
             one
-            for before, number in zip([0, *numbers], numbers, strict=False)
-            if (name, number) not in self._growth
-            for one in (before, number)
+            for before, key in zip([None, *keys], keys, strict=False)
+            if key not in self._growth
+            for one in (before, key)
         }
-        return all((name, one) in self._summaries for one in numbers) and all(
-            (name, one) in self._facts for one in needed - {0}
+        return all(key in self._summaries for key in keys) and all(
+            key in self._facts for key in needed if key
         )
 
     def warm(self) -> None:
@@ -154,35 +144,40 @@ class Catalog:
         known = len(self._seen.versions) if self._seen else 0
         few = min(max(2, known // _DATASETS_A_LISTING), _LISTINGS)
         versions = self._work(list_all, _LISTINGS if waited else few)
-        self._forget_others(versions)
-        if not waited:
-            # Nobody shall wait for what is new: it is read before it is shown, but only for a
-            # moment, or the listing would grow old meanwhile. A service that ends reads no more.
-            with contextlib.suppress(RuntimeError, TimeoutError, CancelledError):
-                self._reader.submit(self._read_newest, versions).result(_READ_SECONDS)
         before = self._seen or Listing({}, {})
         stamps = {
             name: before.stamps[name] if before.versions.get(name) == seen else next(self._changes)
             for name, seen in versions.items()
         }
-        self._seen = Listing(versions, stamps)
-        return self._seen
+        found = Listing(versions, stamps)
+        self._forget_others(before, found)
+        if not waited:
+            # Nobody shall wait for what is new: it is read before it is shown, but only for a
+            # moment, or the listing would grow old meanwhile. A service that ends reads no more.
+            with contextlib.suppress(RuntimeError, TimeoutError, CancelledError):
+                self._reader.submit(self._read_newest, versions).result(_READ_SECONDS)
+        self._seen = found
+        return found
 
-    def _read_newest(self, versions: Mapping[str, list[int]]) -> None:
-        for name, numbers in versions.items():
-            if (name, numbers[-1]) not in self._summaries:
+    def _read_newest(self, versions: Mapping[str, Versions]) -> None:
+        for name, seen in versions.items():
+            key = _newest(name, seen)
+            if key not in self._summaries:
                 try:
-                    self._load(name, numbers[-1])
+                    self._load(key)
                 except (SeitError, OSError) as error:
-                    logger.warning("%s version %d: %s", name, numbers[-1], error)
+                    logger.warning("%s version %d: %s", name, newest(seen), error)
                 except Exception:  # a defect that one dataset shows: the others are read
-                    logger.exception("%s version %d cannot be read", name, numbers[-1])
+                    logger.exception("%s version %d cannot be read", name, newest(seen))
 
     def versions(self, name: str) -> list[int]:
         """Versions of a dataset, oldest first, at least one.
 
         Raises: InvalidInputError for a name that no dataset may have, NotFoundError.
         """
+        return list(self._versions(name))
+
+    def _versions(self, name: str) -> Versions:
         check_name(name)
         versions = self.datasets().get(name)
         if versions is None:
@@ -197,10 +192,10 @@ class Catalog:
 
         Raises: as `versions`; FormatError where the file is not sound.
         """
-        return self._load(name, self._choose(name, version))
+        return self._load(self._choose(name, version))
 
-    def _load(self, name: str, wanted: int) -> Facts:
-        key = (name, wanted)
+    def _load(self, key: Key) -> Facts:
+        name, number, _ = key
         with self._lock:
             if key in self._facts:
                 self._facts.move_to_end(key)
@@ -210,7 +205,7 @@ class Catalog:
             with self._lock:
                 if key in self._facts:
                     return self._facts[key]
-            facts = self._work(load_facts, name, wanted)
+            facts = self._work(load_facts, name, number)
             findings = standing_findings(facts)
             with self._lock:
                 self._keep(key, facts)
@@ -219,9 +214,8 @@ class Catalog:
 
     def summary(self, name: str, version: int | None = None) -> wire.DatasetSummary:
         """One line about a version; the lines stay in memory where the manifests do not."""
-        wanted = self._choose(name, version)
-        summary = self._summaries.get((name, wanted))
-        return summary or self._load(name, wanted).summary
+        key = self._choose(name, version)
+        return self._summaries.get(key) or self._load(key).summary
 
     def dataset_page(self, after: str, limit: int) -> wire.DatasetList:
         """Up to `limit` datasets in the order of their names, those behind the name `after`.
@@ -271,13 +265,14 @@ class Catalog:
         )
 
     def _version_storage(self, name: str, version: int) -> wire.VersionStorage:
-        found = self._growth.get((name, version))
+        key = self._choose(name, version)
+        found = self._growth.get(key)
         if found is None:
             earlier = [one for one in self.versions(name) if one < version]
-            before = self._load(name, earlier[-1]) if earlier else None
-            found = version_storage(self._load(name, version), before)
+            before = self.facts(name, earlier[-1]) if earlier else None
+            found = version_storage(self._load(key), before)
             with self._lock:
-                self._growth[name, version] = found
+                self._growth[key] = found
         return found
 
     def folder(self, name: str) -> wire.FolderAudit | None:
@@ -287,12 +282,12 @@ class Catalog:
 
     def findings(self, name: str, version: int | None = None) -> list[wire.Finding]:
         """What the manifest tells of a version's health; kept where the manifest is not."""
-        wanted = self._choose(name, version)
-        found = self._findings.get((name, wanted))
-        return standing_findings(self._load(name, wanted)) if found is None else found
+        key = self._choose(name, version)
+        found = self._findings.get(key)
+        return standing_findings(self._load(key)) if found is None else found
 
     def _order(self, facts: Facts, query: ShardQuery) -> IntArray:
-        key = (facts.about.dataset, facts.about.version, query)
+        key = (facts.about.dataset, facts.digest, query)
         with self._lock:
             if key in self._orders:
                 self._orders.move_to_end(key)
@@ -315,53 +310,45 @@ class Catalog:
             logger.exception("dataset %s is left out of a list", name)
         return None
 
-    def _choose(self, name: str, version: int | None) -> int:
-        versions = self.versions(name)
+    def _choose(self, name: str, version: int | None) -> Key:
+        versions = self._versions(name)
         if version is None:
-            return versions[-1]
+            return _newest(name, versions)
         if version not in versions:
             raise NotFoundError(
-                f"dataset {name!r} has no version {version}; it has {versions[0]} to {versions[-1]}"
+                f"dataset {name!r} has no version {version}; it has {min(versions)} to"
+                f" {newest(versions)}"
             )
-        return version
+        return name, version, versions[version]
 
-    def _keep(self, key: tuple[str, int], facts: Facts) -> None:
+    def _keep(self, key: Key, facts: Facts) -> None:
         self._facts[key] = facts
         self._held += facts.weight
         while self._held > self._limit and len(self._facts) > 1:
             _, dropped = self._facts.popitem(last=False)
             self._held -= dropped.weight
 
-    def _forget_others(self, versions: Mapping[str, list[int]]) -> None:
-        """Drop what is known of datasets that do not stand any more."""
+    def _forget_others(self, before: Listing, now: Listing) -> None:
+        """Drop what is known of versions that do not stand any more, or not as they did."""
         with self._lock:
-            for key in [key for key in self._facts if key[0] not in versions]:
+            for key in [key for key in self._facts if not now.holds(key)]:
                 self._held -= self._facts.pop(key).weight
-            known: Sequence[dict[Any, Any]] = (
-                self._summaries,
-                self._growth,
-                self._findings,
-                self._orders,
-            )
+            known: Sequence[dict[Key, Any]] = (self._summaries, self._growth, self._findings)
             for held in known:
-                for key in [key for key in held if key[0] not in versions]:
+                for key in [key for key in held if not now.holds(key)]:
                     del held[key]
-            for name in self._loading.keys() - versions.keys():
+            for order in [order for order in self._orders if order[0] not in now.versions]:
+                del self._orders[order]
+            for name in self._loading.keys() - now.versions.keys():
                 del self._loading[name]
-        self._audits.forget_others(versions)
+        same = {
+            name
+            for name, seen in now.versions.items()
+            if not made_anew(before.versions.get(name, {}), seen)
+        }
+        self._audits.forget_others(same)
 
 
-def list_all(root: Store, at_once: int) -> dict[str, list[int]]:
-    """Name to versions of every dataset below the root, of which `at_once` are listed at the same
-    time; an empty folder is no dataset yet."""
-    names = root.folders()
-    with ThreadPoolExecutor(at_once, thread_name_prefix="seit-list") as pool:
-        found = zip(names, pool.map(lambda name: _versions_of(root, name), names), strict=True)
-        return {name: versions for name, versions in found if versions}
-
-
-def _versions_of(root: Store, name: str) -> list[int]:
-    try:
-        return list_versions(root, name)
-    except InvalidInputError:
-        return []  # a folder of something else: its name is not a dataset's
+def _newest(name: str, versions: Versions) -> Key:
+    number = newest(versions)
+    return name, number, versions[number]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi.testclient import TestClient
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.settings import load_settings
 from services.shards.store import Entries, LocalStore, Store
 from services.stats.apart import Here
+from services.stats.app import create_app
 from services.stats.catalog import Catalog
 from services.stats.listing import ShardQuery
 from tests.small_datasets import write_dataset
@@ -59,7 +63,8 @@ def test_folders_that_are_no_datasets_are_passed_over(root: Store) -> None:
     root.write("a-file.txt", b"")
     write_dataset(root)
     catalog = catalog_of(root)
-    assert dict(catalog.datasets()) == {"digits": [1]}
+    assert list(catalog.datasets()) == ["digits"]
+    assert catalog.versions("digits") == [1]
     with pytest.raises(NotFoundError, match="'begun'"):
         catalog.facts("begun")
 
@@ -128,6 +133,75 @@ def test_a_dataset_that_is_gone_is_forgotten(root: Store) -> None:
     write_dataset(root, shards=1, seed=7)
     clock.now = 10
     assert catalog.summary("digits").shards == 2
+
+
+def removed(root: Store) -> None:
+    for path in root.list():
+        root.delete(path)
+
+
+def test_a_dataset_made_anew_is_told_of_as_it_is(root: Store) -> None:
+    """Removed and written again under its name between two looks, to the same version numbers."""
+    clock = Clock()
+    catalog, fresh = catalog_of(root, clock), catalog_of(root)
+    for seed in range(2):
+        write_dataset(root, seed=seed)
+
+    def told(catalog: Catalog) -> list[object]:
+        query = ShardQuery(sort="-path")
+        return [
+            catalog.dataset_page("", 10),
+            catalog.version_page("digits", None, 10),
+            catalog.growth_page("digits", None, 10),
+            *(catalog.facts("digits", version).digest for version in (1, 2)),
+            catalog.shard_page("digits", None, query, "", 10).message(),
+        ]
+
+    first, stamps = told(catalog), (catalog.stamp("digits"), catalog.stamp(None))
+    assert told(catalog) == first
+    removed(root)
+    for seed in range(2):
+        write_dataset(root, shards=7, rows=9, seed=seed + 5)
+    clock.now = 2
+    anew = told(catalog)
+    assert anew == told(fresh)
+    assert not any(old in anew for old in first if old)
+    assert catalog.stamp("digits") != stamps[0]
+    assert catalog.stamp(None) != stamps[1]
+
+
+def test_what_the_folder_held_goes_with_the_dataset(root: Store) -> None:
+    clock = Clock()
+    catalog = catalog_of(root, clock)
+    write_dataset(root)
+    until = time.monotonic() + 20
+    while catalog.folder("digits") is None:
+        assert time.monotonic() < until, "the folder is never listed"
+        time.sleep(0.01)
+    clock.now = 2
+    write_dataset(root, seed=1)
+    assert catalog.folder("digits") is not None, "a version more makes no other dataset"
+    removed(root)
+    write_dataset(root, seed=7)
+    clock.now = 4
+    catalog.summary("digits")
+    assert catalog.folder("digits") is None
+
+
+def test_answers_of_a_dataset_made_anew_are_not_those_kept(root: Store) -> None:
+    write_dataset(root, rows=5)
+    app = create_app(root, load_settings({"SEIT_STATS_FRESH_SECONDS": "0.3"}), [])
+    with TestClient(app) as client:
+        paths = ["/v1/datasets", *(f"/v1/datasets/digits{tail}" for tail in ("", "/versions"))]
+        before = [client.get(path).content for path in paths]
+        assert [client.get(path).content for path in paths] == before
+        removed(root)
+        write_dataset(root, rows=50)
+        until = time.monotonic() + 20
+        while any(client.get(path).content == old for path, old in zip(paths, before, strict=True)):
+            assert time.monotonic() < until, "the dataset that was removed is told of for ever"
+            time.sleep(0.05)
+        assert client.get(paths[1]).json()["rows"] == 152
 
 
 def test_pages_of_datasets_are_a_partition(root: Store) -> None:

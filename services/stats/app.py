@@ -133,7 +133,7 @@ def _dataset_of(path: str) -> str | None:
 
 
 @operation.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # in a thread it would wait for those that storage holds
     """Whether the process answers. Says nothing of the storage."""
     return {"status": "ok"}
 

@@ -1,0 +1,73 @@
+"""A storage that does not answer: who waits for it, for how long, and who does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import uvicorn
+
+from services.settings import load_settings
+from services.shards.store import LocalStore, Names, Store
+from services.stats.app import create_app
+from services.stats.catalog import Catalog
+from services.wire.seit import v1 as wire
+from tests.small_datasets import write_dataset
+
+WAITING = 8  # as many as the service has threads
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def hanging(root: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a service all of whose threads wait for its storage."""
+    write_dataset(root)
+    answers, asked = threading.Event(), threading.Semaphore(0)
+    folders, page = LocalStore.folders, Catalog.dataset_page
+
+    def hang(store: LocalStore) -> Names:
+        answers.wait()
+        return folders(store)
+
+    def noted(catalog: Catalog, after: str, limit: int) -> wire.DatasetList:
+        asked.release()
+        return page(catalog, after, limit)
+
+    monkeypatch.setattr(LocalStore, "folders", hang)
+    monkeypatch.setattr(Catalog, "dataset_page", noted)
+    app = create_app(root, load_settings({}), [])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with ThreadPoolExecutor(WAITING) as pool:
+        lists = [pool.submit(get, f"{url}/v1/datasets", 60) for _ in range(WAITING)]
+        try:
+            for _ in range(WAITING):
+                assert asked.acquire(timeout=PATIENCE)
+            yield url
+        finally:
+            answers.set()
+        assert [one.result() for one in lists] == [200] * WAITING
+    server.should_exit = True
+    thread.join()
+
+
+def get(url: str, seconds: float) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_probes_and_pages_do_not_wait_for_the_storage(hanging: str) -> None:
+    for path in ("/healthz", "/", "/docs", "/assets/app.js"):
+        assert get(hanging + path, 10) == 200

@@ -25,7 +25,8 @@ _LATE = 0.95
 
 
 class Fresh(Generic[T]):
-    """What `look` found, never older than `seconds`. Safe to share by threads.
+    """What `look` found, never older than `seconds`; where a look takes longer, no older than its
+    reader's question. Safe to share by threads.
 
     look: asked by one thread at a time; given whether a reader waits for it. What it raises, the
     reader that waits hears; beside the readers it is logged, and the view serves until it is old.
@@ -40,16 +41,24 @@ class Fresh(Generic[T]):
         self._lock = threading.Lock()  # for the fields below, never held while looking
         self._early: threading.Thread | None = None
         self._at = -math.inf
+        self._begun = 0  # looks
+        self._number = 0  # of the look that found the view
         self._stamp = 0
         self._found: T | None = None
 
     def get(self) -> T:
         """The view; waits only where there is none that is young enough."""
+        with self._lock:
+            come = self._begun
         found, _ = self._now(self._seconds)
         if found is not None:
             return found
         with self._looking:
             found, _ = self._now(self._seconds)
+            if found is None and self._number > come:
+                # It was looked for since this reader came: more it cannot ask for, and if each of
+                # those that wait looked again, the last would wait for the looks of all.
+                found = self._found
             return self._again(waited=True) if found is None else found
 
     def at_hand(self) -> T | None:
@@ -84,9 +93,11 @@ class Fresh(Generic[T]):
 
     def _again(self, waited: bool) -> T:
         began = self._clock()  # what changes while one looks may be missing from the view
+        with self._lock:
+            self._begun += 1
         found = self._look(waited)
         changed = self._found is None or found != self._found
         with self._lock:
             self._stamp += changed
-            self._found, self._at = found, began
+            self._found, self._at, self._number = found, began, self._begun
         return found

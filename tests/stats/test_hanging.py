@@ -16,6 +16,7 @@ from services.settings import load_settings
 from services.shards.store import LocalStore, Names, Store
 from services.stats.app import create_app
 from services.stats.catalog import Catalog
+from services.stats.fresh import Fresh
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
@@ -71,3 +72,35 @@ def get(url: str, seconds: float) -> int:
 def test_probes_and_pages_do_not_wait_for_the_storage(hanging: str) -> None:
     for path in ("/healthz", "/", "/docs", "/assets/app.js"):
         assert get(hanging + path, 10) == 200
+
+
+def test_readers_that_wait_together_do_not_look_one_after_another() -> None:
+    """However old a view may be: whoever came before a look began takes what it found."""
+    looked: list[bool] = []
+    begun, go, come = threading.Semaphore(0), threading.Semaphore(0), threading.Semaphore(0)
+
+    def look(waited: bool) -> int:
+        looked.append(waited)
+        begun.release()
+        assert go.acquire(timeout=PATIENCE)
+        return len(looked)
+
+    def clock() -> float:
+        come.release()
+        return 0.0
+
+    fresh = Fresh(look, 0, clock)  # a view is old when it is there
+    with ThreadPoolExecutor(WAITING) as pool:
+        first = pool.submit(fresh.get)
+        assert begun.acquire(timeout=PATIENCE)
+        while come.acquire(blocking=False):
+            pass  # of the first reader
+        others = [pool.submit(fresh.get) for _ in range(WAITING - 1)]
+        for _ in others:
+            assert come.acquire(timeout=PATIENCE)
+        go.release(WAITING)
+        assert first.result() == 1
+        assert {one.result() for one in others} == {2}, "not 1: it was begun before they came"
+    assert len(looked) == 2
+    go.release()
+    assert fresh.get() == 3, "who comes later asks anew"

@@ -25,16 +25,16 @@ from services.stats.facts import Facts, load_facts
 from services.stats.fresh import Fresh
 from services.stats.growth import version_storage
 from services.stats.health import standing_findings
-from services.stats.listing import ShardQuery, shard_order, shard_page
+from services.stats.listing import ShardQuery, shard_page
+from services.stats.orders import Orders
 from services.stats.paging import Page, parse_cursor
 from services.stats.standing import Key, Listing, Versions, list_all, made_anew, newest
 from services.stats.written import Written
-from services.types import IntArray
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
-_ORDERED = 2**22  # positions of all orders of shards that are kept, 8 bytes each
+_ORDER_BYTES = 2**25  # of all orders of shards that are kept
 _LISTINGS = 16
 """Folders listed at the same time: one after another, an object store takes a second for 50."""
 _DATASETS_A_LISTING = 12
@@ -75,7 +75,7 @@ class Catalog:
         self._held = 0  # their weight
         self._summaries: dict[Key, wire.DatasetSummary] = {}
         self._growth: dict[Key, wire.VersionStorage] = {}
-        self._orders: OrderedDict[tuple[str, str, ShardQuery], IntArray] = OrderedDict()
+        self._orders = Orders(_ORDER_BYTES)
         self._findings: dict[Key, list[wire.Finding]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="seit-read")
         self._audits = Audits(work, self.versions, audit_seconds, clock)
@@ -253,7 +253,7 @@ class Catalog:
         version, start = parse_cursor(cursor, version)
         facts = self.facts(name, version)
         page = Page(facts.about.version, start, limit)
-        return shard_page(facts, self._order(facts, query), page)
+        return shard_page(facts, self._orders.get(facts, query), page)
 
     def growth_page(self, name: str, before: int | None, limit: int) -> wire.GrowthReport:
         """Up to `limit` versions, newest first, those below `before`: what each one added."""
@@ -285,19 +285,6 @@ class Catalog:
         key = self._choose(name, version)
         found = self._findings.get(key)
         return standing_findings(self._load(key)) if found is None else found
-
-    def _order(self, facts: Facts, query: ShardQuery) -> IntArray:
-        key = (facts.about.dataset, facts.digest, query)
-        with self._lock:
-            if key in self._orders:
-                self._orders.move_to_end(key)
-                return self._orders[key]
-        order = shard_order(facts, query)
-        with self._lock:
-            self._orders[key] = order
-            while sum(map(len, self._orders.values())) > _ORDERED and len(self._orders) > 1:
-                self._orders.popitem(last=False)
-        return order
 
     def _summary_if_sound(self, name: str, version: int | None) -> wire.DatasetSummary | None:
         try:
@@ -337,10 +324,9 @@ class Catalog:
             for held in known:
                 for key in [key for key in held if not now.holds(key)]:
                     del held[key]
-            for order in [order for order in self._orders if order[0] not in now.versions]:
-                del self._orders[order]
             for name in self._loading.keys() - now.versions.keys():
                 del self._loading[name]
+        self._orders.forget_others(now.versions)
         same = {
             name
             for name, seen in now.versions.items()

@@ -20,7 +20,7 @@ from services.stats.answers import holds, wanted
 Key: TypeAlias = tuple[bytes, bytes, str, bool]
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
-_OVERHEAD_BYTES = 1000  # of an entry, besides its body
+_OVERHEAD_BYTES = 1000  # of an entry, besides its body and what was asked
 _LARGEST_SHARE = 8  # an answer larger than this part of the limit would drop too many others
 
 
@@ -90,7 +90,7 @@ class Kept:
             self._keep(key, _Kept(good, raw, tag, b"".join(parts), scope.get("route")))
 
     def _keep(self, key: Key, kept: _Kept) -> None:
-        size = len(kept.body) + _OVERHEAD_BYTES
+        size = _size(key, kept)
         if size * _LARGEST_SHARE > self._limit:
             return
         self._drop(key)
@@ -102,7 +102,12 @@ class Kept:
     def _drop(self, key: Key) -> None:
         dropped = self._kept.pop(key, None)
         if dropped is not None:
-            self._bytes -= len(dropped.body) + _OVERHEAD_BYTES
+            self._bytes -= _size(key, dropped)
+
+
+def _size(key: Key, kept: _Kept) -> int:
+    path, query, *_ = key
+    return len(path) + len(query) + len(kept.body) + _OVERHEAD_BYTES
 
 
 async def _send(kept: _Kept, if_none_match: str, send: Send) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
 
 from services.shards.store import open_store
 from services.stats.facts import Facts, facts_of
+from services.stats.kept import Kept
 from services.stats.listing import ShardQuery, shard_order
 from services.stats.orders import Orders
 from tests.small_datasets import write_dataset
@@ -60,3 +64,39 @@ def test_empty_orders_make_room_as_well(facts: Facts, monkeypatch: pytest.Monkey
     assert made == queries, "the last one is kept"
     orders.get(facts, queries[0])
     assert made == [*queries, queries[0]], "the first one had to go"
+
+
+def test_what_was_asked_counts_with_the_answer() -> None:
+    """Long questions with short answers: all that is kept together stays within the limit."""
+    limit, asked = 100_000, 7_000
+    made: list[bytes] = []
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        made.append(scope["query_string"])
+        scope["state"]["sources"] = ("all",)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"etag", b'"a"')]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    kept = Kept(answering, {"all": lambda path: 1}, limit)
+
+    async def ask(number: int) -> None:
+        async def send(message: Message) -> None:
+            pass
+
+        async def receive() -> Message:
+            return {}
+
+        query = f"{number:0{asked}d}".encode()
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": query, "headers": []}
+        await kept(scope, receive, send)
+
+    async def ask_all() -> None:
+        for number in [*range(100), 99]:
+            await ask(number)
+        assert len(made) == 100, "the last one is kept"
+        for number in reversed(range(100)):
+            await ask(number)
+
+    asyncio.run(ask_all())
+    again = len(made) - 100
+    assert (100 - again) * asked <= limit

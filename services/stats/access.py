@@ -66,7 +66,9 @@ def new_token(file: Path, name: str, roles: Sequence[str]) -> str:
             f"{file} has a token {name!r} already: take its line out first, or choose another name"
         )
     token = _PREFIX + secrets.token_urlsafe(32)
-    line = f"{name} {','.join(sorted(set(roles)))} {hash_token(token)}\n"
+    # An editor may have left the last line without its end: what is added would be glued to it.
+    begun = file.read_bytes()[-1:] not in (b"", b"\n") if file.exists() else False
+    line = "\n" * begun + f"{name} {','.join(sorted(set(roles)))} {hash_token(token)}\n"
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "a", encoding="ascii") as out:
         out.write(line)

@@ -64,6 +64,17 @@ def test_a_file_holds_hashes_alone(tmp_path: Path) -> None:
         new_token(file, "b", ["admin"])
 
 
+@pytest.mark.parametrize("last", ["", "\n", "\n# a comment", "\n\n", "\r\n"])
+def test_a_last_line_without_an_end_stays_a_line(tmp_path: Path, last: str) -> None:
+    file = tmp_path / "tokens"
+    first = new_token(file, "a", ["read"])
+    file.write_bytes(file.read_bytes().rstrip(b"\n") + last.encode())
+    second = new_token(file, "b", ["samples"])
+    assert [grant.name for grant in read_grants(file)] == ["a", "b"]
+    access = Access(file)
+    assert [grant.name for token in (first, second) if (grant := access.grant(token))] == ["a", "b"]
+
+
 def test_a_token_that_is_taken_out_stops(tmp_path: Path) -> None:
     file, now = tmp_path / "tokens", [0.0]
     token = new_token(file, "a", ["read"])

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.shards.diff import CountDiff, ShardsDiff, SplitDiff, ValueDiff, VersionDiff
+from services.shards.labels import counts_of
 from services.shards.manifest import LoadedManifest
 from services.shards.store import Entry
 from services.stats.report import storage_report
@@ -92,6 +93,8 @@ def _in_words(manifest: wire.Manifest, report: wire.StorageReport, digest: str) 
         )
     if manifest.classes:
         yield f"{len(manifest.classes):,} classes: {_shortened(manifest.classes)}."
+    elif any((counts_of(one)[0] != UNLABELLED).any() for s in manifest.splits for one in s.shards):
+        yield "Labels without names, which classifiers need (`seit import-release --classes FILE`)."
     else:
         yield "No classes: the rows are not labelled."
     for number, intake in enumerate(manifest.intakes, 1):

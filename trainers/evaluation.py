@@ -184,7 +184,7 @@ def token_rows(
     if not classes:
         raise InvalidInputError(
             f"dataset {dataset!r} has no classes: nothing says which answers are right; ingest it"
-            " with labels"
+            " with labels, or import it with their names (seit import-release --classes)"
         )
     grid = (loaded.spec.grid_height, loaded.spec.grid_width)
     recipe = RECIPES["eval"](loaded.spec, grid if whole else classifier.crop)

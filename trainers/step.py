@@ -145,7 +145,8 @@ class ClassifyTask(PlainTask):
         if not classes:
             raise InvalidInputError(
                 f"dataset {config.data.dataset!r} has no classes: there is nothing to classify;"
-                " ingest it with labels, or pre-train on it with trainers/mtm.py"
+                " ingest it with labels, or import it with their names (seit import-release"
+                " --classes), or pre-train on it with trainers/mtm.py"
             )
         self._config, self._spec = config, spec
         crop = (config.augment.crop, config.augment.crop)

@@ -186,9 +186,9 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Simulation
                 if not cache.use(shard):
                     requests[epoch] += 1
                     bytes_[epoch, node] += float(stored[shard])
-            if HELD_SHARE * cache.held_bytes > scenario.cache_bytes:
-                raise _too_small(scenario, cache.held_bytes)
             most_open = max(most_open, cache.held_bytes)
+        if HELD_SHARE * most_open > scenario.cache_bytes:
+            raise _too_small(scenario, most_open)
         if progress:
             progress(node + 1, scenario.nodes)
     traffic = tuple(

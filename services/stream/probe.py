@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from services.augment.recipe import recipe_named
 from services.errors import InvalidInputError
@@ -53,8 +56,8 @@ class ProbeConfig:
     """CPU cores of an actor."""
     gpus: float = 0.0
     """GPUs of an actor; fractions share one."""
-    augment_on: str = ""
-    """Device (cpu, cuda) on which this process itself augments; empty for actors or threads."""
+    augment_on: Literal["cpu", "cuda"] | None = None
+    """Device on which this process itself augments; None for actors or threads."""
     no_ray: bool = False
     """Threads of this process instead of a cluster's tasks and actors."""
     report: str = ""
@@ -96,8 +99,13 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         connect()
         pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
     request = StreamRequest(rows, recipe, config.tokenadapt)
+    if config.augment_on == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(
+            "augment_on is 'cuda', and this process sees no GPU: nothing was read; leave it out for"
+            " actors or threads, or give cpu"
+        )
     steps = max(1, math.ceil(_MOST_ROWS_PER_SECOND * config.seconds / config.batch))
-    stream = Stream(request, stop=steps, pool=pool, augment_on=config.augment_on or None)
+    stream = Stream(request, stop=steps, pool=pool, augment_on=config.augment_on)
     end = float("inf")
     for batch in stream:
         now = time.monotonic()

@@ -126,3 +126,18 @@ def test_a_flow_that_cannot_be_written_ends_nothing(
         file.publish(wire.Flow(state="running"))
         file.close(wire.Flow(state="finished"))
     assert "what flows was not published" in caplog.text
+
+
+def test_a_finished_run_that_is_started_again_keeps_what_it_said(tmp_path: Path) -> None:
+    said = wire.Flow(stream="a/train", rows=50, steps=5, step=5, step_target=5, state="finished")
+    FlowFile(str(tmp_path), 0).close(said)
+    nothing = wire.Flow(stream="a/train", step=5, step_target=5, state="finished")
+    FlowFile(str(tmp_path), 0).close(nothing)
+    failed = wire.Flow(stream="a/train", step=3, step_target=5, state="failed")
+
+    def read() -> wire.Flow:
+        return wire.Flow.from_json((tmp_path / "streams" / "rank-0.json").read_text())
+
+    assert read() == said
+    FlowFile(str(tmp_path), 0).close(failed)
+    assert read() == failed

@@ -10,7 +10,7 @@ from trainers.segment_config import SegmenterModelConfig, SegmentRun
 
 
 def segment_base() -> SegmentRun:
-    """ViT-B and UperNet, ADE-20k at 64x64 tokens, 80,000 steps of 16 rows, 8 GPUs.
+    """ViT-B and UperNet, ADE-20k at 64x64 tokens, 80,896 steps of 16 rows, 8 GPUs.
 
     python trainers/segment.py --recipe segment-base --data.root s3://bucket/datasets
         --data.dataset ade20k --model.init s3://bucket/runs/mtm-base

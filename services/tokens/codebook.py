@@ -236,7 +236,10 @@ def renumber(ids: IntArray, used: IntArray, codes: int) -> IntArray:
 
 def count_codes(ids: Tensor, codes: int) -> Tensor:
     """Occurrences of each code in integer ids of any shape: (K,) int64."""
-    return torch.bincount(ids.flatten(), minlength=codes)
+    ids_M = ids.flatten().long()
+    # Not `bincount`: it reads the largest id back, and so waits for a GPU.
+    counts_K = torch.zeros(codes, dtype=torch.int64, device=ids.device)
+    return counts_K.scatter_add_(0, ids_M, torch.ones_like(ids_M))
 
 
 def perplexity(counts_K: Tensor) -> float:

@@ -137,6 +137,14 @@ def test_renumbering_never_drops_a_code_quietly() -> None:
         renumber(np.array([1, 7]), np.array([1, 2]), 10)
 
 
+@settings(deadline=None, max_examples=50)
+@given(ids=st.lists(st.integers(0, 8)), narrow=st.booleans())
+def test_codes_are_counted(ids: list[int], narrow: bool) -> None:
+    counts = count_codes(torch.tensor(ids, dtype=torch.uint8 if narrow else torch.int64), 9)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [ids.count(code) for code in range(9)]
+
+
 def test_code_use() -> None:
     counts = count_codes(torch.tensor([[0, 0], [2, 2]]), 4)
     assert counts.tolist() == [2, 0, 2, 0]

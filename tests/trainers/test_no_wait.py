@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,27 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from services.tokens.codebook import token_spec
+from services.tokens.tokenizer import load_tokenizer
+from tests.trainers.picture_runs import (
+    place,
+    tokenadapt_run,
+    tokenizer_run,
+    vqgan_run,
+    write_pictures,
+    write_tokenizer,
+)
 from tests.trainers.runs import CLASSES, SPEC, classify_run, context, mtm_run
 from trainers.checkpoint import Checkpoints
 from trainers.config import Run
 from trainers.loop import _Trainer
 from trainers.models.mtm import MTM
+from trainers.picture_streams import open_pictures
 from trainers.step import ClassifyTask, MtmTask
-from trainers.task import Task
+from trainers.task import Task, WorkerContext
+from trainers.tokenadapt_step import TokenAdaptTask
+from trainers.tokenizer_config import CodesRun
+from trainers.tokenizer_step import TokenizerTask
 
 aten = torch.ops.aten
 WAITING = {
@@ -52,32 +67,62 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def tasks(out: Path, **loop: Any) -> dict[str, Callable[[], tuple[Run, Task]]]:
-    def mtm() -> tuple[Run, Task]:
-        run = mtm_run(out, **loop)
-        return run, MtmTask(run, SPEC)
-
-    def classify() -> tuple[Run, Task]:
-        run = classify_run(out, **loop)
-        run = replace(run, optim=replace(run.optim, layer_decay=0.7, clip=0.5))
-        return run, ClassifyTask(run, SPEC, CLASSES)
-
-    return {"mtm": mtm, "classify": classify}
+Case = tuple[Run, WorkerContext, Task]
 
 
-@pytest.mark.parametrize("kind", ["mtm", "classify"])
+def mtm(folder: Path, **loop: Any) -> Case:
+    run = mtm_run(folder / "run", **loop)
+    return run, context(), MtmTask(run, SPEC)
+
+
+def classify(folder: Path, **loop: Any) -> Case:
+    run = classify_run(folder / "run", **loop)
+    run = replace(run, optim=replace(run.optim, layer_decay=0.7, clip=0.5))
+    return run, context(), ClassifyTask(run, SPEC, CLASSES)
+
+
+def codes(make: Callable[..., CodesRun], folder: Path, **loop: Any) -> Case:
+    run = make(folder / "run", write_pictures(folder / "images"), **loop)
+    # Of a step that revives codes their number is read.
+    run = replace(run, model=replace(run.model, revive_every=1000))
+    model = run.model.network()
+    spec = token_spec(model.grid, model.codes, model.channels, model.image_size)
+    return run, open_pictures(run, place(), spec), TokenizerTask(run, torch.device("cpu"))
+
+
+def tokenadapt(folder: Path, **loop: Any) -> Case:
+    file, images = write_tokenizer(folder / "tokenizer"), write_pictures(folder / "images")
+    run, tokenizer = tokenadapt_run(folder / "run", images, file, **loop), load_tokenizer(file)
+    worker = open_pictures(run, place(), tokenizer.spec)
+    return run, worker, TokenAdaptTask(run, tokenizer, torch.device("cpu"))
+
+
+CASES: dict[str, Callable[..., Case]] = {
+    "mtm": mtm,
+    "classify": classify,
+    "tokenizer": partial(codes, tokenizer_run),
+    "vqgan": partial(codes, vqgan_run),
+    "tokenadapt": tokenadapt,
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_a_step_waits_for_nothing(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A check of masks that only a CPU makes, as it costs no wait there.
     monkeypatch.setattr(MTM, "_check", lambda *_: None)
-    run, task = tasks(tmp_path, ema=0.9, grad_accum=2, precision="bf16")[kind]()
+    run, worker, task = CASES[kind](tmp_path, ema=0.9, grad_accum=2, precision="bf16")
     checkpoints = Checkpoints(run.out, 1)
-    trainer = _Trainer(run, context(), task, checkpoints)
+    trainer = _Trainer(run, worker, task, checkpoints)
     batches = iter(trainer._stream)
     trainer._train_step(next(batches))
+    trainer._step += 1  # the first gives a tokenizer's codes their places
+    second = next(batches)
     with Watch() as watch:
-        trainer._train_step(next(batches))
+        trainer._train_step(second)
+    if close := getattr(batches, "close", None):
+        close()
     trainer.close()
     checkpoints.close()
     assert not watch.seen

@@ -39,7 +39,7 @@ from trainers.models.weights import load_published
 from trainers.picture_config import PixelModelConfig, PixelRun
 from trainers.picture_streams import open_pictures
 from trainers.task import PlainTask
-from trainers.views import unit_range
+from trainers.views import to_device, unit_range
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as in DeiT
 
@@ -104,8 +104,9 @@ class PixelTask(PlainTask):
         grid = (images.shape[2], images.shape[3])
         boxes = torch.from_numpy(resized_boxes(drawn, grid, crop.area, crop.aspect))
         flip = torch.from_numpy(draws.uniform("pixel.flip")[:, 0] < config.flip_probability)
-        cut = resize_crop(images, boxes, size)
-        cut = torch.where(flip.to(device)[:, None, None, None], cut.flip(3), cut).clamp(0, 1)
+        cut = resize_crop(images, to_device(boxes, device), size)
+        flip = to_device(flip, device)[:, None, None, None]
+        cut = torch.where(flip, cut.flip(3), cut).clamp(0, 1)
         block = self._config.order.block
         block = block if len(rows) % block == 0 else len(rows)
         found = [
@@ -115,10 +116,10 @@ class PixelTask(PlainTask):
 
         def joined(name: str) -> Tensor:
             values = np.concatenate([getattr(choice, name) for _, choice in found])
-            return torch.from_numpy(values).to(device)
+            return to_device(torch.from_numpy(values), device)
 
         partner = torch.cat([torch.from_numpy(choice.partner + at) for at, choice in found])
-        partner = partner.to(device)
+        partner = to_device(partner, device)
         mixed = mixup(cut, cut[partner], joined("weight"))
         return paste(mixed, cut[partner], joined("boxes")), partner, joined("share")
 
@@ -139,7 +140,10 @@ def model_config(model: PixelModelConfig, classes: int) -> ClassifierConfig:
 
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, h, w) in [0, 1] -> the same with ImageNet's mean 0 and deviation 1."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    mean, std = (
+        to_device(torch.tensor(values, dtype=images.dtype).view(3, 1, 1), images.device)
+        for values in (_MEAN, _STD)
+    )
     return (images - mean) / std
 
 

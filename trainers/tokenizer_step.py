@@ -33,7 +33,7 @@ from trainers.tokenizer_losses import (
     hinge_loss,
     load_perceptual,
 )
-from trainers.views import draw_views, unit_range
+from trainers.views import draw_views, to_device, unit_range
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def _existing(batch: StreamBatch) -> tuple[Tensor, np.ndarray]:
     there = there if len(there) else np.zeros(1, np.int64)
     images = batch.inputs
     if len(there) < len(batch):
-        images = images[torch.from_numpy(there).to(images.device)]
+        images = images[to_device(torch.from_numpy(there), images.device)]
     return unit_range(images), batch.rows[there]
 
 

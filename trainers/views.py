@@ -10,6 +10,7 @@ Shape letters: N rows, D channels of any map, H and W its sides, h and w sides o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,10 @@ class Views:
 
     def to(self, device: torch.device) -> Views:
         """The same on another device, without waiting for it."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                pinned = value.pin_memory() if device.type == "cuda" else value
-                value = pinned.to(device, non_blocking=True)
-            moved[field.name] = value
+            moved[field.name] = to_device(value, device) if isinstance(value, Tensor) else value
         return Views(**moved)
 
     def apply(self, map_NDHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -108,3 +106,9 @@ def draw_views(config: ViewConfig, draws: Draws, cells: tuple[int, int], block: 
 def unit_range(inputs: Tensor) -> Tensor:
     """Pictures as they travel (uint8, or float in [0, 1]) to float32 in [0, 1]."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """The same on another device, without waiting for it: to a GPU from page-locked memory."""
+    pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
+    return pinned.to(device, non_blocking=True)

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from services.plan.draws import Draws
 from services.tokens.codebook import token_spec
 from services.tokens.tokenizer import load_tokenizer
 from tests.trainers.picture_runs import (
@@ -32,12 +34,16 @@ from trainers.checkpoint import Checkpoints
 from trainers.config import Run
 from trainers.loop import _Trainer
 from trainers.models.mtm import MTM
+from trainers.picture_config import ViewConfig
 from trainers.picture_streams import open_pictures
+from trainers.pixel_step import PixelTask, normalised
+from trainers.recipes.pixels import pixels_tiny
 from trainers.step import ClassifyTask, MtmTask
 from trainers.task import Task, WorkerContext
 from trainers.tokenadapt_step import TokenAdaptTask
 from trainers.tokenizer_config import CodesRun
 from trainers.tokenizer_step import TokenizerTask
+from trainers.views import draw_views
 
 aten = torch.ops.aten
 WAITING = {
@@ -65,6 +71,24 @@ class Watch(TorchDispatchMode):
         ):
             self.seen[str(func)] += 1
         return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the host that wait, to the device that stands in for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = self.others = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (aten._to_copy.default, aten.copy_.default):
+            source = args[1] if func is aten.copy_.default else args[0]
+            free = args[2:] == (True,) or (kwargs or {}).get("non_blocking", False)
+            if source.device != found.device:
+                self.waited += not free
+                self.others += free
+        return found
 
 
 Case = tuple[Run, WorkerContext, Task]
@@ -126,6 +150,21 @@ def test_a_step_waits_for_nothing(
     trainer.close()
     checkpoints.close()
     assert not watch.seen
+
+
+def test_draws_of_pictures_are_copied_without_a_wait() -> None:
+    tiny, rows = pixels_tiny(), np.arange(8)
+    images = torch.rand(8, 3, tiny.model.image_size, tiny.model.image_size, device="meta")
+    size = tiny.model.image_size, tiny.model.image_size
+    draws = Draws(0, 0, rows)
+    with Copies() as copies:
+        normalised(PixelTask(tiny, CLASSES).augmented(images, rows, 0)[0])
+        draw_views(ViewConfig(), draws, size, 4).to(images.device).apply(images, size)
+    assert (copies.waited, copies.others >= 10) == (0, True)
+    with Copies() as copies:
+        torch.zeros(2).to("meta")
+        torch.zeros(2, device="meta").copy_(torch.zeros(2))
+    assert (copies.waited, copies.others) == (2, 0)
 
 
 def test_the_watch_sees_what_waits() -> None:

@@ -32,13 +32,8 @@ class StatsClient:
     """
 
     def __init__(self, url: str, timeout_seconds: float = 10.0, token: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InvalidInputError(
-                f"{url!r} is not the address of a stats service: write http://HOST:PORT"
-            )
-        self._url, self._timeout = url.rstrip("/"), timeout_seconds
-        self._token = os.environ.get("SEIT_STATS_TOKEN", "") if token is None else token
+        self._url, self._timeout = _address(url), timeout_seconds
+        self._token = _sendable(os.environ.get("SEIT_STATS_TOKEN", "") if token is None else token)
 
     def datasets(self) -> Iterator[wire.DatasetSummary]:
         """All datasets, by name."""
@@ -131,7 +126,11 @@ class StatsClient:
                 body = answer.read()
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (
+            OSError,
+            http.client.HTTPException,
+            UnicodeError,
+        ) as error:  # the last: no host's name
             raise StoreError(
                 f"{url} does not answer: {error}; check the address, and that `seit serve` runs"
             ) from error
@@ -142,6 +141,32 @@ class StatsClient:
                 f"{url} answered something that is not a {kind.__name__}: is it a stats service,"
                 " and of this program's version?"
             ) from error
+
+
+def _address(url: str) -> str:
+    """The address without a last slash. Raises: InvalidInputError."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        url.encode("ascii")  # other names of hosts are written in their ASCII form
+    except ValueError:
+        sound = False
+    if not sound or not url.isprintable() or " " in url:
+        raise InvalidInputError(
+            f"{url!r} is not the address of a stats service: write http://HOST:PORT"
+        )
+    return url.rstrip("/")
+
+
+def _sendable(token: str) -> str:
+    """The token without what a file or a shell left around it. Raises: InvalidInputError."""
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InvalidInputError(
+            "the token (SEIT_STATS_TOKEN) holds spaces, line ends or other characters that none"
+            " has: give the one word that `seit token` has shown"
+        )
+    return token
 
 
 def _path(name: str) -> str:

@@ -123,7 +123,10 @@ class Guard:
             if grant is None:
                 # Counted by address before it is known, so that nobody tries tokens at leisure.
                 limited = self._limited(client)
-                detail = "a bearer token is needed, and this request has none that is known"
+                detail = (
+                    "a bearer token is needed, and this request has none that is known: make one with"
+                    " `seit token`, send it as authorization, or give it to `seit` as SEIT_STATS_TOKEN"
+                )
                 more = {"www-authenticate": 'Bearer realm="seit"'}
                 return limited or (HTTPStatus.UNAUTHORIZED, detail, more)
             wanted = SAMPLES if "/samples" in scope["path"] else READ

@@ -126,8 +126,8 @@ class FlowFile:
             self._pending = self._writer.submit(self._write, flow)
 
     def close(self, flow: wire.Flow) -> None:
-        """Write the last one and end the thread. A finished run that is started again has nothing to
-        tell: its older word stands.
+        """Write the last one and end the thread. A finished run that is started again has
+        nothing to tell: its older word stands.
         """
         if flow.steps or flow.state != "finished" or not self._store.exists(self._name):
             self._writer.submit(self._write, flow)

@@ -23,9 +23,7 @@ import contextlib
 import fcntl
 import logging
 import os
-import resource
 import secrets
-import sys
 import threading
 import time
 import weakref
@@ -44,6 +42,7 @@ from services.shards.checked import NamedFile
 from services.shards.column_entry import CachedColumn, ColumnEntryFile
 from services.shards.column_file import Part, read_part
 from services.shards.entry import ArraysFile, CachedShard, EntryFile, MappedEntry
+from services.shards.open_files import most_open_files
 from services.shards.store import Store
 from services.shards.tally import note
 from services.wire.seit import v1 as wire
@@ -112,7 +111,7 @@ class ShardCache:
         self._limit = limit_bytes
         self._locks = self._directory / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._most_open = max(1, _more_files() // _OPEN_SHARE)
+        self._most_open = max(1, most_open_files() // _OPEN_SHARE)
         self._guard, self._decoding = threading.Lock(), threading.Semaphore(_DECODES)
         self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
         self._kept: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
@@ -363,19 +362,6 @@ class ShardCache:
         with open(self._locks / name, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _more_files() -> int:
-    """How many files this process may open, after it has asked for all that it can have.
-
-    A mapped entry is an open file. The usual limit of 1,024 is what `select` can take, which
-    nothing here uses; what the system grants beyond that is there to be asked for.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # systems differ in what "unlimited" may mean
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _file_name(root: Store, dataset: str, digest: str) -> str:

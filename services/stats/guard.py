@@ -124,8 +124,8 @@ class Guard:
                 # Counted by address before it is known, so that nobody tries tokens at leisure.
                 limited = self._limited(client)
                 detail = (
-                    "a bearer token is needed, and this request has none that is known: make one with"
-                    " `seit token`, send it as authorization, or give it to `seit` as SEIT_STATS_TOKEN"
+                    "a bearer token is needed, and this request has none that is known: make one"
+                    " with `seit token`; `seit stats` takes it from SEIT_STATS_TOKEN"
                 )
                 more = {"www-authenticate": 'Bearer realm="seit"'}
                 return limited or (HTTPStatus.UNAUTHORIZED, detail, more)

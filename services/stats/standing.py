@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, StoreError
 from services.shards.store import Store
 from services.shards.validate import check_name
+
+logger = logging.getLogger(__name__)
 
 Mark: TypeAlias = tuple[int, float]
 """Of a version's file: bytes, time of last change. A version never changes, but its dataset may be
@@ -66,6 +69,11 @@ def _versions_of(root: Store, name: str) -> Versions:
         entries = root.child(check_name(name)).scan(_VERSIONS)
     except InvalidInputError:
         return {}  # a folder of something else: its name is not a dataset's
+    except StoreError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        logger.info("left out, as it may be somebody's own folder: %s", error)
+        return {}
     found = ((_VERSION_FILE.fullmatch(entry.path), entry) for entry in entries)
     marks = {int(match[1]): (entry.bytes, entry.modified) for match, entry in found if match}
     return dict(sorted(marks.items()))

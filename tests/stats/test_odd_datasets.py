@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,6 +18,7 @@ from services.stats import facts
 from services.stats.app import create_app
 from services.stats.facts import facts_of
 from services.stats.report import summarize
+from services.stats.standing import list_all
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
 
@@ -127,3 +129,20 @@ def test_every_manifest_that_is_read_is_told_of(
 def _is_number(value: object) -> bool:
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, int)
+
+
+def test_a_folder_that_only_others_may_list_takes_no_dataset_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "private"):
+        (tmp_path / name / "versions").mkdir(parents=True)
+        (tmp_path / name / "versions" / "00000001.json").write_text("{}")
+    scan = LocalStore.scan
+
+    def refused(self: LocalStore, prefix: str = "") -> object:
+        if self.url.endswith("private"):
+            raise StoreError("not allowed") from PermissionError("private")
+        return scan(self, prefix)
+
+    monkeypatch.setattr(LocalStore, "scan", refused)
+    assert list(list_all(open_store(str(tmp_path)), 2)) == ["mine"]

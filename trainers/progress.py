@@ -129,7 +129,7 @@ class FlowFile:
         """Write the last one and end the thread. A finished run that is started again has
         nothing to tell: its older word stands.
         """
-        if flow.steps or flow.state != "finished" or not self._store.exists(self._name):
+        if flow.rows or flow.state != "finished" or not self._store.exists(self._name):
             self._writer.submit(self._write, flow)
         self._writer.shutdown()
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import xxhash
 
 from services.shards import codec, layout
+from services.shards.cache import ShardCache
 from services.shards.manifest import put_asset
 from services.shards.retry import RetryPolicy
 from services.shards.store import Store, open_store
@@ -192,3 +194,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def root(tmp_path: Path) -> Store:
     """An empty folder of the file system."""
     return open_store(str(tmp_path / "root"))
+
+
+@pytest.fixture
+def written(
+    root: Store, tmp_path: Path, spec: wire.TokenSpec, make_rows: Any, put_shard: Any
+) -> Callable[[int], tuple[list[TokenRows], list[wire.Shard], int]]:
+    """Makes so many shards of 40 rows: the rows, the shards, and the bytes of an entry."""
+
+    def write(count: int) -> tuple[list[TokenRows], list[wire.Shard], int]:
+        blocks = [make_rows(40, seed) for seed in range(count)]
+        shards = [put_shard(root, rows) for rows in blocks]
+        one = ShardCache(tmp_path / "one", 1 << 30).rows(root, "ds", shards[0], spec)
+        return blocks, shards, one.file_bytes
+
+    return write

@@ -46,7 +46,8 @@ def test_no_block_is_cut_inside_a_share(fetched: int, ratio: float) -> None:
     augmented = int(fetched * ratio)
     target = block_bytes(fetched, augmented)
     collected = fetched * (target // fetched + 1)  # of a task that fetches
-    assert collected < 1.5 * target or collected == fetched
+    # At just that size it is cut in the proportion of the target: between two shares.
+    assert collected <= 1.5 * target or collected == fetched
     assert fetched <= 1.5 * target
     if not 1.2 * fetched < augmented < 2 * fetched:  # there the consumer joins what was cut
         assert augmented <= 1.5 * target  # what an augmenting task makes at a time

@@ -126,11 +126,8 @@ class StatsClient:
                 body = answer.read()
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from error
-        except (
-            OSError,
-            http.client.HTTPException,
-            UnicodeError,
-        ) as error:  # the last: no host's name
+        # UnicodeError: what cannot be the name of a host
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             raise StoreError(
                 f"{url} does not answer: {error}; check the address, and that `seit serve` runs"
             ) from error

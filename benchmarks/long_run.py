@@ -35,7 +35,7 @@ from services.errors import FormatError
 from services.shards.store import open_store
 from services.stats.flows import parse_word
 
-ROWS, SHARD_ROWS, BATCH, GRID = 65_536, 2048, 128, 8
+ROWS, SHARD_ROWS, BATCH, GRID = 16_384, 512, 32, 8
 STEPS = 100_000
 """What figures stand for: about a pre-training of the paper (400 epochs of 4,096 rows a step)."""
 

@@ -34,6 +34,11 @@ from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
+_DEFECTS = (ValueError, ArithmeticError, LookupError, MemoryError)
+"""What numbers and names of one dataset may lead to where no check foresaw them (pydantic's errors
+are ValueErrors): it is left out of lists with a traceback in the log, and the others are told of. A
+fault of the program alone, a wrong type or attribute, is not hidden."""
+
 _ORDER_BYTES = 2**25  # of all orders of shards that are kept
 _LISTINGS = 16
 """Folders listed at the same time: one after another, an object store takes a second for 50."""
@@ -167,7 +172,7 @@ class Catalog:
                     self._load(key)
                 except (SeitError, OSError) as error:
                     logger.warning("%s version %d: %s", name, newest(seen), error)
-                except Exception:  # a defect that one dataset shows: the others are read
+                except _DEFECTS:
                     logger.exception("%s version %d cannot be read", name, newest(seen))
 
     def versions(self, name: str) -> list[int]:
@@ -293,7 +298,7 @@ class Catalog:
             raise  # the storage is out, and with it not this dataset alone
         except SeitError as error:
             logger.warning("dataset %s is left out of a list: %s", name, error)
-        except Exception:  # a defect that one dataset shows: the list is good without it
+        except _DEFECTS:
             logger.exception("dataset %s is left out of a list", name)
         return None
 

@@ -36,7 +36,6 @@ EXECUTION_TASKS = 256, 1024
 first one starts, at more than a millisecond each, in which the first batch is waited for. A run of
 more than so many of the largest tasks (67 million rows) goes on with a new execution."""
 
-
 AHEAD_BLOCKS = 4096
 """Shares that stand in the cluster's memory at most, as fetched and as augmented together. Ray's
 own limit is in bytes alone; of very small shares hundreds of thousands would fit in it, and each

@@ -82,6 +82,11 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
 
     Raises: NotFoundError, InvalidInputError, CapacityError for what cannot be streamed.
     """
+    if config.augment_on == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(
+            "augment_on is 'cuda', and this process sees no GPU: nothing was read; leave it out for"
+            " actors or threads, or give cpu"
+        )
     root, settings = open_store(config.root), load_settings()
     source = pinned(root, config.dataset, config.split)
     spec = load_manifest(root, config.dataset, source.version).spec
@@ -99,11 +104,6 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         connect()
         pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
     request = StreamRequest(rows, recipe, config.tokenadapt)
-    if config.augment_on == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError(
-            "augment_on is 'cuda', and this process sees no GPU: nothing was read; leave it out for"
-            " actors or threads, or give cpu"
-        )
     steps = max(1, math.ceil(_MOST_ROWS_PER_SECOND * config.seconds / config.batch))
     stream = Stream(request, stop=steps, pool=pool, augment_on=config.augment_on)
     end = float("inf")

@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 Rebase = Callable[["LoadedManifest"], wire.Manifest]
 
-_VERSIONS = "versions"
-VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
+VERSIONS = "versions"
+VERSION_FILE = re.compile(rf"{VERSIONS}/([0-9]{{8}})\.json")
 MAX_SKIPPED = 10_000
 """Pictures that could not be read which a manifest names; `Intake.unreadable` counts all."""
 
@@ -111,10 +111,15 @@ def _has_versions(root: Store, name: str) -> bool:
     try:
         return bool(list_versions(root, name))
     except StoreError as error:
-        if not isinstance(error.__cause__, PermissionError):
+        if not is_private(error):
             raise
         logger.warning("left out, as it may be somebody's own folder: %s", error)
         return False
+
+
+def is_private(error: StoreError) -> bool:
+    """Whether a folder beside datasets may not be listed: it may be somebody's own."""
+    return isinstance(error.__cause__, PermissionError)
 
 
 def _is_name(name: str) -> bool:
@@ -130,7 +135,7 @@ def list_versions(root: Store, dataset: str) -> list[int]:
 
     StoreError where they cannot be listed: what is not seen must not count as not there.
     """
-    matches = map(VERSION_FILE.fullmatch, root.child(check_name(dataset)).list(_VERSIONS))
+    matches = map(VERSION_FILE.fullmatch, root.child(check_name(dataset)).list(VERSIONS))
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -158,7 +163,7 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
 
 def version_path(version: int) -> str:
     """Of the version's file, relative to the dataset's folder."""
-    return f"{_VERSIONS}/{version:08d}.json"
+    return f"{VERSIONS}/{version:08d}.json"
 
 
 def _load(folder: Store, dataset: str, version: int) -> LoadedManifest:

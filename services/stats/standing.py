@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from services.errors import InvalidInputError, StoreError
+from services.shards.manifest import VERSION_FILE, VERSIONS, is_private
 from services.shards.store import Store
 from services.shards.validate import check_name
 
@@ -24,9 +24,6 @@ Versions: TypeAlias = dict[int, Mark]
 
 Key: TypeAlias = tuple[str, int, Mark]
 """One version of a dataset, as it stands."""
-
-_VERSIONS = "versions"
-_VERSION_FILE = re.compile(rf"{_VERSIONS}/([0-9]{{8}})\.json")
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,14 @@ def list_all(root: Store, at_once: int) -> dict[str, Versions]:
 
 def _versions_of(root: Store, name: str) -> Versions:
     try:
-        entries = root.child(check_name(name)).scan(_VERSIONS)
+        entries = root.child(check_name(name)).scan(VERSIONS)
     except InvalidInputError:
         return {}  # a folder of something else: its name is not a dataset's
     except StoreError as error:
-        if not isinstance(error.__cause__, PermissionError):
+        if not is_private(error):
             raise
         logger.info("left out, as it may be somebody's own folder: %s", error)
         return {}
-    found = ((_VERSION_FILE.fullmatch(entry.path), entry) for entry in entries)
+    found = ((VERSION_FILE.fullmatch(entry.path), entry) for entry in entries)
     marks = {int(match[1]): (entry.bytes, entry.modified) for match, entry in found if match}
     return dict(sorted(marks.items()))

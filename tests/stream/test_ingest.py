@@ -13,7 +13,13 @@ from PIL import Image
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.pictures import read_picture
 from services.shards.cache import ShardCache
-from services.shards.manifest import list_versions, load_manifest, named_files
+from services.shards.manifest import (
+    commit,
+    list_versions,
+    load_manifest,
+    named_files,
+    put_asset,
+)
 from services.shards.orphans import find_orphans
 from services.shards.reader import DatasetReader
 from services.shards.store import open_store
@@ -161,3 +167,30 @@ def test_another_tokenizer_cannot_add_to_a_dataset(tmp_path: Path, tokenizer: Pa
         with pytest.raises(InvalidInputError, match="same id would mean two things"):
             ingest(config(tmp_path, other, mode=mode))
     assert list_versions(open_store(str(tmp_path / "data")), "set") == [1]
+
+
+def test_an_append_is_refused_where_the_codebook_changed_meanwhile(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    """Another writer commits while the pictures are read: its version is what would be added to."""
+    pictures(tmp_path / "images", each=3)
+    made, root = config(tmp_path, tokenizer), open_store(str(tmp_path / "data"))
+    ingest(made)
+    other = load_tokenizer(tokenizer).codebook
+    changed = replace(other, weight=other.weight + 1).to_bytes()
+    versions = [1]
+
+    def meanwhile(*_: object) -> None:
+        if versions == [1]:
+            base = load_manifest(root, "set")
+            kept = [asset for asset in base.manifest.assets if asset.kind != "codebook"]
+            assets = [put_asset(root, "set", "codebook", changed), *kept]
+            versions.append(
+                commit(
+                    root, replace(base.manifest, assets=assets, parent=base.digest, writer="")
+                ).manifest.version
+            )
+
+    with pytest.raises(InvalidInputError, match="version 2 has the codebook"):
+        ingest(replace(made, mode="append"), meanwhile)
+    assert list_versions(root, "set") == versions == [1, 2]

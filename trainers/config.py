@@ -177,8 +177,8 @@ class ClusterConfig:
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     head_start: int = 16
-    """Steps that each worker reads itself while Ray starts its tasks (count), so that the first
-    batch is there at once. Only where a worker's rows need no augmentation actors."""
+    """Steps that each worker makes itself while Ray starts its tasks and actors (count): the first
+    batch is there at once. Fewer large ones before actors on CPUs, none before those on GPUs."""
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""

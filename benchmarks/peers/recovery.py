@@ -37,7 +37,7 @@ def stream(job: Job) -> Stream:
     recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
     request = replace(seit.request(job), recipe=recipe)
     # Two actors, each of which fills most of a node.
-    return Stream(request, stop=1_000_000, pool=Pool(actors=2, cpus=1.0))
+    return Stream(request, stop=1_000_000, pool=Pool(actors=2, cpus=1.0, head_start=0))
 
 
 def kill_actors(scratch: Path) -> None:

@@ -18,8 +18,7 @@ from services.stream.table import unpack_share
 class AugmentActor:
     """Callable class for `Dataset.map_batches`: whole shares in, whole shares out.
 
-    threads: torch's intra-op threads; an actor that may use a fraction of a core takes one, or the
-    pool's actors would fight each other for the same cores. device: "cpu" or "cuda".
+    threads: torch's intra-op threads, see Pool.threads. device: "cpu" or "cuda".
     """
 
     def __init__(self, request: StreamRequest, threads: int, device: str) -> None:

@@ -8,6 +8,7 @@ however often it is augmented.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -89,6 +90,19 @@ def _tokenadapt(url: str, grid: tuple[int, int], crop: tuple[int, int]) -> Token
         return found
     logger.info("TokenAdapt's positions are laid out anew for grid %s, crop %s", grid, crop)
     return found.resized(grid, crop)
+
+
+def take_threads(number: int) -> None:
+    """Let torch use so many threads for what the calling thread does, and no other one.
+
+    By how many it sums decides the last bits of a sum: who takes an actor's place for a while takes
+    as many.
+    """
+    others = torch.get_num_threads()  # asked first: torch sets a thread up when it first asks
+    torch.set_num_threads(number)  # of this thread, but also of those that are not set up yet
+    back = threading.Thread(target=torch.set_num_threads, args=(others,))
+    back.start()
+    back.join()
 
 
 @torch.no_grad()

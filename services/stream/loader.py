@@ -18,9 +18,14 @@ from itertools import islice
 
 from services.errors import InvalidInputError
 from services.plan import cursor
-from services.stream.augmentation import augment_batch, augment_share, augmenter_for
+from services.stream.augmentation import (
+    augment_batch,
+    augment_share,
+    augmenter_for,
+    take_threads,
+)
 from services.stream.batch import StreamBatch, unpack_batch
-from services.stream.fetch import fetch_shares, groups, opened
+from services.stream.fetch import fetch_shares, groups, opened, share_rows
 from services.stream.meter import Meter
 from services.stream.order import THREADS, in_order, merged
 from services.stream.pool import Pool, Sharing
@@ -31,6 +36,9 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _GROUPS_AHEAD = 2  # of steps that are read together: one is consumed while the next is made
+_HEAD_ROWS_AUGMENTED = 16_384  # what one process augments while actors start, some 10 s
+_HEAD_ROWS_ADAPTED = 1024  # the same where TokenAdapt's networks run
+_HEAD_AHEAD = 2  # at a time, each on as many cores as an actor: more would slow the actors' start
 
 
 class Stream:
@@ -159,14 +167,19 @@ class Stream:
 
     def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
         steps = range(step, self.stop)
-        here, there = steps[: pool.head_start], steps[pool.head_start :]
-        if not self._made.only_cuts:  # a run's batches are augmented on one kind of device
-            here, there = steps[:0], steps
+        own = head_steps(self._made, self.world, pool)
+        here, there = steps[:own], steps[own:]
         if not here:
             return self._on_cluster(there, pool)
-        begun = self._head_start(here)
+        from services.stream.pipeline import free_cpus
+
+        # Refused now, not when the first batch of theirs is due and a part has been trained.
+        free_cpus(pool, self.world, self._trainer_cpus, augments=not self._made.only_cuts)
+        begun = self._head_start(here, pool)
+        if not there:
+            return begun
         self.meter.taken_over(there.start)
-        return merged(steps, there, begun, self._on_cluster(there, pool)) if there else begun
+        return merged(steps, there, begun, self._on_cluster(there, pool))
 
     def _on_cluster(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import tables
@@ -176,19 +189,21 @@ class Stream:
             for table in made:
                 yield unpack_batch(table)
 
-    def _head_start(self, steps: range) -> Generator[StreamBatch, None, None]:
-        """Batches that this process reads itself; then it holds nothing of the node's cache."""
-        with closing(self._in_threads(steps, look_ahead=False)) as made:
-            yield from islice(made, len(steps) - 1)
-            last = next(made)
-        opened(self._made.fetched).let_go()
+    def _head_start(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:
+        """Batches that this process makes itself; then it holds nothing of the node's cache."""
+        try:
+            with closing(self._in_threads(steps, instead_of=pool)) as made:
+                yield from islice(made, len(steps) - 1)
+                last = next(made)
+        finally:
+            opened(self._made.fetched).let_go()
         yield last
 
     def _in_threads(
-        self, steps: range, *, look_ahead: bool = True
+        self, steps: range, *, instead_of: Pool | None = None
     ) -> Generator[StreamBatch, None, None]:
         request, ended = self._made, threading.Event()
-        read = partial(fetch_shares, look_ahead=look_ahead, ended=ended)
+        read = partial(fetch_shares, look_ahead=instead_of is None, ended=ended)
 
         def prepare(part: Sequence[int]) -> list[StreamBatch]:
             shares = read(request.fetched, part, self.rank, self.world)
@@ -202,10 +217,25 @@ class Stream:
             parts = groups(request.fetched, self.world, steps)
             made = in_order(prepare, parts, _GROUPS_AHEAD, end)
         else:  # the recipe takes far longer than what reading several together saves
-            made = in_order(prepare, ([step] for step in steps), self._prefetch, end)
+            alone = ([step] for step in steps)
+            if instead_of is None:
+                made = in_order(prepare, alone, self._prefetch, end)
+            else:
+                begin = partial(take_threads, instead_of.threads)
+                made = in_order(prepare, alone, min(self._prefetch, _HEAD_AHEAD), end, begin)
         with closing(made):
             for batches in made:
                 yield from batches
+
+
+def head_steps(request: StreamRequest, world: int, pool: Pool) -> int:
+    """Steps that each process of `world` makes itself while Ray starts; see Pool.head_start."""
+    if request.only_cuts:
+        return pool.head_start
+    if pool.gpus:  # a run's batches are augmented on one kind of device
+        return 0
+    rows = _HEAD_ROWS_ADAPTED if request.tokenadapt else _HEAD_ROWS_AUGMENTED
+    return min(pool.head_start, max(1, rows // share_rows(request.fetched, world)))
 
 
 def _augmenters(pool: Pool | None, augment_on: str | None) -> int:

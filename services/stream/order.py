@@ -21,13 +21,15 @@ def in_order(
     items: Iterable[ItemT],
     ahead: int,
     end: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Generator[MadeT, None, None]:
     """`prepare(item)` for each item, up to `ahead` of them at work, given out in order.
 
     end: called once nothing more is wanted, before those at work are waited for.
+    begin: called by each thread before its first item.
     """
     waiting: deque[Future[MadeT]] = deque()
-    pool = ThreadPoolExecutor(max_workers=min(ahead, THREADS), thread_name_prefix="seit-stream")
+    pool = ThreadPoolExecutor(min(ahead, THREADS), "seit-stream", begin)
     try:
         upcoming = iter(items)
         waiting.extend(pool.submit(prepare, item) for item in islice(upcoming, ahead))

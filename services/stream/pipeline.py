@@ -8,7 +8,6 @@ epoch costs nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -147,7 +146,7 @@ def build(
         batch_format="pyarrow",
         fn_constructor_args=(
             request,
-            max(1, math.floor(pool.cpus)),
+            pool.threads,
             "cuda" if pool.gpus else "cpu",
         ),
         compute=ActorPoolStrategy(min_size=pool.actors, max_size=max(pool.actors, pool.max_actors)),
@@ -175,14 +174,26 @@ def reserve(
 ) -> None:
     """Keep the datasets' executors off the trainers' CPUs, and refuse what cannot be placed.
 
+    datasets: one for each kind of the pool's actors, those beside last. Otherwise as `free_cpus`.
+    Raises: CapacityError.
+    """
+    free = free_cpus(pool, world, trainer_cpus, augments=augments)
+    beside = pool.beside.actors * pool.beside.cpus if pool.beside and len(datasets) > 1 else 0.0
+    for dataset, limit in zip(datasets, (free / world - beside, beside), strict=False):
+        options = dataset.context.execution_options
+        options.resource_limits = options.resource_limits.copy(cpu=limit)
+
+
+def free_cpus(pool: Pool, world: int, trainer_cpus: float, *, augments: bool) -> float:
+    """Logical CPUs that are left to `world` streams, beside the trainers.
+
     What a cluster may come to have counts: actors that it cannot place yet wait, and an autoscaler
     starts nodes for what waits.
 
-    datasets: one for each kind of the pool's actors, those beside last.
     trainer_cpus: logical CPUs that all trainer workers together hold.
     augments: whether there are actors at all; a recipe that fetching applies needs none.
 
-    Raises: CapacityError.
+    Raises: CapacityError where the actors cannot be placed on them.
     """
     total, total_gpus = reach("CPU", pool.grows_to_cpus), reach("GPU", pool.grows_to_gpus)
     free = total - trainer_cpus
@@ -198,7 +209,4 @@ def reserve(
             " larger cluster; where an autoscaler makes it larger, say to how much"
             " (--cluster.grows-to-cpus, --cluster.grows-to-gpus)"
         )
-    beside = pool.beside.actors * pool.beside.cpus if pool.beside and len(datasets) > 1 else 0.0
-    for dataset, limit in zip(datasets, (free / world - beside, beside), strict=False):
-        options = dataset.context.execution_options
-        options.resource_limits = options.resource_limits.copy(cpu=limit)
+    return free

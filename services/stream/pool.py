@@ -44,8 +44,9 @@ class Pool:
         take no logical CPU: one always finds room, even where actors that came back after a node's
         death hold all that is left, and would else wait for its rows, and it for their CPUs.
     beside: actors on CPUs that work at the same time as those with GPUs; None for none.
-    head_start: steps that a consumer whose rows only have to be read reads itself, while Ray lays
-        its tasks down and starts their processes: seconds in which nothing would come.
+    head_start: steps that a consumer makes itself while Ray lays its tasks down and starts their
+        processes: seconds in which nothing would come. Where actors on CPUs augment, it makes so
+        many at most, and no more than it can while they start; where actors on GPUs do, none.
     grows_to_cpus, grows_to_gpus: what the cluster may come to have, with nodes that its autoscaler
         starts for actors that wait; 0 for what it has.
     """
@@ -76,6 +77,12 @@ class Pool:
             raise InvalidInputError(
                 f"head_start is {self.head_start}, a stream's own process can read 0 steps or more"
             )
+
+    @property
+    def threads(self) -> int:
+        """Of an actor: those of a pool that have a fraction of a core each would else fight for the
+        same ones."""
+        return max(1, math.floor(self.cpus))
 
     @property
     def all_actors(self) -> int:

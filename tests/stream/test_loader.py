@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from services.errors import CursorMismatchError, InvalidInputError
+from services.stream.augmentation import take_threads
 from services.stream.batch import StreamBatch, of_share
 from services.stream.fetch import fetch_share
 from services.stream.loader import Stream, resume_step
@@ -107,3 +109,15 @@ def test_the_meter_counts_what_was_delivered(world: Any) -> None:
     flow = stream.meter.snapshot()
     assert flow.rows == delivered == len(world.ids)
     assert (flow.steps, flow.state) == (EPOCH_STEPS, "finished")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_threads_that_one_takes_are_its_own(number: int) -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=take_threads, initargs=(number,)) as taker:
+        # Of a later call, too: torch sets threads up when they first do something.
+        taker.submit(torch.ones(100).sum).result()
+        assert taker.submit(torch.get_num_threads).result() == number
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == before
+    assert torch.get_num_threads() == before

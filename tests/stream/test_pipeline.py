@@ -25,7 +25,7 @@ from services.errors import CapacityError, IntegrityError, InvalidInputError, No
 from services.plan.epoch import OrderSpec
 from services.stream import forget
 from services.stream.cluster import connect
-from services.stream.loader import Stream
+from services.stream.loader import Stream, head_steps
 from services.stream.pipeline import build, reserve
 from services.stream.pool import Beside, Pool
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
@@ -174,14 +174,17 @@ def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) 
         assert all(same(a, b) for a, b in zip(here, own, strict=True))
 
 
-@pytest.mark.parametrize("head_start", [0, 1, 5, 27, 28])
+@pytest.mark.parametrize(
+    ("recipe", "head_start"),
+    [*(("crop", head_start) for head_start in (0, 1, 5, 27, 28)), ("finetune", 5)],
+)
 def test_a_head_start_changes_no_batch_and_reads_no_shard_twice(
-    world: Any, tmp_path: Path, head_start: int
+    world: Any, tmp_path: Path, recipe: str, head_start: int
 ) -> None:
-    request = world.request("crop", cache_dir=str(tmp_path))
+    request = world.request(recipe, cache_dir=str(tmp_path))
     stream = Stream(request, start=2, stop=29, rank=1, world=2, pool=Pool(head_start=head_start))
     there = list(stream)
-    here = list(Stream(world.request("crop"), start=2, stop=29, rank=1, world=2))
+    here = list(Stream(world.request(recipe), start=2, stop=29, rank=1, world=2))
     assert [b.step for b in there] == list(range(2, 29))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
     size = sum(shard.bytes for shard in world.datasets["tiny"].shards)
@@ -200,6 +203,21 @@ def _held(folder: Path) -> list[str]:
     """Files under a folder that this process maps."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return [line.split()[-1] for line in maps if str(folder) in line]
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(0.0, 16), (0.5, 0)])
+def test_a_head_start_before_actors_is_what_one_process_can_do_meanwhile(
+    world: Any, gpus: float, most: int
+) -> None:
+    for recipe, tokenadapt, rows in (("finetune", "", 16_384), ("finetune", "t", 1024)):
+        request = replace(world.request(recipe), tokenadapt=tokenadapt)
+        for batch in (28, 2800, 280_000):
+            order = replace(request.rows.order, global_batch_rows=batch, block_rows=batch // 4)
+            larger = replace(request, rows=replace(request.rows, order=order))
+            steps = head_steps(larger, 2, Pool(head_start=16, gpus=gpus))
+            assert steps <= most
+            assert not most or steps == 1 or steps * batch / 2 <= rows
+            assert steps in (0, 16) or (steps + 1) * batch / 2 > rows
 
 
 def test_a_stream_that_is_left_in_its_head_start_ends(world: Any) -> None:
@@ -255,7 +273,7 @@ def test_a_recipe_that_only_cuts_needs_no_actors(world: Any) -> None:
 def test_an_actor_that_dies_comes_back_and_is_counted(world: Any) -> None:
     request = world.request("finetune")
     here = list(Stream(request, stop=120))
-    stream = Stream(request, stop=120, pool=Pool(actors=1), prefetch=1)
+    stream = Stream(request, stop=120, pool=Pool(actors=1, head_start=0), prefetch=1)
     there, killed = [], set[int]()
     for batch in stream:
         there.append(batch)

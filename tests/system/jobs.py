@@ -26,6 +26,7 @@ class Job:
     """A consumer that goes on by as many steps as it is told to.
 
     ip: of the node on which it runs. share_lag: 0 for a stream of its own.
+    head_start: steps that it makes itself; of the others, all who work for it may be killed.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Job:
         place: tuple[int, int] = (0, 1),
         ip: str = "127.0.0.2",
         share_lag: int = 0,
+        head_start: int = 0,
     ) -> None:
         folder.mkdir(exist_ok=True)
         write_request(request, folder / "request.json")
@@ -47,7 +49,12 @@ class Job:
         self._log = (folder / "job.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, str(JOB), *words, str(actors), "0.5", *map(str, place)],
-            env={**made.environment, "SEIT_TEST_IP": ip, "SEIT_TEST_SHARE_LAG": str(share_lag)},
+            env={
+                **made.environment,
+                "SEIT_TEST_IP": ip,
+                "SEIT_TEST_SHARE_LAG": str(share_lag),
+                "SEIT_TEST_HEAD_START": str(head_start),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -86,7 +86,8 @@ def main() -> None:
         import ray
 
         ray.init(address=address, _node_ip_address=os.environ["SEIT_TEST_IP"], log_to_driver=False)
-        pool = Pool(actors=int(actors), cpus=float(cpus))
+        head_start = int(os.environ["SEIT_TEST_HEAD_START"])
+        pool = Pool(actors=int(actors), cpus=float(cpus), head_start=head_start)
         lag = int(os.environ.get("SEIT_TEST_SHARE_LAG", "0"))
         sharing = Sharing(lag, 30.0) if lag else None
     stream = Stream(

@@ -42,10 +42,15 @@ def test_processes_killed_three_times_in_a_row_change_no_batch(
     assert (flow.state, flow.steps) == ("stopped", STEPS)
 
 
+@pytest.mark.parametrize("head_start", [0, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_node_that_dies_and_one_that_joins_change_no_batch(
-    ray_cluster: Cluster, token_stream: StreamRequest, undisturbed: list[str], tmp_path: Path
+    ray_cluster: Cluster,
+    token_stream: StreamRequest,
+    undisturbed: list[str],
+    tmp_path: Path,
+    head_start: int,
 ) -> None:
-    job = Job(ray_cluster, token_stream, tmp_path)
+    job = Job(ray_cluster, token_stream, tmp_path, head_start=head_start)
     found = job.take(5)
     ray_cluster.kill("127.0.0.3")
     ray_cluster.start("127.0.0.4", 2, "--address", ray_cluster.address)

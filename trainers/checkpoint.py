@@ -14,7 +14,7 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -81,9 +81,16 @@ class Checkpoints:
         """The checkpoint of `step`. Raises: NotFoundError, FormatError."""
         return load_checkpoint(self._store, _name(step), device)
 
-    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> None:
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        best: bool = False,
+        after: Callable[[], object] = lambda: None,
+    ) -> None:
         """Copy the state now and write it in the background, to best.pt as well if it is the best.
 
+        after: returns when what must stand before the checkpoint does; called in the background.
         Waits for the write before this one, and raises what went wrong with that.
         """
         self.wait()
@@ -94,7 +101,7 @@ class Checkpoints:
                 for name in ("model", "ema", "optimizer", "rng")
             },
         )
-        self._pending = self._writer.submit(self._write, copy, best)
+        self._pending = self._writer.submit(self._write, copy, best, after)
 
     def wait(self) -> None:
         """Return when everything handed to `save` stands on the store; raises what went wrong."""
@@ -109,7 +116,8 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
 
-    def _write(self, checkpoint: Checkpoint, best: bool) -> None:
+    def _write(self, checkpoint: Checkpoint, best: bool, after: Callable[[], object]) -> None:
+        after()
         plain = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **plain}, buffer)

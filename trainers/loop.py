@@ -325,7 +325,7 @@ class _Trainer:
             "optimizer": self._optimizer.state_dict(),
         }
         state = whole(state, keep=context.rank == 0)
-        if context.rank == 0:
+        if self._recorder is not None:
             self._checkpoints.save(
                 Checkpoint(
                     **state,
@@ -336,6 +336,7 @@ class _Trainer:
                     metrics=dict(self._metrics),
                 ),
                 best=best,
+                after=self._recorder.standing(),
             )
 
     def _newest(self) -> int:

@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -82,6 +82,18 @@ class Recorder:
         if now - self._uploaded_at >= _UPLOAD_SECONDS:
             self._uploaded_at = now
             self._pending = self._uploads.submit(self._upload)
+
+    def standing(self) -> Callable[[], object]:
+        """`flush` now, whenever the last upload was; what returns once all so far is in the folder.
+
+        A checkpoint waits for it: who goes on from there records nothing of the steps before.
+        """
+        self.flush()
+        if self._uploads is None:
+            return lambda: None
+        self._uploaded_at = time.monotonic()
+        self._pending = self._uploads.submit(self._upload)
+        return self._pending.result
 
     def _upload(self) -> None:
         """Put what grew; a failure is logged, and what is missing goes with the next upload."""

@@ -95,7 +95,7 @@ def test_the_best_outlives_a_death_between_any_two_files(
         improved, best = score > best, max(best, score)
         saved = replace(state(step), metrics={"score": score, "best": best})
         with suppress(KeyboardInterrupt):
-            checkpoints._write(saved, improved)
+            checkpoints._write(saved, improved, lambda: None)
         if left <= 0:
             break
     monkeypatch.undo()

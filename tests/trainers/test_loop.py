@@ -84,6 +84,31 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+class KilledAfterTheLastCheckpoint(ToyTask):
+    def lacks(self, out: str) -> bool:
+        os._exit(9)
+
+
+def _killed_at_the_end(out: str) -> None:
+    train(classify_run(Path(out)), context(), KilledAfterTheLastCheckpoint())
+
+
+def test_figures_of_a_checkpoint_stand_when_it_does(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(classify_run(whole), context(), ToyTask())
+    process = mp.get_context("spawn").Process(target=_killed_at_the_end, args=(str(killed),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    train(classify_run(killed), context(), ToyTask())
+    first, second = (
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (whole, killed)
+    )
+    assert second == first
+    assert [line["step"] for line in first if "validation_loss" in line] == [PER_EPOCH, TOTAL]
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     run = classify_run(tmp_path)
     figures = train(run, context(), ToyTask())

@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.errors import StoreError
 from services.shards.objectstore import ObjectStore
 from services.shards.store import open_store
 from services.wire.seit import v1 as wire
 from trainers import progress
+from trainers.checkpoint import Checkpoint, Checkpoints
 from trainers.progress import FlowFile, Recorder
 
 
@@ -71,6 +73,32 @@ def test_a_recorder_goes_on_where_the_checkpoint_stands(out: str) -> None:
     second.close()
     assert steps_at(out) == [1, 2, 3, 4, 5, 6]
     assert len(store.list("tensorboard")) == 2
+
+
+def test_what_a_checkpoint_waits_for_is_all_that_was_recorded(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, go = ObjectStore.write, threading.Event()
+
+    def slow(self: ObjectStore, path: str, data: bytes) -> None:
+        if "checkpoints" not in self.url:
+            assert go.wait(timeout=60)
+        write(self, path, data)
+
+    recorder = Recorder(out, start=0)
+    monkeypatch.setattr(ObjectStore, "write", slow)
+    checkpoints = Checkpoints(out, keep=1)
+    for step in range(1, 4):  # long before the time of the next upload
+        recorder.record(step, {"loss": 1.0 / step})
+    checkpoints.save(
+        Checkpoint(3, {}, None, {}, torch.zeros(1, 1), b"", "", {}), after=recorder.standing()
+    )
+    assert checkpoints.steps() == []  # the step is not held up, the checkpoint is
+    go.set()
+    checkpoints.close()
+    assert checkpoints.steps() == [3]
+    assert steps_at(out) == [1, 2, 3]
+    recorder.close()
 
 
 def test_an_upload_that_fails_is_told_and_made_up_for(

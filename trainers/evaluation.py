@@ -279,10 +279,15 @@ def accepted(classes: Sequence[str], known: Sequence[str], by_name: ClassMap | N
     """(G, C) bool: whether the answer c is right for rows of the data's class g.
 
     by_name: None where classes of the data are called as the model's. A class that it leaves out
-    accepts nothing, and its rows count nowhere.
+    accepts nothing, and its rows count nowhere. A name of several of the model's classes (ImageNet
+    has two cranes) accepts them all, but where the data's classes are the model's one by one.
     Raises: InvalidInputError for a class that the model does not know.
     """
-    number = {name: at for at, name in enumerate(known)}
+    if by_name is None and tuple(classes) == tuple(known):
+        return torch.eye(len(known), dtype=torch.bool)
+    number: dict[str, list[int]] = {}
+    for at, name in enumerate(known):
+        number.setdefault(name, []).append(at)
     table = torch.zeros(len(classes), len(known), dtype=torch.bool)
     for group, name in enumerate(classes):
         for right in [name] if by_name is None else by_name.get(name, ()):

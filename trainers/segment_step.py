@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions.png"
 """File of a finished run: pictures of the validation split, their masks, and the model's."""
 REPORT = "report.json"
-"""File of a finished run: its last figures, and the IoU of each class by name."""
+"""File of a finished run: its last figures, and the IoU of each class by name; by name and number
+where several classes have one name."""
 
 
 def segment_worker(config: SegmentRun, place: Place) -> dict[str, float]:
@@ -166,7 +167,7 @@ class SegmentTask(PlainTask):
         occurs = (either > 0).tolist()
         self._by_class = {
             name: value
-            for name, value, there in zip(self._classes, each, occurs, strict=False)
+            for name, value, there in zip(_told_apart(self._classes), each, occurs, strict=False)
             if there
         }
         mean = sum(self._by_class.values()) / max(1, len(self._by_class))
@@ -232,6 +233,14 @@ class SegmentTask(PlainTask):
                 return load_tokenizer(read_asset(root, data.dataset, asset))
         logger.info("dataset %r has no tokenizer: predictions are drawn alone", data.dataset)
         return None
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with its number behind each that several classes have."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(names)
+    ]
 
 
 def confusion(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:

@@ -103,3 +103,10 @@ def test_classes_are_matched_by_name_and_not_by_number() -> None:
         accepted(["a", "d"], ["a", "b", "c"], None)
     with pytest.raises(InvalidInputError, match="names none of the 2 classes"):
         accepted(["a", "b"], ["a", "b"], {"x": ["a"]})
+
+
+def test_classes_of_one_name_are_told_apart_where_the_data_are_the_models() -> None:
+    known = ("crane", "heron", "crane")
+    assert accepted(known, known, None).tolist() == torch.eye(3).bool().tolist()
+    elsewhere = accepted(["heron", "crane"], known, None)
+    assert elsewhere.tolist() == [[False, True, False], [True, False, True]]

@@ -126,6 +126,20 @@ def test_the_loss_is_the_mean_over_pixels_of_rows_that_exist(tmp_path: Path, see
     assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_classes_of_one_name_count_each_by_itself(tmp_path: Path) -> None:
+    logits, masks = drawn(0, 4)
+    found = []
+    for names in (CLASSES, ("a", "b", "b")):
+        task = SegmentTask(run(tmp_path, pictures=0), SPEC, names)
+        task.evaluate(Fixed(logits, logits), batch(masks, [1.0] * 4))
+        figures = task.validated(1)
+        task.export(nn.Identity(), str(tmp_path), figures)
+        found.append((figures, json.loads((tmp_path / "report.json").read_text())["iou"]))
+    (told, by_letter), (same, by_name) = found
+    assert same == told
+    assert by_name == dict(zip(("a", "b (1)", "b (2)"), by_letter.values(), strict=True))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_iou_is_counted_over_the_whole_split_each_row_once(tmp_path: Path, seed: int) -> None:
     logits, masks = drawn(seed, 6)

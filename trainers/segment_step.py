@@ -18,7 +18,7 @@ from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from services.types import IGNORED
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import load_export
+from trainers.checkpoint import checkpoint_steps, load_export
 from trainers.config import refuse_deterministic_gpu
 from trainers.context import Place
 from trainers.loop import train
@@ -27,7 +27,7 @@ from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, enlarged,
 from trainers.ranks import sum_over_ranks
 from trainers.segment_config import SegmentRun
 from trainers.segment_pictures import draw_predictions
-from trainers.streams import open_context, settle
+from trainers.streams import ALONE, open_context, settle
 from trainers.task import PlainTask
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,14 @@ def segment_worker(config: SegmentRun, place: Place) -> dict[str, float]:
 
 
 def settle_segment(run: SegmentRun) -> SegmentRun:
-    """As `trainers.streams.settle`; the model's sizes are refused here, too."""
+    """As `trainers.streams.settle`; the model's sizes, and what it starts from, are refused here,
+    too."""
     refuse_deterministic_gpu(run)
     settled = settle(run)
-    context = open_context(settled, Place(rank=0, world=1, device=torch.device("cpu")))
-    SegmentTask(settled, context.spec, context.classes)
+    context = open_context(settled, ALONE)
+    task = SegmentTask(settled, context.spec, context.classes)
+    if settled.model.init and not checkpoint_steps(settled.out):
+        task.build_model(fresh=True)
     return settled
 
 

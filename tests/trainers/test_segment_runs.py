@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,22 @@ def test_a_run_goes_from_shards_to_a_model_that_another_starts_from(
     tensors, about = load_export(str(root / "first"))
     assert json.loads(about["classes"]) == list(CLASSES)
     assert "encoder.blocks.3.attn.qkv.weight" in tensors
-    again = ("--model.input", inputs, "--model.init", str(root / "first"))
+    init = ("--model.init", str(root / "first"))
+    again = ("--model.input", inputs, *init)
     assert segment(root, "second", *again) == 0
+    shutil.rmtree(root / "first")
+    assert segment(root, "second", *again) == 0  # a run that stands does not need it any more
+
+
+def test_a_model_to_start_from_that_does_not_fit_is_refused_before_anything_is_written(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert segment(root, "first", "--loop.epochs", "1") == 0
+    init = ("--model.init", str(root / "first"))
+    with caplog.at_level(logging.ERROR):
+        assert segment(root, "second", *init, "--model.width", "32") == 2
+    assert "the model's is" in caplog.text
+    assert not (root / "second").exists()
 
 
 @pytest.mark.parametrize(
@@ -70,4 +85,4 @@ def test_what_cannot_be_trained_is_refused_with_code_2(
     with caplog.at_level(logging.ERROR):
         assert segment(root, "run", *argv) == 2
     assert says in caplog.text
-    assert not (root / "run" / "model.safetensors").exists()
+    assert not (root / "run").exists()

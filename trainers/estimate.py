@@ -7,7 +7,8 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from trainers.checkpoint import MODEL
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,13 @@ def in_seeds(count: int) -> str:
 
 
 def names_of(urls: Sequence[str]) -> list[str]:
-    """What runs are called: the last part of where they lie, numbered where it repeats."""
-    last = [Path(url.rstrip("/")).stem for url in urls]
-    return [n if last.count(n) == 1 else f"{n}-{at}" for at, n in enumerate(last, start=1)]
+    """What runs are called, no two alike: the last part of where they lie, numbered where it
+    repeats. A run's exported file is called as its folder."""
+    folders = (url.rstrip("/").removesuffix(f"/{MODEL}") for url in urls)
+    last = [folder.rpartition("/")[2].removesuffix(".safetensors") for folder in folders]
+    numbered = [f"{name}-{at}" for at, name in enumerate(last, start=1)]
+    found = [n if last.count(n) == 1 else m for n, m in zip(last, numbered, strict=True)]
+    return found if len(set(found)) == len(found) else numbered
 
 
 def by_seed(names: Sequence[str]) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.estimate import by_seed, estimate
+from trainers.estimate import by_seed, estimate, names_of
 
 _ARMS = st.dictionaries(
     st.from_regex(r"[a-z]{1,3}(-[a-z0-9]{1,4})?", fullmatch=True).filter(lambda n: "seed" not in n),
@@ -42,6 +42,27 @@ def test_names_without_a_seed_stand_for_themselves() -> None:
     }
     # One of the same name without a seed is none of them.
     assert by_seed(["a-seed0", "a", "a-seed1"]) == {"a-seed*": [0, 2], "a": [1]}
+
+
+@given(st.lists(st.from_regex(r"([ab]/)?[ab](\.[12])?(-[12])?", fullmatch=True), max_size=6))
+def test_no_two_runs_are_called_alike(urls: list[str]) -> None:
+    names = names_of(urls)
+    assert len(set(names)) == len(urls)
+    for url, name in zip(urls, names, strict=True):
+        last = url.rpartition("/")[2]
+        assert name == last or name.rpartition("-")[0] == last
+
+
+def test_runs_are_called_as_their_folders() -> None:
+    urls = (
+        "s3://b/lr0.1-seed0/",
+        "runs/lr0.1-seed1",
+        "lr0.2-seed0/model.safetensors",
+        "x.safetensors",
+    )
+    names = names_of(urls)
+    assert names == ["lr0.1-seed0", "lr0.1-seed1", "lr0.2-seed0", "x"]
+    assert by_seed(names) == {"lr0.1": [0, 1], "lr0.2-seed0": [2], "x": [3]}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from services.augment.tokenadapt import TokenAdapt
@@ -21,6 +20,7 @@ from trainers.charts import Curve, draw_curves, draw_storage, read_curve
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig
 from trainers.recipes.tokenadapt import tokenadapt_tiny
+from trainers.reports import as_text
 
 
 def write_pictures(out: Path, images: Path, dataset: str, seeds: int) -> list[Path]:
@@ -99,10 +99,7 @@ def closing_table(out: Path, dataset: str, seeds: int, seconds: dict[str, float]
     for name, spent in seconds.items():
         table.add_row(f"time of {name}", f"{spent:.0f} s")
     table.add_row("time in all", f"{sum(seconds.values()):.0f} s")
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+    return as_text(table)
 
 
 def _runs(out: Path, kind: str, seeds: int) -> list[Path]:

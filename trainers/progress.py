@@ -23,6 +23,7 @@ from services.errors import SeitError, StoreError
 from services.shards.store import open_store
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import METRICS
+from trainers.reports import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,4 @@ def closing_table(title: str, figures: Mapping[str, float]) -> str:
     table = Table("figure", "value", title=title)
     for name, value in figures.items():
         table.add_row(name, f"{value:,.4f}" if value % 1 else f"{value:,.0f}")
-    console = Console(width=72)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+    return as_text(table, width=72)

@@ -22,9 +22,12 @@ def machine() -> dict[str, object]:
     return about
 
 
-def as_text(*tables: Table) -> str:
-    """Tables as the terminal, or a file, shows them."""
-    console = Console(width=100)
+def as_text(*tables: Table, width: int = 100) -> str:
+    """Tables as the terminal, or a file, shows them; names in them are never read as markup.
+
+    width: of the text (characters).
+    """
+    console = Console(width=width, markup=False, emoji=False)
     with console.capture() as captured:
         for table in tables:
             console.print(table)

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from services.errors import InvalidInputError
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.charts import Curve, draw_curves, read_curve
 from trainers.program import RESUMES, program
+from trainers.reports import as_text
 from trainers.scenes import ScenesConfig, write_scenes
 
 logger = logging.getLogger(__name__)
@@ -157,10 +157,7 @@ def _table(runs: dict[str, list[Path]], seconds: dict[str, float]) -> str:
             f"{statistics.mean(one['validation_pixel_accuracy'] for one in right):.1%}",
             f"{statistics.mean(seconds[folder.name] for folder in folders):.0f}",
         )
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+    return as_text(table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from trainers.charts import draw_bars
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig, ViewConfig
 from trainers.program import program
+from trainers.reports import as_text
 from trainers.tokenadapt_compare import METHODS, OPERATIONS, Comparison, Pairs, report
 from trainers.views import unit_range
 
@@ -197,10 +197,7 @@ def table(told: Mapping[str, Any]) -> str:
             )
         shown.add_row("", "true tokens, decoded", "100.0%", f"{found['tokenizer']['psnr_db']:.2f}")
         shown.add_section()
-    console = Console(width=100, file=sys.stderr)
-    with console.capture() as captured:
-        console.print(shown)
-    return captured.get().rstrip()
+    return as_text(shown)
 
 
 def _draw(told: Mapping[str, Any], path: Path) -> None:

@@ -92,7 +92,8 @@ def draw_recipe(request: GalleryRequest, path: Path) -> RecipeConfig:
     decode = _Decoder(_tokenizer(request.tokenizer, root, loaded, codebook))
     adapt = None
     if request.tokenadapt:
-        adapt = TokenAdapt.from_bytes(read_url(request.tokenadapt)).resized(grid, crop).eval()
+        weights = TokenAdapt.from_bytes(read_url(request.tokenadapt))
+        adapt = weights.resized(grid, config.crop).eval()
 
     rows, ids, labels = _read(request, root, loaded)
     columns = [("stored", decode(ids))]

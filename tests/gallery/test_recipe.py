@@ -165,6 +165,19 @@ def test_a_recipe_of_ones_own(
     assert "random crop" in ended.out
 
 
+def test_tokenadapt_takes_the_crop_that_a_recipe_names(
+    root: Path, tokenadapt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"crop": [4, 4], "adapt": {"share": 0.5}}))
+    named = GalleryRequest(str(root), "small", str(file), tokenadapt=str(tokenadapt), rows=[1, 5])
+    found = dict(drawn(monkeypatch, named, tmp_path / "named.png"))
+    file.write_text(json.dumps({"adapt": {"share": 0.5}}))
+    given = dict(drawn(monkeypatch, replace(named, crop=4), tmp_path / "given.png"))
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[title], given[title]) for title in found)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

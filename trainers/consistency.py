@@ -33,7 +33,7 @@ from services.plan.epoch import OrderSpec
 from services.shards.store import absolute_url, open_store, read_url
 from services.stream.pictures import PictureSet, PictureStream
 from services.types import FloatArray, IntArray
-from trainers.charts import COLOURS, save_figure
+from trainers.charts import COLOURS, literal, save_figure
 from trainers.data_config import require
 from trainers.picture_config import PicturesConfig, PixelRun
 from trainers.picture_streams import TRAIN, split_pictures
@@ -232,7 +232,7 @@ def _draw(classes: Sequence[str], scores: Scores, path: Path) -> Path:
             axis = figure.add_subplot(grid[line, place])
             axis.set_axis_off()
             name = classes[picture.label]
-            axis.set_title(f"{name[:12]}: {scores.probability[row]:.2f}", fontsize=7)
+            axis.set_title(f"{literal(name[:12])}: {scores.probability[row]:.2f}", fontsize=7)
             try:
                 axis.imshow(read_picture(picture.path, 64, 64).transpose(1, 2, 0))
             except InvalidInputError:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from trainers.charts import COLOURS, save_figure
+from trainers.charts import COLOURS, literal, save_figure
 from trainers.estimate import Estimate, by_seed, estimate, spread_of
 from trainers.evaluation import Tally
 
@@ -128,12 +128,12 @@ def draw_confusion(name: str, tally: Tally, path: Path) -> Path:
     axis.set_xlabel("answered")
     axis.set_ylabel("true class")
     title = f"{name}: {tally.share(tally.top1):.1%} top-1 on {tally.rows:,} rows"
-    axis.set_title("\n".join(textwrap.wrap(title, 60)), fontsize=10)
+    axis.set_title(literal("\n".join(textwrap.wrap(title, 60))), fontsize=10)
     return save_figure(figure, path)
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 18, placeholder="…") if len(name) > 18 else name
+    return literal(textwrap.shorten(name, 18, placeholder="…") if len(name) > 18 else name)
 
 
 def robustness_table(
@@ -213,7 +213,8 @@ def draw_robustness(
                 [c.severity for c in steps],
                 [100 * each.mean for each in found],
                 [100 * each.error for each in found] if len(arm) > 1 else None,
-                **{"color": colour, "fmt": "o-", "markersize": 4, "capsize": 2, "label": name},
+                **{"color": colour, "fmt": "o-", "markersize": 4, "capsize": 2},
+                label=literal(name),
             )
         axis.set_title(kind.replace("_", " "), fontsize=10)
         axis.set_xlabel("severity (0: clean)")
@@ -222,7 +223,7 @@ def draw_robustness(
         for colour, (at, (name, arm)) in zip(cycle(COLOURS), enumerate(arms.items()), strict=False):
             values = [100 * top1(c, arm).mean for c in shifted]
             place = np.arange(len(shifted)) + (at - (len(arms) - 1) / 2) * width
-            axes[-1].bar(place, values, 0.92 * width, color=colour, label=name)
+            axes[-1].bar(place, values, 0.92 * width, color=colour, label=literal(name))
         axes[-1].set_xticks(range(len(shifted)), [c.title for c in shifted])
         axes[-1].set_title("shifted pictures", fontsize=10)
     axes[0].set_ylabel("top-1 (%)")

@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from services.types import IGNORED, FloatArray, MaskArray
+from trainers.charts import literal
 
 _DPI = 130
 _NAMED = 24  # classes of a legend
@@ -60,7 +61,9 @@ def draw_predictions(
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(title, fontsize=8)
-    patches = [Patch(color=colours[value], label=classes[value][:24]) for value in named[:_NAMED]]
+    patches = [
+        Patch(color=colours[value], label=literal(classes[value][:24])) for value in named[:_NAMED]
+    ]
     figure.legend(handles=patches, loc="lower center", ncol=columns, fontsize=7, frameon=False)
     bottom = (0.22 * legend_rows + 0.12) / height
     figure.subplots_adjust(0.55 / width, bottom, 0.995, 0.985, 0.04, 0.04)

@@ -32,7 +32,7 @@ from services.plan.draws import hash_key
 from services.shards.store import absolute_url, open_store, read_url
 from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
-from trainers.charts import save_figure
+from trainers.charts import literal, save_figure
 from trainers.data_config import require
 from trainers.estimate import by_seed, estimate, names_of, spread_of
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
@@ -233,8 +233,8 @@ def _draw(panels: Sequence[Sequence[Panel]], classes: Sequence[str], out: Path) 
     for axis, panel in zip(axes.flat, (p for line in panels for p in line), strict=True):
         for label, title in enumerate(classes[:_SHOWN_CLASSES]):
             own = panel.points[panel.labels == label]
-            axis.scatter(own[:, 0], own[:, 1], s=7, color=colours(label), label=title)
-        axis.set_title(panel.title, fontsize=9)
+            axis.scatter(own[:, 0], own[:, 1], s=7, color=colours(label), label=literal(title))
+        axis.set_title(literal(panel.title), fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from trainers.evaluate_report import accuracy_tables
+from trainers.evaluate_report import Condition, accuracy_tables, draw_confusion, draw_robustness
 from trainers.evaluation import Tally
 from trainers.progress import closing_table
 from trainers.reports import as_text
+from trainers.segment_pictures import draw_predictions
 
 _NAMES = st.text("[/]:=b\\", min_size=1, max_size=12)
 
@@ -30,3 +34,16 @@ def test_classes_of_any_name_stand_in_the_table_of_an_evaluation() -> None:
     (total, worst) = accuracy_tables(["run[/]"], [Tally(names, names, counts, *counts[:2])])
     shown = as_text(total, worst)
     assert all(name in shown for name in (*names, "run[/]"))
+
+
+def test_dollars_in_names_make_no_formula_of_them(tmp_path: Path) -> None:
+    names = ("$a^b$", "x $^$ y", r"5\$ or 6$")
+    counts = np.eye(3, dtype=np.int64)
+    tally = Tally(names, names, counts, *counts[:2])
+    drawn = [draw_confusion("$^$", tally, tmp_path / "confusion.png")]
+    found = [Condition(kind, kind, 0, [tally]) for kind in ("clean", "sketch")]
+    samples = {"gaussian_noise": [torch.zeros(3, 8, 8)]}
+    drawn.append(draw_robustness(["$^$"], found, samples, tmp_path / "robustness.png"))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    mask = np.arange(3, dtype=np.uint8).repeat(3).reshape(1, 3, 3)
+    assert draw_predictions(None, mask, mask, names).startswith(b"\x89PNG")

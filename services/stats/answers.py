@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from services.stats.written import Written, adapter
 from services.wire.seit import v1 as wire
 
-API_VERSION = "1.2.0"
+API_VERSION = "1.3.0"
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 _MEDIA = {
@@ -85,7 +85,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     403: {"model": wire.Problem, "description": "the token lacks the role that this needs"},
     404: {"model": wire.Problem, "description": "no such dataset, version, split, row or run"},
     409: {"model": wire.Problem, "description": "what stands there is damaged, or too new"},
-    422: {"model": wire.Problem, "description": "a value outside its valid range"},
+    422: {"model": wire.Problem, "description": "a parameter not taken, or a value not valid"},
     429: {"model": wire.Problem, "description": "too many requests of this client"},
     503: {"model": wire.Problem, "description": "the storage does not answer"},
 }

@@ -30,7 +30,7 @@ from services.stats.decoding import Decoder
 from services.stats.guard import Guard, Rates
 from services.stats.kept import Kept
 from services.stats.metrics import Measured, Metrics
-from services.stats.parameters import CATALOG, CLUSTER, FOLDERS, STREAMS, FromParts, Parts
+from services.stats.parameters import CATALOG, CLUSTER, FOLDERS, STREAMS, Exact, FromParts, Parts
 from services.stats.samples import Rows
 from services.stats.streams import Streams, open_runs
 
@@ -38,7 +38,7 @@ _GZIP_FROM_BYTES = 1024
 _THREADS = 8  # that make answers: more would only keep each other from Python's lock
 _SWITCH_SECONDS = 0.0005  # after which a thread at work lets the one go on that sends answers
 
-operation = APIRouter(tags=["operation"])
+operation = APIRouter(tags=["operation"], route_class=Exact)
 
 
 def create_app(

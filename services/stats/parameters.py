@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,10 +12,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
 
+from services.errors import InvalidInputError
 from services.stats.catalog import Catalog
 from services.stats.cluster import RayCluster
 from services.stats.decoding import Decoder
+from services.stats.paging import names
 from services.stats.samples import Rows
 from services.stats.streams import Streams
 
@@ -33,6 +37,39 @@ class Parts:
     cluster: RayCluster
     rows: Rows
     decoder: Decoder
+
+
+class Exact(APIRoute):
+    """A route that refuses a query with a parameter that it does not take, or takes only once.
+
+    Passed over, a misspelt `limit` or `version` would be a wrong answer that looks right.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        taken = [one.alias for one in self.dependant.query_params]
+
+        async def exact(request: Request) -> Response:
+            if request.query_params:
+                given = Counter(name for name, _ in request.query_params.multi_items())
+                _check_names(self.path, given, taken)
+            return await handle(request)
+
+        return exact
+
+
+def _check_names(path: str, given: Mapping[str, int], taken: list[str]) -> None:
+    unknown = [repr(name) for name in given if name not in taken]
+    if unknown:
+        raise InvalidInputError(
+            f"{path} takes {', '.join(taken) or 'none'} in its query, and not {names(unknown)}:"
+            " correct the name, or leave it out"
+        )
+    twice = [repr(name) for name, times in given.items() if times > 1]
+    if twice:
+        raise InvalidInputError(
+            f"{names(twice)} is given twice, and {path} takes one value of it: leave the other out"
+        )
 
 
 def at_once(route: Callable[..., Response]) -> Callable[..., Awaitable[Response]]:

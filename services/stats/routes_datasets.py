@@ -18,6 +18,7 @@ from services.stats.parameters import (
     FOLDERS,
     STREAMS,
     Cursor,
+    Exact,
     Few,
     Limit,
     Name,
@@ -28,7 +29,7 @@ from services.stats.parameters import (
 )
 from services.wire.seit import v1 as wire
 
-router = APIRouter(prefix="/v1/datasets", tags=["what stands"])
+router = APIRouter(prefix="/v1/datasets", tags=["what stands"], route_class=Exact)
 
 
 @router.get("", response_model=wire.DatasetList, responses=example(wire.DatasetList))

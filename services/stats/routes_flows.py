@@ -16,6 +16,7 @@ from services.stats.parameters import (
     CLUSTER,
     STREAMS,
     Cursor,
+    Exact,
     Limit,
     Parts,
     State,
@@ -23,7 +24,7 @@ from services.stats.parameters import (
 )
 from services.wire.seit import v1 as wire
 
-router = APIRouter(prefix="/v1", tags=["what flows"])
+router = APIRouter(prefix="/v1", tags=["what flows"], route_class=Exact)
 
 
 @router.get("/streams", response_model=wire.StreamList, responses=example(wire.StreamList))

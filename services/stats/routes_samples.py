@@ -12,11 +12,11 @@ from services.stats.answers import answer, holds, tagged
 from services.stats.decoding import PLAIN, VIEWS
 from services.stats.examples import example
 from services.stats.paging import Page, parse_cursor
-from services.stats.parameters import Cursor, Few, FromParts, Name, Split, Version
+from services.stats.parameters import Cursor, Exact, Few, FromParts, Name, Split, Version
 from services.stats.samples import check_view, default_split
 from services.wire.seit import v1 as wire
 
-router = APIRouter(prefix="/v1/datasets/{name}/samples", tags=["samples"])
+router = APIRouter(prefix="/v1/datasets/{name}/samples", tags=["samples"], route_class=Exact)
 
 _PNG = "image/png"
 SplitPart = Annotated[str, InPath(max_length=63, description="split", examples=["train"])]

@@ -35,10 +35,13 @@ _HINTS = {
 def install(app: FastAPI, places: Mapping[str, str]) -> None:
     """Make every error of `app` a problem document; none shows a trace.
 
+    The handlers are coroutines, though they await nothing: Starlette would run plain functions in
+    the threads that routes wait for the storage in, and a 404 would wait with them.
+
     places: addresses that are the operator's own, and what stands for them in an answer.
     """
 
-    def on_seit_error(request: Request, error: Exception) -> Response:
+    async def on_seit_error(request: Request, error: Exception) -> Response:
         status = next(status for kind, status in _STATUS if isinstance(error, kind))
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             logger.error("%s: %s", request.url.path, error)
@@ -70,7 +73,7 @@ def problem(
     return Response(_ADAPTER.dump_json(document), status, headers, media_type=PROBLEM_MEDIA)
 
 
-def _on_invalid_request(request: Request, error: Exception) -> Response:
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = "; ".join(
         f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
@@ -78,14 +81,14 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
     return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
 
 
-def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers) if error.headers else None
     return problem(request, status, _HINTS.get(status, str(error.detail)), headers)
 
 
-def _on_defect(request: Request, error: Exception) -> Response:
+async def _on_defect(request: Request, error: Exception) -> Response:
     logger.error("%s: a defect of this service", request.url.path, exc_info=error)
     return problem(
         request, HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of this service; its log has more"

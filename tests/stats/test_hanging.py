@@ -74,6 +74,17 @@ def test_probes_and_pages_do_not_wait_for_the_storage(hanging: str) -> None:
         assert get(hanging + path, 10) == 200
 
 
+def test_a_refusal_does_not_wait_for_the_storage(hanging: str) -> None:
+    """All threads of the pool are taken: what is answered was answered without one."""
+    for path, status in (
+        ("/nothing", 404),
+        ("/assets/none", 404),
+        ("/v1/datasets?limit=0", 422),
+        ("/v1/datasets?limt=5", 422),
+    ):
+        assert get(hanging + path, 10) == status
+
+
 def test_readers_that_wait_together_do_not_look_one_after_another() -> None:
     """However old a view may be: whoever came before a look began takes what it found."""
     looked: list[bool] = []

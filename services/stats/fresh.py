@@ -28,8 +28,9 @@ class Fresh(Generic[T]):
     """What `look` found, never older than `seconds`; where a look takes longer, no older than its
     reader's question. Safe to share by threads.
 
-    look: asked by one thread at a time; given whether a reader waits for it. What it raises, the
-    reader that waits hears; beside the readers it is logged, and the view serves until it is old.
+    look: asked by one thread at a time; given whether a reader waits for it. What it raises, all
+    readers hear who wait for it; beside the readers it is logged, and the view serves until it is
+    old.
     clock: seconds, monotonic.
     """
 
@@ -45,11 +46,13 @@ class Fresh(Generic[T]):
         self._number = 0  # of the look that found the view
         self._stamp = 0
         self._found: T | None = None
+        self._failures = 0
+        self._failure: Exception | None = None  # of the look before, if it failed
 
     def get(self) -> T:
         """The view; waits only where there is none that is young enough."""
         with self._lock:
-            come = self._begun
+            come, failures = self._begun, self._failures
         found, _ = self._now(self._seconds)
         if found is not None:
             return found
@@ -59,6 +62,8 @@ class Fresh(Generic[T]):
                 # It was looked for since this reader came: more it cannot ask for, and if each of
                 # those that wait looked again, the last would wait for the looks of all.
                 found = self._found
+            if found is None and self._failure is not None and self._failures > failures:
+                raise self._failure  # while this reader waited: another look would wait as long
             return self._again(waited=True) if found is None else found
 
     def at_hand(self) -> T | None:
@@ -95,9 +100,15 @@ class Fresh(Generic[T]):
         began = self._clock()  # what changes while one looks may be missing from the view
         with self._lock:
             self._begun += 1
-        found = self._look(waited)
+        try:
+            found = self._look(waited)
+        except Exception as error:
+            with self._lock:
+                self._failures, self._failure = self._failures + 1, error
+            raise
         changed = self._found is None or found != self._found
         with self._lock:
             self._stamp += changed
             self._found, self._at, self._number = found, began, self._begun
+            self._failure = None
         return found

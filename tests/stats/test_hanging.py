@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import uvicorn
 
+from services.errors import StoreError
 from services.settings import load_settings
 from services.shards.store import LocalStore, Names, Store
 from services.stats.app import create_app
@@ -115,3 +116,47 @@ def test_readers_that_wait_together_do_not_look_one_after_another() -> None:
     assert len(looked) == 2
     go.release()
     assert fresh.get() == 3, "who comes later asks anew"
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["a reader looks", "nobody waits at first"])
+def test_readers_that_wait_for_a_look_that_fails_share_its_failure(beside: bool) -> None:
+    """Each would else wait for the dead storage itself, one after another."""
+    now, dead = 0.0, beside is False
+    begun, go, come = threading.Semaphore(0), threading.Semaphore(0), threading.Semaphore(0)
+    looked: list[bool] = []
+
+    def look(waited: bool) -> str:
+        if not dead:
+            return "found"
+        looked.append(waited)
+        begun.release()
+        assert go.acquire(timeout=PATIENCE)
+        raise StoreError("no answer")
+
+    def clock() -> float:
+        come.release()
+        return now
+
+    fresh = Fresh(look, 10, clock)
+    with ThreadPoolExecutor(WAITING) as pool:
+        readers = []
+        if beside:  # a view that is not young any more is looked at again while it serves
+            assert fresh.get() == "found"
+            dead, now = True, 9.0
+            assert fresh.get() == "found"
+        else:
+            readers.append(pool.submit(fresh.get))
+        assert begun.acquire(timeout=PATIENCE)
+        now = 11.0
+        while come.acquire(blocking=False):
+            pass  # of the readers before
+        others = [pool.submit(fresh.get) for _ in range(WAITING - 1)]
+        for _ in others:
+            assert come.acquire(timeout=PATIENCE)
+        go.release(WAITING)
+        for one in (*readers, *others):
+            with pytest.raises(StoreError, match="no answer"):
+                one.result()
+    assert looked == [not beside]
+    dead = False
+    assert fresh.get() == "found", "who comes later asks anew"

@@ -44,8 +44,11 @@ const asked = () => {
   return token ? { headers: { authorization: `Bearer ${token}` } } : {};
 };
 
+// The answer as it comes, also one that refuses.
+export const sent = (path) => fetch(path, asked());
+
 export const fetched = async (path) => {
-  const answer = await fetch(path, asked());
+  const answer = await sent(path);
   if (answer.ok) return answer;
   const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
   throw Object.assign(new Error(problem.detail), { status: answer.status });
@@ -65,14 +68,16 @@ export const picture = async (image, path) => {
 };
 
 export const tokenForm = (again, wrong) => {
-  const input = make("input", { type: "password", autocomplete: "off", required: true });
+  // What cannot stand in a header would be an error of the browser, which nothing here could mend.
+  const input = make("input", { type: "password", autocomplete: "off", required: true,
+    pattern: "\\s*[!-~]+\\s*", title: "the one word that `seit token` has shown" });
   const form = make("form", { class: "card controls" },
     make("label", {}, "This service asks for a token (`seit token` makes them)", input),
     make("button", {}, "Go on"),
     wrong && sessionStorage.getItem(TOKEN) ? make("p", { role: "alert" }, wrong) : null);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem(TOKEN, input.value);
+    sessionStorage.setItem(TOKEN, input.value.trim());
     again();
   });
   return form;

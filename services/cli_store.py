@@ -218,7 +218,15 @@ class Renumber:
                 self.dataset,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        out.print(tables.manifest_view(loaded))
+        if loaded is None:
+            out.print(
+                f"{self.dataset}: nothing to renumber, as it uses all of its codes, or has no rows;"
+                " no version was made",
+                markup=False,
+                soft_wrap=True,
+            )
+        else:
+            out.print(tables.manifest_view(loaded))
         return 0
 
 

@@ -45,20 +45,22 @@ def renumber_dataset(
     *,
     compression_level: int = layout.DEFAULT_COMPRESSION_LEVEL,
     progress: Progress | None = None,
-) -> LoadedManifest:
-    """Commit the next version, in which ids are positions among the codes that any split uses.
+) -> LoadedManifest | None:
+    """Commit the next version, in which ids are positions among the codes that any split uses; None
+    where that is all of them (or none, without a row): there is nothing to do then.
 
     Every shard is written anew, a few at a time; earlier versions stay. Its tokenizer, where it
     stands with the dataset, knows these codes alone, so that further pictures can be appended.
 
-    Raises InvalidInputError where all codes are used, or columns were added (they belong to the
-    shards as they are); CommitConflictError if another version came meanwhile. Nothing is
-    committed then.
+    Raises InvalidInputError where columns were added (they belong to the shards as they are);
+    CommitConflictError if another version came meanwhile. Nothing is committed then.
     """
     loaded = load_manifest(root, dataset)
     manifest, codes = loaded.manifest, loaded.spec.codes
     used = used_codes(_counts(manifest, codes))
-    _check(manifest, used, codes)
+    if not 0 < len(used) < codes:
+        return None
+    _refuse_columns(manifest)
     assets = _narrow_assets(root, manifest, used)
     spec = replace(loaded.spec, codes=len(used))
     total = sum(len(split.shards) for split in manifest.splits)
@@ -96,19 +98,14 @@ def _counts(manifest: wire.Manifest, codes: int) -> IntArray:
     return counts
 
 
-def _check(manifest: wire.Manifest, used: IntArray, codes: int) -> None:
-    name = f"dataset {manifest.dataset!r} version {manifest.version}"
-    if not 0 < len(used) < codes:
-        raise InvalidInputError(
-            f"{name} uses {len(used)} of its {codes} codes: there is nothing to renumber"
-        )
+def _refuse_columns(manifest: wire.Manifest) -> None:
     shards = [shard for split in manifest.splits for shard in split.shards]
     columns = {column.name for shard in shards for column in shard.columns}
     if columns:
         raise InvalidInputError(
-            f"{name} has the added columns {', '.join(sorted(columns))}, which belong to its"
-            " shards as they are: nothing was changed; drop them (seit drop-column), renumber, and"
-            " add them again"
+            f"dataset {manifest.dataset!r} version {manifest.version} has the added columns"
+            f" {', '.join(sorted(columns))}, which belong to its shards as they are: nothing was"
+            " changed; drop them (seit drop-column), renumber, and add them again"
         )
 
 

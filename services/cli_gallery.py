@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from services.cli_store import Dataset, Root, Version, standing
+from services.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Gallery:
     split: Annotated[str, tyro.conf.arg(help="split of the samples")] = "train"
     version: Version = None
     rows: Annotated[
-        tuple[int, ...],
+        tuple[str, ...],  # tyro does not say which of several words is no number
         tyro.conf.arg(metavar="ROW", help="numbers of the samples in the split, from 0"),
     ] = ()
     count: Annotated[
@@ -68,7 +69,7 @@ class Gallery:
             crop=self.crop,
             tokenizer=self.tokenizer,
             tokenadapt=self.tokenadapt,
-            rows=self.rows,
+            rows=[_row(text) for text in self.rows],
             count=self.count,
             seed=self.seed,
         )
@@ -77,3 +78,13 @@ class Gallery:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
         out.print(f"drawn in {self.out}", markup=False, highlight=False, soft_wrap=True)
         return 0
+
+
+def _row(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"rows holds {text!r}, expected numbers of samples in the split, counted from 0, such"
+            " as --rows 0 17 42: nothing was drawn; correct it, or leave --rows out for some of all"
+        ) from error

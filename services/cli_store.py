@@ -28,8 +28,8 @@ from tyro.conf import Positional
 
 from services import cli_tables as tables
 from services.errors import InvalidInputError, NotFoundError
-from services.shards.manifest import file_sizes, load_manifest
-from services.shards.store import Entry, LocalStore, Store, open_store
+from services.shards.manifest import DATASETS, file_sizes, load_manifest
+from services.shards.store import Entry, Store, open_store, refuse_missing
 
 Root: TypeAlias = Annotated[
     Positional[str],
@@ -335,10 +335,9 @@ def _read_classes(path: Path | None) -> list[str]:
 
 
 def standing(url: str) -> Store:
-    """The root at `url`. A folder that is not there is a typing error rather than an empty root."""
+    """The root at `url`. Raises: InvalidInputError; NotFoundError for a folder that is missing."""
     root = open_store(url)
-    if isinstance(root, LocalStore) and not Path(root.url or "/").is_dir():
-        raise NotFoundError(f"there is no folder {root.url}: give the one that holds the datasets")
+    refuse_missing(root, DATASETS)
     return root
 
 

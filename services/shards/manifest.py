@@ -32,7 +32,7 @@ from services.errors import (
 from services.shards.checked import NamedFile, read_checked
 from services.shards.coefficient_stats import add_stats
 from services.shards.grid_hashes import PICTURES, join_hashes
-from services.shards.store import Store
+from services.shards.store import Store, refuse_missing
 from services.shards.validate import MANIFEST_FORMATS, check_manifest, check_name, format_of
 from services.wire.seit import v1 as wire
 
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 Rebase = Callable[["LoadedManifest"], wire.Manifest]
 
 VERSIONS = "versions"
+DATASETS = f"the datasets (NAME/{VERSIONS}/…, as `seit ingest` writes them)"
+"""What a root is expected to hold, in words."""
 VERSION_FILE = re.compile(rf"{VERSIONS}/([0-9]{{8}})\.json")
 MAX_SKIPPED = 10_000
 """Pictures that could not be read which a manifest names; `Intake.unreadable` counts all."""
@@ -147,6 +149,7 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
     if version is None:
         versions = list_versions(root, dataset)
         if not versions:
+            refuse_missing(root, DATASETS)
             raise NotFoundError(
                 f"no dataset {dataset!r} at {root.url}; there are: "
                 f"{', '.join(list_datasets(root)) or 'none'}"
@@ -155,6 +158,7 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
     try:
         return _load(root.child(check_name(dataset)), dataset, version)
     except NotFoundError as error:
+        refuse_missing(root, DATASETS)
         raise NotFoundError(
             f"dataset {dataset!r} at {root.url} has no version {version}; there are: "
             f"{list_versions(root, dataset) or 'none'}"

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import xxhash
 
-from services.errors import InvalidInputError, StoreError
+from services.errors import InvalidInputError, NotFoundError, StoreError
 from services.shards.retry import RetryCounter, RetryPolicy
 
 T = TypeVar("T")
@@ -341,3 +341,12 @@ def read_url(url: str, **storage_options: Any) -> bytes:
     if not name:
         raise InvalidInputError(f"{url!r} names a folder, where a file is needed")
     return open_store((folder or "/") if separator else ".", **storage_options).read(name)
+
+
+def refuse_missing(store: Store, holds: str) -> None:
+    """Raise NotFoundError for a local folder that is not there: a typing error rather than an empty
+    one. holds: what it was expected to hold."""
+    if isinstance(store, LocalStore) and not os.path.isdir(store.url or "/"):
+        raise NotFoundError(
+            f"there is no folder {store.url}: give the folder, or the URL, that holds {holds}"
+        )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, SeitError
 from services.shards.retry import RetryPolicy
-from services.shards.store import Entry, LocalStore, Store, open_store
+from services.shards.store import Entry, LocalStore, Store, open_store, refuse_missing
 from services.stats.flows import (
     RUNNING,
     STALLED,
@@ -237,10 +237,7 @@ def open_runs(urls: Sequence[str]) -> list[Store]:
     there: a typing error rather than an empty one."""
     stores = [open_store(url, retry=_RETRY) for url in urls]
     for store in stores:
-        if isinstance(store, LocalStore) and not Path(store.url).is_dir():
-            raise NotFoundError(
-                f"there is no folder {store.url}: give a run's, or the one that holds the runs"
-            )
+        refuse_missing(store, "a run, or runs")
     return stores
 
 

@@ -186,6 +186,7 @@ def test_tokenadapt_takes_the_crop_that_a_recipe_names(
         (["small", "--crop", "7"], "does not fit"),
         (["small", "--rows", "2", "9"], "rows 0 to 8"),
         (["small", "--rows=-1"], "rows 0 to 8"),
+        (["small", "--rows", "2", "abc"], "rows holds 'abc', expected numbers of samples"),
         (["small", "--count", "0"], "1 to 64"),
         (["small", "--split", "test"], "no split"),
         (["smalls"], "no dataset"),

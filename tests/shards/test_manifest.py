@@ -88,7 +88,11 @@ def test_commit_and_load(store: Store, make_manifest, make_rows) -> None:
 
 
 def test_what_does_not_stand_is_named_with_what_does(root: Store, make_manifest) -> None:
-    with pytest.raises(NotFoundError, match="none"):
+    for version in (None, 1):
+        with pytest.raises(NotFoundError, match="there is no folder .* holds the datasets"):
+            load_manifest(root, "ds", version)
+    root.write("other/file", b"")
+    with pytest.raises(NotFoundError, match="there are: none"):
         load_manifest(root, "ds")
     commit(root, make_manifest(root, []))
     with pytest.raises(NotFoundError, match="there are: ds"):

@@ -97,6 +97,17 @@ BIG = ("--data.dataset", "big")
 MIXED = (*BIG, "--data.mixture", "small", "2", "--loop.grad-accum", "2")
 
 
+@pytest.mark.parametrize("version", [(), ("--data.version", "1")], ids=["newest", "named"])
+def test_a_root_that_is_not_there_is_said_before_anything_starts(
+    runs: Runs, tmp_path: Path, version: tuple[str, ...]
+) -> None:
+    missing = tmp_path / "dta"
+    assert runs(*BIG, *version, "--data.root", str(missing)) == 2
+    assert f"there is no folder {missing}: give the folder, or the URL, that holds" in runs.said
+    assert not runs.out.exists()
+    assert not missing.exists()
+
+
 def test_a_mixture_is_given_by_names_and_weights() -> None:
     argv = ["--data.dataset", "a", "--data.mixture", "b", "2", "c@3", "0.5", "--loop.seed", "4"]
     data = parse(MtmRun, RECIPES, argv).data

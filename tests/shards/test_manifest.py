@@ -89,7 +89,7 @@ def test_commit_and_load(store: Store, make_manifest, make_rows) -> None:
 
 def test_what_does_not_stand_is_named_with_what_does(root: Store, make_manifest) -> None:
     for version in (None, 1):
-        with pytest.raises(NotFoundError, match="there is no folder .* holds the datasets"):
+        with pytest.raises(NotFoundError, match=r"there is no folder .* holds the datasets"):
             load_manifest(root, "ds", version)
     root.write("other/file", b"")
     with pytest.raises(NotFoundError, match="there are: none"):

@@ -7,6 +7,7 @@ after an idle time, for 2 s at most.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import shlex
@@ -39,6 +40,18 @@ _PATHS = {
     "&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE",
     "jobs": "/api/jobs/",
 }
+
+_ODD = (
+    OSError,
+    http.client.HTTPException,  # another protocol, or an answer that was cut
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,  # a time that no number of ours can be
+    RecursionError,
+)
+"""The answers are another program's: whatever does not fit makes it unreachable."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,7 @@ class RayCluster:
             with ThreadPoolExecutor(len(_PATHS), thread_name_prefix="seit-ray") as pool:
                 answers = dict(zip(_PATHS, pool.map(self._ask, _PATHS.values()), strict=True))
             return _view(answers, now)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # The answers are another program's: whatever does not fit makes it unreachable.
+        except _ODD as error:
             reason = _reason(error)
             logger.info("the Ray dashboard is not reached: %s", reason)
             return View(wire.Cluster(state=UNREACHABLE, reason=reason, asked=now))

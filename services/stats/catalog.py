@@ -12,9 +12,9 @@ import logging
 import threading
 import time
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from services.errors import NotFoundError, SeitError, StoreError
@@ -75,7 +75,7 @@ class Catalog:
         self._changes = itertools.count(1)
         self._listing = Fresh(self._list, fresh_seconds, clock)
         self._lock = threading.Lock()  # for bookkeeping only, never held while storage is asked
-        self._loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._loading: dict[Key, Future[Facts]] = {}
         self._facts: OrderedDict[Key, Facts] = OrderedDict()
         self._held = 0  # their weight
         self._summaries: dict[Key, wire.DatasetSummary] = {}
@@ -205,17 +205,26 @@ class Catalog:
             if key in self._facts:
                 self._facts.move_to_end(key)
                 return self._facts[key]
-            loading = self._loading[name]
-        with loading:  # many requests for a version that is not in memory read it once
-            with self._lock:
-                if key in self._facts:
-                    return self._facts[key]
+            others = self._loading.get(key)
+            mine = self._loading.setdefault(key, Future())
+        if others is not None:
+            # Many requests for a version that is not in memory read it once; where the storage does
+            # not answer they hear so together, and do not wait for it one after another.
+            return others.result()
+        try:
             facts = self._work(load_facts, name, number)
             findings = standing_findings(facts)
+        except BaseException as error:
             with self._lock:
-                self._keep(key, facts)
-                self._summaries[key], self._findings[key] = facts.summary, findings
-            return facts
+                del self._loading[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            self._keep(key, facts)
+            self._summaries[key], self._findings[key] = facts.summary, findings
+            del self._loading[key]
+        mine.set_result(facts)
+        return facts
 
     def summary(self, name: str, version: int | None = None) -> wire.DatasetSummary:
         """One line about a version; the lines stay in memory where the manifests do not."""
@@ -329,8 +338,6 @@ class Catalog:
             for held in known:
                 for key in [key for key in held if not now.holds(key)]:
                     del held[key]
-            for name in self._loading.keys() - now.versions.keys():
-                del self._loading[name]
         self._orders.forget_others(now.versions)
         same = {
             name

@@ -7,7 +7,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import uvicorn
@@ -15,8 +16,10 @@ import uvicorn
 from services.errors import StoreError
 from services.settings import load_settings
 from services.shards.store import LocalStore, Names, Store
+from services.stats.apart import Here
 from services.stats.app import create_app
 from services.stats.catalog import Catalog
+from services.stats.facts import Facts, load_facts
 from services.stats.fresh import Fresh
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
@@ -160,3 +163,36 @@ def test_readers_that_wait_for_a_look_that_fails_share_its_failure(beside: bool)
     assert looked == [not beside]
     dead = False
     assert fresh.get() == "found", "who comes later asks anew"
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["no answer", "an answer"])
+def test_readers_that_wait_for_one_version_read_it_once(
+    root: Store, monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    """One patience for all of them where the storage does not answer, not one for each."""
+    write_dataset(root)
+    waiting, reads = threading.Semaphore(0), []
+
+    class Noted(Future[Facts]):
+        def result(self, timeout: float | None = None) -> Facts:
+            waiting.release()
+            return super().result(timeout)
+
+    class Slow(Here):
+        def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            if function is load_facts:
+                reads.append(args)
+                for _ in range(WAITING - 1):
+                    assert waiting.acquire(timeout=PATIENCE)
+                if dead:
+                    raise StoreError("no answer")
+            return super().__call__(function, *args, **kwargs)
+
+    monkeypatch.setattr("services.stats.catalog.Future", Noted)
+    catalog = Catalog(Slow(root), fresh_seconds=600, shard_limit=1000)
+    with ThreadPoolExecutor(WAITING) as pool:
+        readers = [pool.submit(catalog.facts, "digits") for _ in range(WAITING)]
+        told = {str(one.exception()) for one in readers}
+    assert told == {"no answer" if dead else "None"}
+    assert reads == [("digits", 1)]
+    catalog.close()

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import fsspec
 
 from services.errors import InvalidInputError, NotFoundError, StoreError
+from services.shards.parts import LARGE_BYTES, put_parts
 from services.shards.retry import EXISTS_STATUS, RetryCounter, RetryPolicy, http_status
 from services.shards.store import Entries, Entry, Names, Store, check_path
 
@@ -138,7 +139,18 @@ class ObjectStore(Store):
             return []
 
     def write(self, path: str, data: bytes) -> None:
-        self._run("write", path, lambda: self._files.pipe_file(self._full(path), data))
+        if self._in_parts(data):
+            self._put_parts("write", path, data)
+        else:
+            self._run("write", path, lambda: self._files.pipe_file(self._full(path), data))
+
+    def _in_parts(self, data: bytes) -> bool:
+        return self._scheme == "s3" and len(data) >= LARGE_BYTES
+
+    def _put_parts(self, verb: str, path: str, data: bytes, **condition: str) -> None:
+        bucket, _, key = self._full(path).partition("/")
+        call = partial(self._files.call_s3, Bucket=bucket, Key=key)
+        put_parts(call, partial(self._run, verb, path), data, condition)
 
     def create(self, path: str, data: bytes) -> bool:
         if self._run("create", path, lambda: self._put_new(path, data)):
@@ -149,6 +161,9 @@ class ObjectStore(Store):
 
     def _put_new(self, path: str, data: bytes) -> bool:
         try:
+            if self._in_parts(data):
+                self._put_parts("create", path, data, IfNoneMatch="*")
+                return True
             with _MEMORY_LOCK if self._scheme == "memory" else contextlib.nullcontext():
                 self._files.pipe_file(self._full(path), data, mode="create")
         except FileExistsError:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 Fault: TypeAlias = int | str
 _CODES = {
     403: "AccessDenied",
+    404: "NoSuchUpload",
     500: "InternalError",
     501: "NotImplemented",
     502: "BadGateway",

@@ -123,7 +123,8 @@ class ObjectStore(Store):
         entries = [
             Entry(name.lstrip("/")[cut:], int(info["size"]), _modified(info))
             for name, info in found.items()
-            if info["type"] == "file" and name.lstrip("/") != base
+            # Consoles and copying tools put an empty object `a/` where they make a folder.
+            if info["type"] == "file" and name.lstrip("/") != base and not name.endswith("/")
         ]
         return sorted(entries, key=lambda entry: entry.path)
 

@@ -10,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
+from services.shards.orphans import find_orphans
 from services.shards.retry import RetryPolicy
 from services.shards.store import Store, check_path, open_store
 
@@ -205,6 +207,21 @@ def test_a_server_that_looks_first_and_writes_later_is_noticed(faulty_s3, s3_sto
 def test_an_empty_folder_is_listed_by_one_request(faulty_s3, s3_store: Store) -> None:
     assert s3_store.list("nothing") == []
     assert faulty_s3.requests == 1
+
+
+def test_objects_that_stand_for_folders_are_no_files(
+    faulty_s3, s3_bucket: str, s3_store: Store
+) -> None:
+    """As consoles and tools that copy trees make them."""
+    files = fsspec.filesystem("s3", endpoint_url=faulty_s3.url, skip_instance_cache=True)
+    for folder in ("", "ds/", "ds/versions/", "ds/shards/of-a-tool/", "empty/"):
+        files.call_s3("put_object", Bucket=s3_bucket, Key=f"some/prefix/{folder}", Body=b"")
+    assert s3_store.list() == s3_store.list("ds") == s3_store.child("ds").list("versions") == []
+    s3_store.write("ds/shards/one", b"1")
+    assert s3_store.list() == ["ds/shards/one"]
+    assert s3_store.folders() == ["ds", "empty"]
+    assert find_orphans(s3_store, "ds", min_age_seconds=0)[0].path == "shards/one"
+    assert not s3_store.exists("ds/versions")
 
 
 def test_an_unreachable_server_is_a_store_error(s3_store: Store) -> None:

@@ -44,7 +44,7 @@ lock: .venv/.installed  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/pip install -q uv
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
-	.venv/bin/uv pip compile pyproject.toml --extra gcs --universal --python-version 3.11 \
+	.venv/bin/uv pip compile pyproject.toml --extra aws --extra gcs --universal --python-version 3.11 \
 	  -c requirements.lock --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  -o deploy/image.lock
 

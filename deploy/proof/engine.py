@@ -110,7 +110,8 @@ def make_base(docker: Engine, scratch: Path) -> None:
     root = scratch / "base"
     shutil.rmtree(root, ignore_errors=True)
     docker.run(
-        "debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates",
+        "debootstrap", "--variant=minbase",
+        "--include=python3,python3-venv,ca-certificates,openssh-client,rsync",
         "bookworm", str(root), _MIRROR,
     )  # fmt: skip
     shutil.copyfile(_CERTIFICATES, f"{root}{_CERTIFICATES}")

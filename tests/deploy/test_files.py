@@ -59,6 +59,27 @@ def test_the_launcher_file_fits_ray_s_own_schema() -> None:
         jsonschema.validate(config, schema)
 
 
+def test_the_image_holds_what_ray_s_launcher_runs_in_it() -> None:
+    """rsync to copy by, ssh and the API of AWS to start nodes by, and `ray` in a login shell."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    _, image = dockerfile.split("FROM ${BASE}\n", 1)
+    assert {"rsync", "openssh-client"} <= set(image.split())
+    provider = Path(ray.__file__).parent / "autoscaler/_private/aws"
+    asked = {
+        name.partition(".")[0]
+        for file in provider.glob("*.py")
+        for name in re.findall(r"^(?:import|from) ([a-z0-9_.]+)", file.read_text(), re.MULTILINE)
+    } - sys.stdlib_module_names
+    assert "boto3" in asked
+    pinned = {requirement.partition("==")[0] for requirement in entries(DEPLOY / "image.lock")}
+    assert asked <= pinned
+    (first,) = re.findall(r"PATH=([^: ]+):/usr/local/bin", image)
+    (line,) = re.findall(r"echo '(.+)' > /etc/profile\.d/\w+\.sh", image)
+    shell = f"PATH=/usr/bin; {line}; printf %s $PATH"  # as /etc/profile sets one, and reads others
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{first}:/usr/bin"
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_manifests_fit_what_kuberay_reads(path: Path) -> None:
     manifest = load(path)

@@ -73,9 +73,14 @@ class Seen:
 
 @contextmanager
 def served(
-    answers: Mapping[str, Any] | None = None, tls: tuple[Path, Path] | None = None
+    answers: Mapping[str, Any] | None = None,
+    tls: tuple[Path, Path] | None = None,
+    busy: int = 0,
 ) -> Iterator[Seen]:
-    """answers: by the path's beginning; JSON, or bytes as they are. Everything else gets BODY."""
+    """answers: by the path's beginning; JSON, or bytes as they are. Everything else gets BODY.
+
+    busy: the first requests, so many of them, get 503 instead.
+    """
     seen = Seen()
     told = answers or {}
 
@@ -89,7 +94,7 @@ def served(
             body = told[max(begun, key=len)] if begun else BODY
             plain = isinstance(body, bytes)
             body = body if plain else json.dumps(body).encode()
-            self.send_response(200)
+            self.send_response(503 if len(seen.requests) <= busy else 200)
             self.send_header("Content-Type", "text/plain" if plain else "application/json")
             self.send_header("Metadata-Flavor", "Google")
             self.send_header("Content-Length", str(len(body)))

@@ -90,6 +90,20 @@ def test_the_role_of_a_machine_is_asked_of_its_metadata_service(tmp_path: Path) 
     assert {one.headers["x-aws-ec2-metadata-token"] for one in others} == {"session"}
 
 
+def test_a_metadata_service_that_is_busy_is_asked_again_with_the_image_s_settings(
+    tmp_path: Path,
+) -> None:
+    dockerfile = (Path(__file__).resolve().parents[2] / "deploy/Dockerfile").read_text()
+    image = dict(re.findall(r"(AWS_METADATA_SERVICE_\w+)=(\d+)", dockerfile))
+    roles = "/latest/meta-data/iam/security-credentials/"
+    answers = {"/latest/api/token": b"session", roles: b"trainer", f"{roles}trainer": ROLE}
+    with served(answers, busy=3) as seen:
+        endpoint = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": seen.url}
+        done = read(tmp_path, AWS_ENDPOINT_URL_S3=seen.url, **REGION, **endpoint, **image)
+    assert done.stdout == BODY.decode(), done.stderr
+    assert seen.keys == {"role-key"}
+
+
 def test_the_role_of_a_service_account_is_had_for_its_token(tmp_path: Path) -> None:
     """As EKS gives it to pods (IRSA): a token in a file, which the STS service takes for keys."""
     (tmp_path / "token").write_text("i-am-the-pod")

@@ -34,6 +34,11 @@ _TRANSIENT_CODES = {
     "IncompleteBody",  # these three: what arrived at the server is not what was sent
     "BadDigest",
     "XAmzContentSHA256Mismatch",
+    "Throttling",  # these, with a status that says otherwise: of the service that gives out roles
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "IDPCommunicationError",
 }
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH}
 EXISTS_STATUS = 412

@@ -273,6 +273,19 @@ def test_manifest_survives_the_way_through_json() -> None:
     assert parse_manifest(dump_manifest(small_manifest())) == small_manifest()
 
 
+def test_a_manifest_of_before_its_later_fields_is_read() -> None:
+    old = json.loads(json.dumps(GOOD))
+    (split,) = old["splits"]
+    (shard,) = split["shards"]
+    hashed = [name for name in split if name not in ("name", "shards", "code_counts")]
+    places = old, shard, shard["labels"], split
+    later = ["message", "intakes"], ["columns"], ["packed"], hashed
+    for place, names in zip(places, later, strict=True):
+        for name in names:
+            del place[name]
+    assert parse_manifest(json.dumps(old).encode()) == small_manifest()
+
+
 @pytest.mark.parametrize("found", [3, 0, None, "1", 1.0, True, [1]])
 def test_format_is_looked_at_first(found: object) -> None:
     data = json.dumps({"format": found, "splits": "of another time"}).encode()

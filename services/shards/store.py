@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import xxhash
 
@@ -316,7 +316,7 @@ def open_store(url: str, *, retry: RetryPolicy | None = None, **storage_options:
                 f"{url!r} is a local folder and takes no storage options, got "
                 f"{sorted(storage_options)}: leave them out or name an object store"
             )
-        path = unquote(urlsplit(url).path) if separator else url
+        path = _path_of(url) if separator else url
         if not path or "\0" in path:
             raise InvalidInputError(f"{url!r} names no folder: give a path or a URL")
         return LocalStore(os.path.abspath(os.path.expanduser(path)), {}, policy)
@@ -328,6 +328,17 @@ def open_store(url: str, *, retry: RetryPolicy | None = None, **storage_options:
             + ", ".join(f"{name}://" for name in SCHEMES)
         )
     return ObjectStore(url, storage_options, policy)
+
+
+def _path_of(url: str) -> str:
+    """The path of a file:// URL; any sign may stand in it, `#` and `?` as they are or as %NN."""
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost"):
+        raise InvalidInputError(
+            f"{url!r} names the machine {host!r}, of which nothing can be read here: its rest names "
+            "another folder; write file:///PATH with three slashes, or a plain path"
+        )
+    return unquote(slash + path)
 
 
 def absolute_url(url: str) -> str:

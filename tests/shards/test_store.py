@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import pytest
@@ -122,6 +123,19 @@ def test_file_urls_and_plain_paths_are_the_same(tmp_path: Path) -> None:
     plain = open_store(str(tmp_path / "a b"))
     assert plain.read("x") == b"1"
     assert plain.local_path("x") == tmp_path / "a b" / "x"
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%23b"])
+def test_a_file_url_names_its_folder_to_the_last_sign(tmp_path: Path, name: str) -> None:
+    open_store(f"file://localhost{tmp_path}/{name}").write("x", b"1")
+    assert [folder.name for folder in tmp_path.iterdir()] == [unquote(name)]
+
+
+@pytest.mark.parametrize("url", ["file://data/tokens", "file://nas/data", "file://data"])
+def test_a_file_url_of_another_machine_is_refused(url: str) -> None:
+    """Most often it is a relative path, whose first folder would be lost."""
+    with pytest.raises(InvalidInputError, match=r"names the machine '\w+'.*file:///"):
+        open_store(url)
 
 
 def test_a_file_in_place_of_a_folder_is_an_error(root: Store) -> None:

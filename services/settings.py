@@ -2,22 +2,7 @@
 
 What belongs to a run stands in its command line; what belongs to the machine that runs it (where
 the cache may lie, how large it may grow) stands here.
-
-| variable | meaning | default |
-|---|---|---|
-| `SEIT_CACHE_DIR` | folder of the node's shard cache | `$XDG_CACHE_HOME/seit` or `~/.cache/seit` |
-| `SEIT_CACHE_BYTES` | most bytes that the cache may hold | `20G` |
-| `SEIT_STATS_FRESH_SECONDS` | longest time the stats service answers from one listing | `4.5` |
-| `SEIT_STATS_SHARDS` | shards whose descriptions the stats service keeps in memory | `200K` |
-| `SEIT_STATS_RUNS` | folders of runs whose streams it shows, separated by commas | none |
-| `SEIT_STATS_STREAM_BYTES` | bytes of what their ranks wrote that it keeps in memory | `64M` |
-| `SEIT_STATS_ANSWER_BYTES` | bytes of finished answers that it keeps in memory | `64M` |
-| `SEIT_STATS_RATE` | requests a second that one client may make | `1000` |
-| `SEIT_STATS_SECONDS` | longest time that one answer may take | `30` |
-| `SEIT_STATS_TOKENS` | file of tokens' hashes, by `seit token`; without it all may read | none |
-| `SEIT_STATS_RAY` | the Ray dashboard, `http://HOST:8265`, for jobs and actors | none |
-| `SEIT_STATS_TOKENADAPT` | TokenAdapt weights (path or URL) for the augmentation gallery | none |
-| `RAY_AUTH_TOKEN` | token of that cluster, where it wants one | none |
+docs/operations.md lists all of them, with meaning and default; a test holds it to this module.
 """
 
 from __future__ import annotations
@@ -35,7 +20,7 @@ _LIMIT = 2.0**63
 
 @dataclass(frozen=True)
 class Settings:
-    """What `load_settings` reads; the table above says what each field means."""
+    """What `load_settings` reads; docs/operations.md says what each field means."""
 
     cache_dir: Path
     cache_bytes: int

@@ -16,19 +16,15 @@ from torch import Tensor
 
 from services.augment.boxes import centre_boxes
 from services.augment.coefficients import channel_spread
-from services.augment.recipe import RECIPES
 from services.errors import FormatError, InvalidInputError
 from services.pictures import Picture
 from services.plan.epoch import OrderSpec
-from services.settings import load_settings
 from services.shards.manifest import load_manifest
 from services.shards.reader import find_split
 from services.shards.store import open_store
 from services.stream.augmentation import codebook_of
-from services.stream.loader import Stream
+from services.stream.opening import open_stream, token_request
 from services.stream.pictures import PictureSet, PictureStream
-from services.stream.request import RowsRequest, StreamRequest
-from services.stream.sources import pinned
 from services.tokens.codebook import Codebook
 from services.tokens.dct import DCT
 from services.tokens.tokenizer import TokenizerModel
@@ -169,16 +165,7 @@ def token_rows(
 
     Raises: NotFoundError; InvalidInputError where the dataset does not fit the model.
     """
-    store, settings = open_store(root), load_settings()
-    loaded = load_manifest(store, dataset, version)
-    rows = RowsRequest(
-        sources=(pinned(store, dataset, split, loaded.manifest.version),),
-        order=_order(rows_per_batch),
-        cache_dir=str(settings.cache_dir),
-        cache_bytes=settings.cache_bytes,
-        sequential=True,
-        coefficients=classifier.coefficients,
-    )
+    loaded = load_manifest(open_store(root), dataset, version)
     _check_spec(loaded.spec, classifier.spec, f"dataset {dataset!r}", classifier.url)
     classes = tuple(loaded.manifest.classes)
     if not classes:
@@ -187,13 +174,25 @@ def token_rows(
             " with labels, or import it with their names (seit import-release --classes)"
         )
     grid = (loaded.spec.grid_height, loaded.spec.grid_width)
-    recipe = RECIPES["eval"](loaded.spec, grid if whole else classifier.crop)
+    request = token_request(
+        root,
+        dataset,
+        split,
+        _order(rows_per_batch),
+        recipe="eval",
+        crop=grid if whole else classifier.crop,
+        version=loaded.manifest.version,
+        sequential=True,
+    )
     if classifier.coefficients:
-        recipe = replace(recipe, output="embeddings")
-    request = StreamRequest(rows, recipe)
+        request = replace(
+            request,
+            rows=replace(request.rows, coefficients=True),
+            recipe=replace(request.recipe, output="embeddings"),
+        )
 
     def batches() -> Iterator[Batch]:
-        for batch in Stream(request):
+        for batch in open_stream(request):
             there = torch.from_numpy(batch.rows >= 0)
             label = batch.label[there]
             if len(label) and int(label.min()) < 0:

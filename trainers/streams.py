@@ -20,7 +20,8 @@ from services.shards.reader import find_split
 from services.shards.store import Store, open_store
 from services.stream.batch import StreamBatch
 from services.stream.fetch import opened
-from services.stream.loader import Stream, resume_step
+from services.stream.loader import Stream
+from services.stream.opening import open_stream
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.stream.sources import pinned
 from services.types import UNLABELLED
@@ -239,25 +240,20 @@ def _open_training(
     augment_on: str | None,
     saved: bytes | None,
 ) -> Stream:
-    start = 0
-    if saved:
-        start, allowed = resume_step(request.rows, saved, allow)
-        for difference in allowed:
-            logger.warning("resumed as allowed: %s", difference)
-    probe = Stream(request, rank=place.rank, world=place.world)
-    return Stream(
+    return open_stream(
         request,
+        epochs=epochs,
+        saved=saved,
+        allow=allow,
         rank=place.rank,
         world=place.world,
-        start=start,
-        stop=epochs * probe.steps_per_epoch,
         pool=place.pool,
-        sharing=place.sharing,
         trainer_cpus=place.trainer_cpus,
+        sharing=place.sharing,
         augment_on=augment_on,
     )
 
 
 def _open_validation(request: StreamRequest, place: Place) -> Iterable[StreamBatch]:
     """Finite, in threads of this process: cutting the centre costs next to nothing."""
-    return Stream(request, rank=place.rank, world=place.world)
+    return open_stream(request, rank=place.rank, world=place.world)

@@ -53,6 +53,7 @@ class Stream:
         None for actors of the pool, or threads. The batches are the same.
 
     steps_per_epoch: of the whole splits, also where only a part of their rows is read.
+    spec, classes: of the data; label i is `classes[i]`.
 
     Raises: InvalidInputError where recipe, data and TokenAdapt do not belong together, or the
     recipe mixes labels and rows have none: nothing has been fetched then.
@@ -81,6 +82,7 @@ class Stream:
         _check_recipe(request, sources)
         plan = sources.plan
         self.steps_per_epoch = sources.steps_per_epoch
+        self.spec, self.classes = sources.spec, sources.classes
         stop = self.steps_per_epoch if stop is None else stop
         if not 0 <= start <= stop:
             raise InvalidInputError(

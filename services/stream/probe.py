@@ -6,23 +6,18 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from services.augment.recipe import recipe_named
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
-from services.settings import load_settings
-from services.shards.manifest import load_manifest
-from services.shards.store import open_store
 from services.stream.cluster import connect
 from services.stream.loader import Stream
+from services.stream.opening import token_request
 from services.stream.pool import Pool
-from services.stream.request import RowsRequest, StreamRequest
-from services.stream.sources import pinned
 
 _MOST_ROWS_PER_SECOND = 400_000
 """More than a stream of small grids gave anywhere: it ends by the clock, epochs' ends included."""
@@ -87,23 +82,19 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
             "augment_on is 'cuda', and this process sees no GPU: nothing was read; leave it out for"
             " actors or threads, or give cpu"
         )
-    root, settings = open_store(config.root), load_settings()
-    source = pinned(root, config.dataset, config.split)
-    spec = load_manifest(root, config.dataset, source.version).spec
-    rows = RowsRequest(
-        sources=(source,),
-        order=OrderSpec(0, config.batch, config.block, lanes=1, window_shards=16),
-        cache_dir=str(settings.cache_dir),
-        cache_bytes=settings.cache_bytes,
+    request = token_request(
+        config.root,
+        config.dataset,
+        config.split,
+        OrderSpec(0, config.batch, config.block, lanes=1, window_shards=16),
+        recipe=config.recipe,
+        crop=(config.crop, config.crop),
+        tokenadapt=config.tokenadapt,
     )
-    recipe = recipe_named(config.recipe, spec, (config.crop, config.crop))
-    if not config.tokenadapt:
-        recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
     pool = None
     if not config.no_ray:
         connect()
         pool = Pool(actors=config.actors, cpus=config.cpus, gpus=config.gpus)
-    request = StreamRequest(rows, recipe, config.tokenadapt)
     steps = max(1, math.ceil(_MOST_ROWS_PER_SECOND * config.seconds / config.batch))
     stream = Stream(request, stop=steps, pool=pool, augment_on=config.augment_on)
     end = float("inf")

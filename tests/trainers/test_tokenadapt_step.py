@@ -147,11 +147,7 @@ def test_crop_and_scale_must_fit_the_tokenizer(
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_recipes_say_what_they_are_for(name: str) -> None:
-    about = RECIPES[name].__doc__ or ""
-    assert f"--recipe {name}" in about
-    assert "Should reach:" in about
-    assert "Source:" in about
+def test_each_recipe_makes_a_run(name: str) -> None:
     assert parse(TokenAdaptRun, RECIPES, [f"--recipe={name}", "--out", "x"]).out == "x"
 
 

@@ -212,11 +212,7 @@ def test_no_pictures_to_validate_on_is_refused(tmp_path: Path, images: Path) -> 
     [(TokenizerRun, RECIPES, name) for name in sorted(RECIPES)]
     + [(VQGANRun, VQGAN_RECIPES, name) for name in sorted(VQGAN_RECIPES)],
 )
-def test_recipes_say_what_they_are_for(config: Any, recipes: Any, name: str) -> None:
-    about = recipes[name].__doc__ or ""
-    assert f"--recipe {name}" in about
-    assert "Should reach:" in about
-    assert "Source:" in about
+def test_each_recipe_makes_a_run(config: Any, recipes: Any, name: str) -> None:
     assert parse(config, recipes, [f"--recipe={name}", "--out", "x"]).out == "x"
 
 

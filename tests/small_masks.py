@@ -49,7 +49,12 @@ def make_rows(rng: np.random.Generator, rows: int) -> tuple[IdArray, MaskArray]:
 
 
 def write_masked(
-    root: Store, name: str = "scenes", counts: Sequence[int] = (9, 16, 7), *, masked: bool = True
+    root: Store,
+    name: str = "scenes",
+    counts: Sequence[int] = (9, 16, 7),
+    *,
+    masked: bool = True,
+    classes: Sequence[str] = CLASSES,
 ) -> Masked:
     """Commit a version with shards of `counts` rows, and one of 5 rows in validation."""
     rng = np.random.default_rng(2)
@@ -87,7 +92,7 @@ def write_masked(
             spec=SPEC,
             tokenizer_kind="vitvqgan",
             assets=[put_asset(root, name, "codebook", codebook().to_bytes())],
-            classes=list(CLASSES),
+            classes=list(classes),
             splits=[*splits["train"], *splits["validation"]],
         ),
     )

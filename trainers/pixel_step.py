@@ -24,6 +24,7 @@ from services.augment.mix import mixup, paste
 from services.errors import FormatError, InvalidInputError
 from services.plan.draws import Draws
 from services.stream.batch import StreamBatch
+from services.tokens.devices import on_device
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import load_export
@@ -39,7 +40,7 @@ from trainers.models.weights import load_published
 from trainers.picture_config import PixelModelConfig, PixelRun
 from trainers.picture_streams import open_pictures
 from trainers.task import PlainTask
-from trainers.views import to_device, unit_range
+from trainers.views import unit_range
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as in DeiT
 
@@ -104,8 +105,8 @@ class PixelTask(PlainTask):
         grid = (images.shape[2], images.shape[3])
         boxes = torch.from_numpy(resized_boxes(drawn, grid, crop.area, crop.aspect))
         flip = torch.from_numpy(draws.uniform("pixel.flip")[:, 0] < config.flip_probability)
-        cut = resize_crop(images, to_device(boxes, device), size)
-        flip = to_device(flip, device)[:, None, None, None]
+        cut = resize_crop(images, on_device(boxes, device), size)
+        flip = on_device(flip, device)[:, None, None, None]
         cut = torch.where(flip, cut.flip(3), cut).clamp(0, 1)
         block = self._config.order.block
         block = block if len(rows) % block == 0 else len(rows)
@@ -116,10 +117,10 @@ class PixelTask(PlainTask):
 
         def joined(name: str) -> Tensor:
             values = np.concatenate([getattr(choice, name) for _, choice in found])
-            return to_device(torch.from_numpy(values), device)
+            return on_device(torch.from_numpy(values), device)
 
         partner = torch.cat([torch.from_numpy(choice.partner + at) for at, choice in found])
-        partner = to_device(partner, device)
+        partner = on_device(partner, device)
         mixed = mixup(cut, cut[partner], joined("weight"))
         return paste(mixed, cut[partner], joined("boxes")), partner, joined("share")
 
@@ -141,7 +142,7 @@ def model_config(model: PixelModelConfig, classes: int) -> ClassifierConfig:
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, h, w) in [0, 1] -> the same with ImageNet's mean 0 and deviation 1."""
     mean, std = (
-        to_device(torch.tensor(values, dtype=images.dtype).view(3, 1, 1), images.device)
+        on_device(torch.tensor(values, dtype=images.dtype).view(3, 1, 1), images.device)
         for values in (_MEAN, _STD)
     )
     return (images - mean) / std
@@ -150,8 +151,8 @@ def normalised(images: Tensor) -> Tensor:
 def centre(images: Tensor, side: int) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> the centre, (N, 3, side, side), as the model reads it."""
     size = (images.shape[2], images.shape[3])
-    boxes = torch.from_numpy(centre_boxes(len(images), size, (side, side))).to(images.device)
-    return normalised(window(images, boxes, (side, side)))
+    boxes = torch.from_numpy(centre_boxes(len(images), size, (side, side)))
+    return normalised(window(images, on_device(boxes, images.device), (side, side)))
 
 
 def load_pixel_classifier(

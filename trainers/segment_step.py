@@ -127,16 +127,8 @@ class SegmentTask(PlainTask):
         return model
 
     def check(self, batch: StreamBatch) -> None:
-        classes = len(self._classes)
         if batch.mask is None:
             raise InvalidInputError(f"step {batch.step} came without masks: nothing to learn from")
-        unknown = (batch.mask >= classes) & (batch.mask != IGNORED)
-        if unknown.any():
-            raise InvalidInputError(
-                f"step {batch.step} holds a mask with the class {int(batch.mask[unknown][0])},"
-                f" valid are 0..{classes - 1} and {IGNORED}: masks and class names of the dataset"
-                " do not belong together; ingest it again"
-            )
 
     def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         logits, auxiliary = model(batch.inputs)
@@ -216,7 +208,7 @@ class SegmentTask(PlainTask):
         """(N, h, w) int64; rows that do not exist have no class anywhere."""
         assert batch.mask is not None
         there = batch.weight[:, None, None] > 0
-        return torch.where(there, batch.mask, batch.mask.new_tensor(IGNORED)).long()
+        return torch.where(there, batch.mask, IGNORED).long()
 
     @torch.no_grad()
     def _decoded(self, inputs: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ from services.augment.recipe import RECIPES
 from services.errors import FormatError, InvalidInputError
 from services.plan.draws import Draws
 from services.stream.batch import StreamBatch
+from services.tokens.devices import on_device
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import checkpoint_steps, load_export
 from trainers.config import ClassifyRun, MtmRun
@@ -124,10 +125,7 @@ class MtmTask(PlainTask):
     def _masks(self, batch: StreamBatch, ratio_draw: float) -> Masks:
         draws = Draws(self._config.loop.seed, batch.row_epochs, batch.rows)
         noise = torch.from_numpy(draws.uniform("mask", self.model_config.patch_count))  # (N, P)
-        device = batch.inputs.device
-        if device.type == "cuda":  # copied without waiting for the device
-            noise = noise.pin_memory().to(device, non_blocking=True)
-        return sample_masks(noise, ratio_draw, self.model_config)
+        return sample_masks(on_device(noise, batch.inputs.device), ratio_draw, self.model_config)
 
 
 class ClassifyTask(PlainTask):

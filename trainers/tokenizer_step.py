@@ -4,7 +4,6 @@ equation 1), and VQGAN's (Esser et al., 2021, equations 4 to 7)."""
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from services.plan.draws import Draws, hash_key
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch
 from services.tokens.codebook import count_codes, perplexity, revive_codes, token_spec
+from services.tokens.devices import on_device
 from services.tokens.tokenizer import save_tokenizer
 from services.tokens.vitvqgan import TokenizerOutput, ViTVQGAN, psnr
 from services.tokens.vqgan import VQGAN
@@ -33,9 +33,7 @@ from trainers.tokenizer_losses import (
     hinge_loss,
     load_perceptual,
 )
-from trainers.views import draw_views, to_device, unit_range
-
-logger = logging.getLogger(__name__)
+from trainers.views import draw_views, unit_range
 
 TOKENIZER = "tokenizer.safetensors"
 """File of a finished run: the tokenizer as `load_tokenizer` reads it."""
@@ -170,14 +168,13 @@ class TokenizerTask(PlainTask):
             )
             mine = torch.cat(latents) if latents else weight.new_empty(0, config.channels)
             candidates = _candidates(mine, config.codes, generator, world)
-            revived = revive_codes(weight, model.use, candidates, generator)
-            logger.debug("step %d: %d of %d codes revived", step, revived, config.codes)
+            revive_codes(weight, model.use, candidates, generator)
             model.use.zero_()
         _place_codes(model.tokenizer)
 
     def evaluate(self, model: nn.Module, batch: StreamBatch) -> Tensor:
         assert isinstance(model, Trainee)
-        self._chosen = self._chosen.to(batch.weight.device)
+        self._chosen = on_device(self._chosen, batch.weight.device)
         if not (batch.rows >= 0).any():
             return batch.weight.new_zeros(len(self.figures))
         images, _ = _existing(batch)
@@ -259,18 +256,22 @@ def _existing(batch: StreamBatch) -> tuple[Tensor, np.ndarray]:
     there = there if len(there) else np.zeros(1, np.int64)
     images = batch.inputs
     if len(there) < len(batch):
-        images = images[to_device(torch.from_numpy(there), images.device)]
+        images = images[on_device(torch.from_numpy(there), images.device)]
     return unit_range(images), batch.rows[there]
 
 
 def _candidates(latents_MD: Tensor, most: int, generator: torch.Generator, world: int) -> Tensor:
-    """Up to `most` of all ranks' latents, drawn without repetition; the same on every rank."""
-    count = torch.tensor(len(latents_MD))
-    counts = gather(count, latents_MD.device, world)  # (world,)
+    """Up to `most` of all ranks' latents, drawn without repetition; the same on every rank.
+
+    One rank alone waits for nothing; of several, each waits to know how many latents others have.
+    """
+    device, own = latents_MD.device, len(latents_MD)
+    if world == 1:
+        return latents_MD[on_device(torch.randperm(own, generator=generator)[:most], device)]
+    counts = gather(torch.tensor(own), device, world)  # (world,)
     picked = torch.randperm(int(counts.sum()), generator=generator)[:most]
-    begin = int(counts[: torch.distributed.get_rank()].sum()) if world > 1 else 0
-    mine = (picked >= begin) & (picked < begin + len(latents_MD))
+    begin = int(counts[: torch.distributed.get_rank()].sum())
+    mine = torch.nonzero((picked >= begin) & (picked < begin + own)).flatten()
     found = latents_MD.new_zeros(len(picked), latents_MD.shape[1])
-    device = latents_MD.device
-    found[mine.to(device)] = latents_MD[(picked[mine] - begin).to(device)]
+    found[on_device(mine, device)] = latents_MD[on_device(picked[mine] - begin, device)]
     return sum_over_ranks(found, world)

@@ -23,6 +23,7 @@ from services.augment.geometry import affine_matrices, warp
 from services.augment.mix import mixup
 from services.errors import InvalidInputError
 from services.plan.draws import Draws
+from services.tokens.devices import on_device
 from trainers.picture_config import ViewConfig
 
 
@@ -45,7 +46,7 @@ class Views:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = to_device(value, device) if isinstance(value, Tensor) else value
+            moved[field.name] = on_device(value, device) if isinstance(value, Tensor) else value
         return Views(**moved)
 
     def apply(self, map_NDHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -106,9 +107,3 @@ def draw_views(config: ViewConfig, draws: Draws, cells: tuple[int, int], block: 
 def unit_range(inputs: Tensor) -> Tensor:
     """Pictures as they travel (uint8, or float in [0, 1]) to float32 in [0, 1]."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
-
-
-def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """The same on another device, without waiting for it: to a GPU from page-locked memory."""
-    pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
-    return pinned.to(device, non_blocking=True)

@@ -43,6 +43,7 @@ from services.augment.tokenadapt import TokenAdapt, codebook_digest
 from services.errors import InvalidInputError
 from services.plan.draws import Draws
 from services.tokens.codebook import Codebook, Metric
+from services.tokens.devices import on_device
 from services.types import IntArray
 from services.wire.seit import v1 as wire
 
@@ -312,13 +313,6 @@ class Augmenter(nn.Module):
     def _lookup(self, ids: Tensor) -> Tensor:
         """Vectors of ids: (N, h, w) -> (N, D, h, w), in the channels-last memory order."""
         return F.embedding(ids.long(), self.codebook).permute(0, 3, 1, 2)
-
-
-def on_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """The same values on `device`; the host does not wait for a GPU, whatever it has in hand."""
-    if torch.device(device).type == "cuda" and not values.is_cuda:
-        values = values.pin_memory()  # a copy out of pageable memory would wait
-    return values.to(device, non_blocking=True)
 
 
 def plain_rows(config: AdaptConfig, rows: int) -> int:

@@ -27,7 +27,6 @@ from services.augment.augmenter import (
     chosen_matrices,
     cut_map,
     mixed_map,
-    on_device,
     piecewise_statistics,
 )
 from services.augment.boxes import choose_boxes
@@ -39,6 +38,7 @@ from services.augment.geometry import warp
 from services.errors import InvalidInputError
 from services.plan.draws import Draws
 from services.tokens.dct import DCT
+from services.tokens.devices import on_device
 from services.wire.seit import v1 as wire
 
 _LEAST_SPREAD = 0.5  # of a channel that the codebook has (almost) always at 0

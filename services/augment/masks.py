@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.augment.augmenter import ADAPT_CROP, chosen_matrices, plain_rows
+from services.augment.augmenter import ADAPT_CROP, as_tensor, chosen_matrices, plain_rows
 from services.augment.boxes import PLAIN_CROP, choose_boxes
 from services.augment.config import RecipeConfig
 from services.errors import InvalidInputError
 from services.plan.draws import Draws
+from services.tokens.devices import on_device
 from services.types import IGNORED
 
 Grid = tuple[int, int]
@@ -65,14 +66,17 @@ def _block(
 ) -> Tensor:
     plain = plain_rows(config.adapt, len(masks_NHW))
     boxes = choose_boxes(config.plain_crop, draws.take(slice(plain)), PLAIN_CROP, grid, config.crop)
-    parts = [sample(masks_NHW[:plain], torch.from_numpy(boxes), grid, size)]
+    parts = [sample(masks_NHW[:plain], as_tensor(boxes, masks_NHW), grid, size)]
     if plain < len(masks_NHW) and map_grid is not None:
         adapt, last = config.adapt, draws.take(slice(plain, None))
         scale = map_grid[0] // grid[0]
         out_map = config.crop[0] * scale, config.crop[1] * scale
         boxes = choose_boxes(adapt.crop, last, ADAPT_CROP, map_grid, out_map)
-        matrices = chosen_matrices(adapt, last, map_grid) if adapt.warps else None
-        parts.append(sample(masks_NHW[plain:], torch.from_numpy(boxes), map_grid, size, matrices))
+        matrices = None
+        if adapt.warps:
+            matrices = on_device(chosen_matrices(adapt, last, map_grid), masks_NHW.device)
+        boxes_n4 = as_tensor(boxes, masks_NHW)
+        parts.append(sample(masks_NHW[plain:], boxes_n4, map_grid, size, matrices))
     return torch.cat(parts)
 
 
@@ -86,15 +90,16 @@ def sample(
     """Masks (N, H, W) uint8 turned by `geometry.warp`'s matrices, then cut: (N, h, w) uint8.
 
     boxes_N4: (y, x, height, width) in `cells` (rows, columns) of the turned picture. size: (h, w).
+    All on one device.
     """
     device, (h, w) = masks_NHW.device, size
-    box = boxes_N4.to(device).double()[:, :, None]  # (N, 4, 1)
+    box = boxes_N4.double()[:, :, None]  # (N, 4, 1)
     # Where pixel centres lie in the turned picture, which spans -1 to 1.
     y = (box[:, 0] + (torch.arange(h, device=device) + 0.5) / h * box[:, 2]) / cells[0] * 2 - 1
     x = (box[:, 1] + (torch.arange(w, device=device) + 0.5) / w * box[:, 3]) / cells[1] * 2 - 1
     places = torch.stack([x[:, None, :].expand(-1, h, w), y[:, :, None].expand(-1, h, w)], dim=3)
     if matrices_N23 is not None:
-        turn = matrices_N23.to(device).double()
+        turn = matrices_N23.double()
         places = places @ turn[:, None, :, :2].mT + turn[:, None, None, :, 2]
     # Around the picture grid_sample reads 0, which stands for `IGNORED` here.
     shifted = (masks_NHW.float() - IGNORED)[:, None]

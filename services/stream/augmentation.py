@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import torch
 
-from services.augment.augmenter import Augmenter, on_device
+from services.augment.augmenter import Augmenter
 from services.augment.coefficients import CoefficientAugmenter
 from services.augment.masks import augment_masks
 from services.augment.tokenadapt import TokenAdapt
@@ -28,6 +28,7 @@ from services.stream.fetch import Share
 from services.stream.request import StreamRequest
 from services.tokens.codebook import Codebook
 from services.tokens.dct import DCT
+from services.tokens.devices import on_device
 from services.tokens.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)

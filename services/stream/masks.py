@@ -15,12 +15,13 @@ from services.types import IGNORED, MASK_COLUMN, IntArray, MaskArray
 class Masks:
     """Reads masks of rows by source, shard and row, as `Sources` reads their ids.
 
+    classes: how many there are; pixels are of one of them, or `IGNORED`.
     Raises: InvalidInputError where rows of a source have no mask, or tokens are no whole number of
     pixels.
     """
 
-    def __init__(self, readers: Sequence[DatasetReader]) -> None:
-        self._readers = readers
+    def __init__(self, readers: Sequence[DatasetReader], classes: int) -> None:
+        self._readers, self._classes = readers, classes
         for reader in readers:
             _check(reader)
         spec = readers[0].spec
@@ -38,6 +39,8 @@ class Masks:
 
         source, shard, inside: (N,) as `RowPlan.place` gives them; all is `IGNORED` where the shard
         is -1. boxes: (N, 4) (y, x, height, width) in tokens, of one size.
+        Raises: InvalidInputError for a pixel of a class that there is not: on a GPU, where a
+        trainer may have its masks, to look for one would make it wait in each step.
         """
         (down, across), (rows, columns) = self._pixels, self._grid
         kept = self._grid
@@ -51,11 +54,21 @@ class Masks:
             for at, data in zip(own.tolist(), stored, strict=True):
                 name = f"{reader.source.dataset}/{reader.split.name}, row {inside[at]} of a shard"
                 mask = decode_mask(bytes(data), rows * down, columns * across, name)
+                self._check_classes(mask, name)
                 if boxes is not None:
                     y, x, h, w = boxes[at].tolist()
                     mask = mask[y * down : (y + h) * down, x * across : (x + w) * across]
                 masks[at] = mask
         return masks
+
+    def _check_classes(self, mask: MaskArray, name: str) -> None:
+        unknown = mask[(mask >= self._classes) & (mask != IGNORED)]
+        if len(unknown):
+            raise InvalidInputError(
+                f"{name}: a mask with the class {unknown[0]}, valid are 0..{self._classes - 1} and"
+                f" {IGNORED}: masks and the {self._classes} class names of the dataset do not"
+                " belong together, and nothing was read; ingest it again"
+            )
 
     def bring(self, source: int, shard: int) -> None:
         """Fetch a shard's masks into the node's cache, or find them there."""

@@ -108,7 +108,7 @@ class Sources:
                     f"{request.name}: the datasets have other classes, or another order of them, so"
                     " that their masks would say different things; mix datasets of one class list"
                 )
-            self._masks = Masks(self._readers)
+            self._masks = Masks(self._readers, len(self.classes))
         self._coefficients = Coefficients(self._readers) if request.coefficients else None
         self._ahead = Ahead(self._bring)
         self._subsets = [

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.errors import FormatError, InvalidInputError
+from services.tokens.devices import on_device
 from services.tokens.weights import read_safetensors, read_torch, to_safetensors
 from services.types import MAX_CODES, IntArray
 from services.wire.seit import v1 as wire
@@ -251,15 +252,22 @@ def perplexity(counts_K: Tensor) -> float:
 @torch.no_grad()
 def revive_codes(
     weight_KD: Tensor, counts_K: Tensor, latents_MD: Tensor, generator: torch.Generator
-) -> int:
+) -> Tensor:
     """Give codes that were never chosen the place of encoder outputs, in `weight_KD` itself.
 
     counts_K: occurrences since the last call. latents_MD: encoder outputs of the batch, of which
     as many as there are unused codes are drawn without repetition with `generator` (which must
     live on the CPU, so that draws are the same on every device). Returns how many were replaced,
-    at most M.
+    at most M: () int64 on the codes' device, for which nothing waits.
     """
-    dead = torch.nonzero(counts_K == 0).flatten()[: len(latents_MD)]
-    picked = torch.randperm(len(latents_MD), generator=generator)[: len(dead)]
-    weight_KD[dead] = latents_MD[picked.to(latents_MD.device)].to(weight_KD.dtype)
-    return len(dead)
+    if not len(latents_MD):
+        return counts_K.new_zeros(())
+    # Which codes are dead is known on the device alone: each is told the draw of its turn.
+    unused_K = counts_K == 0
+    turn_K = unused_K.cumsum(0) - 1
+    revived_K = unused_K & (turn_K < len(latents_MD))
+    most = min(len(latents_MD), len(weight_KD))
+    drawn = on_device(torch.randperm(len(latents_MD), generator=generator)[:most], weight_KD.device)
+    new_KD = latents_MD[drawn[turn_K.clamp(0, most - 1)]].to(weight_KD.dtype)
+    weight_KD.copy_(torch.where(revived_K[:, None], new_KD, weight_KD))
+    return revived_K.sum()

@@ -126,6 +126,13 @@ def test_rows_without_masks_are_refused_when_the_stream_is_opened(tmp_path: Path
     assert next(iter(Stream(world.request("eval", masks=False)))).mask is None
 
 
+def test_a_class_without_a_name_is_found_where_masks_are_read(tmp_path: Path) -> None:
+    scenes = write_masked(open_store(str(tmp_path)), classes=CLASSES[:-1])
+    world = MaskedWorld(tmp_path, scenes)
+    with pytest.raises(InvalidInputError, match=r"train, row \d.* class 2, .*0\.\.1 and 255"):
+        next(iter(Stream(world.request("eval"))))
+
+
 def test_a_recipe_that_masks_cannot_follow_is_refused(masked: MaskedWorld) -> None:
     for recipe in ("finetune", "scratch"):
         with pytest.raises(InvalidInputError, match="would no longer fit"):

@@ -173,3 +173,15 @@ def test_reviving_with_fewer_outputs_than_dead_codes() -> None:
     dead = torch.zeros(6, dtype=torch.int64)
     assert revive_codes(weight, dead, torch.ones(2, 3), torch.Generator()) == 2
     assert weight.sum() == 6
+
+
+@pytest.mark.parametrize("latents", [0, 1, 3, 40])
+def test_revived_codes_take_the_draws_in_their_order(latents: int) -> None:
+    counts = torch.tensor([1, 0, 2, 0, 0, 9, 0, 0])
+    weight, found = random(8, 5), random(latents, 5, seed=1)
+    dead = torch.nonzero(counts == 0).flatten()[:latents]
+    drawn = torch.randperm(latents, generator=torch.Generator().manual_seed(3))[: len(dead)]
+    wanted = weight.clone()
+    wanted[dead] = found[drawn]
+    assert revive_codes(weight, counts, found, torch.Generator().manual_seed(3)) == len(dead)
+    assert torch.equal(weight, wanted)

@@ -107,8 +107,6 @@ def classify(folder: Path, **loop: Any) -> Case:
 
 def codes(make: Callable[..., CodesRun], folder: Path, **loop: Any) -> Case:
     run = make(folder / "run", write_pictures(folder / "images"), **loop)
-    # Of a step that revives codes their number is read.
-    run = replace(run, model=replace(run.model, revive_every=1000))
     model = run.model.network()
     spec = token_spec(model.grid, model.codes, model.channels, model.image_size)
     return run, open_pictures(run, place(), spec), TokenizerTask(run, torch.device("cpu"))

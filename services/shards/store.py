@@ -335,8 +335,8 @@ def _path_of(url: str) -> str:
     host, slash, path = url.removeprefix("file://").partition("/")
     if host not in ("", "localhost"):
         raise InvalidInputError(
-            f"{url!r} names the machine {host!r}, of which nothing can be read here: its rest names "
-            "another folder; write file:///PATH with three slashes, or a plain path"
+            f"{url!r} names the machine {host!r}, of which nothing can be read here: its rest names"
+            " another folder; write file:///PATH with three slashes, or a plain path"
         )
     return unquote(slash + path)
 

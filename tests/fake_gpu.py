@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,11 @@ def fake_gpu() -> Iterator[FakeGpu]:
     """A GPU for one test; tables that are kept for each device know it no longer afterwards."""
     _normal_levels.cache_clear()
     try:
-        yield FakeGpu()
+        # Autocast looks for a real GPU, and would leave everything in float32.
+        with (
+            patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+            patch("torch.cuda.is_bf16_supported", lambda: True),
+        ):
+            yield FakeGpu()
     finally:
         _normal_levels.cache_clear()

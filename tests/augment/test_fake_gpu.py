@@ -145,3 +145,5 @@ def test_the_fake_gpu_knows_what_waits() -> None:
             x + torch.zeros(4)
         assert torch.zeros(4).pin_memory().to(GPU, non_blocking=True).device == GPU
         assert torch.where(x > 1, x, 2.0).device == GPU
+        with torch.autocast("cuda", torch.bfloat16):
+            assert (x[None] @ x[:, None]).dtype == torch.bfloat16

@@ -30,6 +30,7 @@ from services.augment.config import RecipeConfig
 from services.augment.recipe import mtm
 from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
 from services.plan.draws import Draws
+from services.tokens.devices import on_device
 from services.tokens.vitvqgan import ViTVQGAN, ViTVQGANConfig
 from services.wire.seit import v1 as wire
 from trainers.models.mtm import MTM, MTMConfig, sample_masks
@@ -127,18 +128,14 @@ class Bench:
 
     def augmented(self, augment: Augmenter, epoch: int) -> Tensor:
         """The ids of a batch from the host through a recipe, as in the trainer's own process."""
-        ids = self.ids
-        if self.device.type == "cuda":
-            ids = ids.pin_memory().to(self.device, non_blocking=True)
+        ids = on_device(self.ids, self.device)
         draws = Draws(0, epoch, self.rows)
         return augment(ids, self.labels, draws, blocks=max(1, len(ids) // BLOCK)).inputs
 
     def step(self, ids: Tensor, epoch: int) -> None:
         """Forward, backward and update, in bfloat16 as the trainer does."""
         noise = torch.from_numpy(Draws(0, epoch, self.rows).uniform("m", self.config.patch_count))
-        if self.device.type == "cuda":
-            noise = noise.pin_memory().to(self.device, non_blocking=True)
-        masks = sample_masks(noise, 0.5, self.config)
+        masks = sample_masks(on_device(noise, self.device), 0.5, self.config)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.model(ids, *masks).loss.mean()
         loss.backward()
@@ -299,11 +296,18 @@ def main() -> None:
     bench = Bench(size, device)
     name = torch.cuda.get_device_name() if cuda else ""
     peak = next((value for part, value in PEAKS.items() if part in name), None)
-    measure_steps(bench, report, compiled=cuda)
-    with torch.inference_mode():
-        measure_alone(bench, report, peak)
-        measure_agreement(bench, report)
-        measure_tokenizer(bench, report)
+    try:
+        measure_steps(bench, report, compiled=cuda)
+        with torch.inference_mode():
+            measure_alone(bench, report, peak)
+            measure_agreement(bench, report)
+            measure_tokenizer(bench, report)
+    finally:  # a GPU may be lent once: what was measured before an error is kept
+        finish(report, size, cuda)
+
+
+def finish(report: harness.Report, size: Sizes, cuda: bool) -> None:
+    """Say how it was measured, and write it."""
     report.note(
         f"{size.batch} rows a step, {size.grid}x{size.grid} tokens cut to {size.crop}x{size.crop},"
         f" 391 codes; medians of {size.rounds} rounds of {size.steps} steps, in turns. Times"

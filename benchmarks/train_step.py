@@ -9,6 +9,7 @@ and batch: no slower, and no more memory.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import statistics
@@ -64,11 +65,13 @@ def main() -> None:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        on_gpu(options, report)
-    else:
-        on_cpu(options, report)
-    report.finish()
+    try:
+        if device == "cuda":
+            on_gpu(options, report)
+        else:
+            on_cpu(options, report)
+    finally:  # a GPU may be lent once: what was measured before an error is kept
+        report.finish()
 
 
 # -- GPU ------------------------------------------------------------------------------------------
@@ -88,6 +91,9 @@ def on_gpu(options: Options, report: harness.Report) -> None:
         key = recipe.replace("-", "_")
         best = 0.0
         for compiled in (False, True) if options.compile else (False,):
+            # A compiled model refers to itself: what the one before held would count as this one's.
+            torch._dynamo.reset()
+            gc.collect()
             torch.cuda.empty_cache()
             seconds, memory, times = gpu_step(recipe, rows, steps, compiled)
             name = f"{key}_compiled" if compiled else f"{key}_eager"

@@ -107,7 +107,7 @@ def _with_ray(
     if cluster.min_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from services.stream.cluster import Flag, connect, reach
 
@@ -131,6 +131,7 @@ def _with_ray(
             "cluster": cluster,
             "flag": flag,
         },
+        torch_config=TorchConfig(backend=_collectives(cluster)),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=workers,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
@@ -167,6 +168,13 @@ def _with_ray(
     if isinstance(returned, SeitError):
         raise returned
     return dict(returned)
+
+
+def _collectives(cluster: ClusterConfig) -> str:
+    """What workers sum their gradients by. NCCL takes one rank a GPU: those that share one, as
+    parts of a GPU let them, go through the host."""
+    gpus = cluster.gpus_per_worker
+    return "nccl" if gpus >= 1 or (gpus and cluster.workers == 1) else "gloo"
 
 
 def _check_room(cluster: ClusterConfig, cpus: float, gpus: float) -> None:

@@ -109,8 +109,10 @@ def test_every_variable_of_the_compose_files_is_told_with_its_default() -> None:
     *_, told = page_tables()
     found: dict[str, set[str]] = {}
     for path in COMPOSE:
-        for name, default in re.findall(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}", path.read_text()):
-            found.setdefault(name, set()).add(default or "required")
+        for name, kind, word in re.findall(r"\$\{(\w+)(:[-?]|)([^}]*)\}", path.read_text()):
+            if kind or not word:  # else something stands in the place of what is set, as ${A:+b}
+                default = word or "none" if kind == ":-" else "required"
+                found.setdefault(name, set()).add(default)
     assert found == {name: {default} for name, default in told.items()}
 
 

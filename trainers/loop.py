@@ -43,7 +43,7 @@ from trainers.ranks import (
     restore_generators,
     sum_over_ranks,
 )
-from trainers.task import Stream, Task, WorkerContext
+from trainers.task import Stream, Task, WorkerContext, better
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -241,8 +241,9 @@ class _Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
                     f"step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}; no update was"
-                    " made with it. The last checkpoint is sound: lower the learning rate, lengthen"
-                    " the warm-up, clip lower, or use --loop.precision float32"
+                    " made with it. The last checkpoint is sound, but leads here again: start a new"
+                    " run (another --out) with a lower learning rate, a longer warm-up or a lower"
+                    " clip, or with --loop.precision float32"
                 )
             self._record(step + 1, {"epoch": epoch, "loss": loss, "lr": lr, "grad_norm": norm})
         now = time.monotonic()
@@ -298,9 +299,11 @@ class _Trainer:
     def _validate(self) -> bool:
         """Measure and record; whether the figures are the best yet."""
         task, found = self._task, self._measure()
-        value, best = found[f"validation_{task.best}"], self._metrics.get("best")
-        improved = best is None or (value > best if task.higher else value < best)
-        self._metrics |= {**found, "best": value if improved else float(best or 0.0)}
+        value, best = found[f"validation_{task.best}"], self._metrics.get("best", math.nan)
+        if math.isnan(value):
+            logger.warning("validation_%s is no number: this model is not the best", task.best)
+        improved = better(value, best, higher=task.higher)
+        self._metrics |= {**found, "best": value} if improved else found
         self._record(self._step, found)
         logger.info(
             "%s step %d: %s",

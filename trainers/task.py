@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -109,6 +110,14 @@ class Task(Protocol):
         figures: the last ones.
         """
         ...
+
+
+def better(value: float, best: float, *, higher: bool) -> bool:
+    """Whether a figure is better than the best so far; NaN is worse than any number, so that a
+    first validation that gave none does not stand as the best for ever."""
+    if math.isnan(value) or math.isnan(best):
+        return not math.isnan(value)
+    return value > best if higher else value < best
 
 
 class PlainTask:

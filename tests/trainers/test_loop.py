@@ -27,9 +27,10 @@ from tests.trainers.runs import (
     make_batch,
     recorded,
 )
-from trainers.checkpoint import Checkpoints, load_export
+from trainers.checkpoint import Checkpoints, load_checkpoint, load_export
 from trainers.config import Run
 from trainers.loop import DivergedError, train
+from trainers.task import better
 
 TOTAL = 2 * PER_EPOCH
 
@@ -198,6 +199,43 @@ def test_a_number_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
     train(run, context(), ToyTask())
     train(classify_run(tmp_path / "whole"), context(), ToyTask())
     assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+class NoNumber(ToyTask):
+    """Its validations of the first `epochs` epochs give no number."""
+
+    def __init__(self, epochs: int, *, higher: bool) -> None:
+        super().__init__()
+        self._left, self.higher = epochs, higher
+
+    def evaluate(self, model: nn.Module, batch: StreamBatch) -> torch.Tensor:
+        return super().evaluate(model, batch) * (math.nan if self._left > 0 else 1.0)
+
+    def validated(self, world: int) -> dict[str, float]:
+        self._left -= 1
+        return {}
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_no_number_is_worse_than_any(tmp_path: Path, higher: bool) -> None:
+    stopped = context(should_stop=stops_after(PER_EPOCH))
+    figures = train(classify_run(tmp_path), stopped, NoNumber(1, higher=higher))
+    store = open_store(str(tmp_path)).child("checkpoints")
+    assert "best" not in figures
+    assert not store.exists("best.pt")
+    figures = train(classify_run(tmp_path), context(), NoNumber(0, higher=higher))
+    assert figures["best"] == figures["validation_loss"]
+    best = load_checkpoint(store, "best.pt", torch.device("cpu"))
+    assert (best.step, best.metrics["best"]) == (TOTAL, figures["best"])
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_best_that_earlier_programs_noted_as_no_number_is_replaced(higher: bool) -> None:
+    assert better(0.5, math.nan, higher=higher)
+    assert not better(math.nan, math.nan, higher=higher)
+    assert not better(math.nan, 0.5, higher=higher)
+    assert better(0.5 + (0.1 if higher else -0.1), 0.5, higher=higher)
+    assert not better(0.5, 0.5, higher=higher)
 
 
 def test_validation_counts_each_row_once(tmp_path: Path) -> None:

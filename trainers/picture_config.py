@@ -134,6 +134,21 @@ class PictureRun(Run):
                 name = f"cluster.{field.name}"
                 valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)
+        order, accumulate = self.order, self.loop.grad_accum
+        blocks = [order.global_batch // order.block // world for world in self.worlds]
+        require(
+            not self.mixes or all(count % accumulate == 0 for count in blocks),
+            "loop.grad_accum",
+            accumulate,
+            f"a divisor of the {', '.join(map(str, blocks))} blocks that a worker has of a step"
+            " (order.global_batch / order.block / cluster.workers): pictures are mixed with others"
+            " of their block, and parts of blocks would pair others; or mix none",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are ever mixed with others of their block."""
+        return False
 
     def identity(self) -> dict[str, Any]:
         """As `Run`; without `keys` as earlier programs noted it, which knew no subsets."""
@@ -156,6 +171,10 @@ class ViewRun(PictureRun):
             require(value == only, f"optim.{name}", value, f"{only:g} here, it has no effect")
         valid = "ddp here: these networks are small, and change between the optimizer's steps"
         require(self.cluster.parallel == "ddp", "cluster.parallel", self.cluster.parallel, valid)
+
+    @property
+    def mixes(self) -> bool:
+        return self.views.mixup_probability > 0
 
 
 @dataclass(frozen=True)
@@ -230,3 +249,7 @@ class PixelRun(PictureRun):
 
     augment: PixelAugmentConfig
     model: PixelModelConfig
+
+    @property
+    def mixes(self) -> bool:
+        return self.augment.mix().active

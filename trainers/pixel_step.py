@@ -95,8 +95,7 @@ class PixelTask(PlainTask):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3, H, W) -> pictures (N, 3, h, w), partners (N,) and shares of the own label (N,).
 
-        Rows are mixed inside their block; where blocks do not divide the rows at hand (with
-        --loop.grad-accum), all are one.
+        Rows are mixed inside their block.
         """
         config, side, device = self._config.augment, self._config.model.crop, images.device
         draws, size = Draws(self._config.loop.seed, epoch, rows), (side, side)
@@ -109,7 +108,6 @@ class PixelTask(PlainTask):
         flip = on_device(flip, device)[:, None, None, None]
         cut = torch.where(flip, cut.flip(3), cut).clamp(0, 1)
         block = self._config.order.block
-        block = block if len(rows) % block == 0 else len(rows)
         found = [
             (start, choose_mix(config.mix(), draws.take(slice(start, start + block)), "mix", size))
             for start in range(0, len(rows), block)

@@ -129,8 +129,8 @@ class TokenizerTask(PlainTask):
         """Any picture can be learned from; streams leave out what is none."""
 
     def loss(self, model: nn.Module, batch: StreamBatch) -> Tensor:
-        images, rows = _existing(batch)
-        images = self._moved(images, batch.epoch, rows)
+        # Moved before those that do not exist are left out, which would shift the blocks.
+        images = _existing(batch, self._moved(batch))
         out: TokenizerOutput
         scores: Scores | None
         out, scores = model(images)
@@ -177,7 +177,7 @@ class TokenizerTask(PlainTask):
         self._chosen = on_device(self._chosen, batch.weight.device)
         if not (batch.rows >= 0).any():
             return batch.weight.new_zeros(len(self.figures))
-        images, _ = _existing(batch)
+        images = _existing(batch, unit_range(batch.inputs))
         out, scores = model(images)
         shown = model.tokenizer.decode(out.ids).float()
         self._chosen += count_codes(out.ids, self._config.model.codes)
@@ -232,15 +232,15 @@ class TokenizerTask(PlainTask):
         ]
         return adaptive_weight(*grads)
 
-    def _moved(self, images_NCHW: Tensor, epoch: int, rows: np.ndarray) -> Tensor:
+    def _moved(self, batch: StreamBatch) -> Tensor:
         """Pictures moved about, so that the tokens of augmented pictures are good tokens too."""
-        size = self._config.model.image_size
-        draws = Draws(self._config.loop.seed, epoch, rows)
-        with torch.autocast(images_NCHW.device.type, enabled=False):
+        size, device = self._config.model.image_size, batch.inputs.device
+        draws = Draws(self._config.loop.seed, batch.epoch, batch.rows)
+        with torch.autocast(device.type, enabled=False):
             views = draw_views(
                 self._config.views, draws, (size, size), self._config.order.block
-            ).to(images_NCHW.device)
-            return views.apply(images_NCHW, (size, size)).clamp(0, 1)
+            ).to(device)
+            return views.apply(unit_range(batch.inputs), (size, size)).clamp(0, 1)
 
 
 def _place_codes(tokenizer: ViTVQGAN | VQGAN) -> None:
@@ -250,14 +250,13 @@ def _place_codes(tokenizer: ViTVQGAN | VQGAN) -> None:
         weight.copy_(F.normalize(weight, dim=1))
 
 
-def _existing(batch: StreamBatch) -> tuple[Tensor, np.ndarray]:
-    """Pictures in [0, 1] of the rows that exist, and these; one black picture where none does."""
+def _existing(batch: StreamBatch, images: Tensor) -> Tensor:
+    """Those of the batch's pictures whose rows exist; one black picture where none does."""
     there = np.flatnonzero(batch.rows >= 0)
     there = there if len(there) else np.zeros(1, np.int64)
-    images = batch.inputs
     if len(there) < len(batch):
         images = images[on_device(torch.from_numpy(there), images.device)]
-    return unit_range(images), batch.rows[there]
+    return images
 
 
 def _candidates(latents_MD: Tensor, most: int, generator: torch.Generator, world: int) -> Tensor:

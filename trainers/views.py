@@ -70,7 +70,7 @@ def draw_views(config: ViewConfig, draws: Draws, cells: tuple[int, int], block: 
     """The augmentation of each row, keyed by its row number.
 
     cells: (rows, columns) of the grid that boxes are drawn in. block: rows that are blended among
-    each other; where it does not divide the rows at hand (with --loop.grad-accum), all are one.
+    each other; the last block may have fewer.
     """
     adapt, count = config.adapt(), len(draws.rows)
     turn = choose_warp(adapt, draws)
@@ -88,10 +88,9 @@ def draw_views(config: ViewConfig, draws: Draws, cells: tuple[int, int], block: 
         resized_boxes(drawn, cells, adapt.crop.area, adapt.crop.aspect),
         centre_boxes(count, cells, cells),
     )
-    size = block if count % block == 0 else count
     partner, weight = [], []
-    for start in range(0, count, size):
-        some = draws.take(slice(start, start + size))
+    for start in range(0, count, block):
+        some = draws.take(slice(start, start + block))
         mix = choose_mix(adapt.mix, some, "view.mix", cells)
         partner.append(mix.partner + start)
         weight.append(mix.weight)

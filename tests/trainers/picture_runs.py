@@ -99,15 +99,13 @@ def vqgan_run(out: Path, images: Path, **loop: Any) -> VQGANRun:
 
 
 def train_rank(rank: int, world: int, out: str, images: str) -> None:
-    """One of several ranks that train a tokenizer without Mixup, which pairs a rank's own rows."""
+    """One of several ranks that train a tokenizer."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     store = dist.FileStore(f"{out}.rendezvous", world)
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
-    run = tokenizer_run(Path(out), Path(images))
-    run = replace(run, views=replace(run.views, mixup_probability=0.0))
-    tokenizer_worker(run, place(rank, world))
+    tokenizer_worker(tokenizer_run(Path(out), Path(images)), place(rank, world))
     dist.destroy_process_group()
 
 

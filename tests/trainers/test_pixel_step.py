@@ -143,6 +143,38 @@ def test_it_learns_and_a_resumed_run_ends_the_same(images: Path, tmp_path: Path)
     assert not model.training
 
 
+def mixed_run(out: Path, images: Path, parts: int) -> PixelRun:
+    run = run_of(out, images, 2)
+    return replace(
+        run,
+        augment=PixelAugmentConfig(),
+        model=replace(run.model, drop_path=0.0),
+        loop=replace(run.loop, precision="float32", grad_accum=parts),
+    )
+
+
+def test_parts_of_a_step_mix_the_same_pairs(images: Path, tmp_path: Path) -> None:
+    """A run may be resumed with another number of parts, so they change nothing that is learned."""
+    losses = {}
+    for parts in (1, 2, 4):
+        pixel_worker(mixed_run(tmp_path / str(parts), images, parts), place())
+        losses[parts] = read_curve(tmp_path / str(parts), "loss")[1]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[4] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [3, 8])
+def test_parts_that_would_cut_blocks_are_refused_where_pictures_are_mixed(parts: int) -> None:
+    run, empty = pixels_tiny(), Path()
+    with pytest.raises(InvalidInputError, match=r"loop\.grad_accum is .* divisor of the 4 blocks"):
+        mixed_run(empty, empty, parts)
+    still = replace(run, augment=STILL, loop=replace(run.loop, grad_accum=parts))
+    assert still.loop.grad_accum == parts
+    moved = tokenizer_run(empty, empty)  # of 4 blocks, with Mixup
+    with pytest.raises(InvalidInputError, match=r"divisor of the 4 blocks"):
+        replace(moved, loop=replace(moved.loop, grad_accum=parts))
+
+
 def test_a_model_of_another_kind_is_refused(images: Path, tmp_path: Path) -> None:
     tokenizer_worker(tokenizer_run(tmp_path / "t", images, epochs=1), place())
     with pytest.raises(FormatError, match="holds the model of TokenizerRun"):

@@ -28,6 +28,7 @@ from tests.trainers.picture_runs import (
     write_pictures,
 )
 from tests.trainers.runs import recorded
+from trainers.loop import _slice
 from trainers.options import parse
 from trainers.recipes.tokenizer import RECIPES
 from trainers.recipes.tokenizer_vqgan import RECIPES as VQGAN_RECIPES
@@ -38,6 +39,7 @@ from trainers.tokenizer_step import (
     TokenizerTask,
     Trainee,
     _candidates,
+    _existing,
     tokenizer_worker,
 )
 
@@ -129,10 +131,10 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 
 
 def test_two_ranks_train_like_one(tmp_path: Path, images: Path) -> None:
-    """Revived codes included: candidates come from all ranks, in the order of the rows."""
+    """Revived codes included: candidates come from all ranks, in the order of the rows. Mixup, too:
+    rows are blended inside their block, also where some of the step do not exist."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    run = tokenizer_run(alone, images)
-    tokenizer_worker(replace(run, views=replace(run.views, mixup_probability=0.0)), place())
+    tokenizer_worker(tokenizer_run(alone, images), place())
     threads = torch.get_num_threads()
     other = mp.spawn(train_other_rank, args=(2, str(pair), str(images)), join=False)
     train_rank(0, 2, str(pair), str(images))
@@ -142,6 +144,18 @@ def test_two_ranks_train_like_one(tmp_path: Path, images: Path) -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     one, two = weights(alone), weights(pair)
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def test_blocks_are_blended_apart_whatever_rows_do_not_exist(tmp_path: Path, images: Path) -> None:
+    run = tokenizer_run(tmp_path, images)
+    always = replace(run, views=replace(run.views, mixup_probability=1.0, affine_probability=0.0))
+    task = TokenizerTask(always, CPU)
+    whole = make_batch([3, -1, 5, 7, -1, 9, 1, 2])
+    parts = [_slice(whole, start, start + 4) for start in (0, 4)]
+    together = _existing(whole, task._moved(whole))
+    apart = torch.cat([_existing(part, task._moved(part)) for part in parts])
+    assert len(together) == 6
+    assert torch.allclose(apart, together, atol=1e-6)
 
 
 def test_rows_that_do_not_exist_teach_nothing(tmp_path: Path, images: Path) -> None:

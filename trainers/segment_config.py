@@ -61,6 +61,10 @@ class SegmentRun(TokenRun):
         )
 
     @property
+    def may_differ(self) -> tuple[str, ...]:
+        return (*super().may_differ, "pictures")  # drawn at the end: they change nothing trained
+
+    @property
     def reads_masks(self) -> bool:
         return True
 

@@ -36,7 +36,7 @@ PREDICTIONS = "predictions.png"
 """File of a finished run: pictures of the validation split, their masks, and the model's."""
 REPORT = "report.json"
 """File of a finished run: its last figures, and the IoU of each class by name; by name and number
-where several classes have one name."""
+where several classes have one name; `pictures`: how many drawn ones were asked for."""
 
 
 def segment_worker(config: SegmentRun, place: Place) -> dict[str, float]:
@@ -172,15 +172,18 @@ class SegmentTask(PlainTask):
         return {"miou": mean, "pixel_accuracy": accuracy}
 
     def lacks(self, out: str) -> bool:
-        store = open_store(out)
-        files = (REPORT, *((PREDICTIONS,) if self._config.pictures else ()))
-        return self._by_class is None and not all(store.exists(name) for name in files)
+        store, wanted = open_store(out), self._config.pictures
+        if self._by_class is not None:
+            return False
+        if not store.exists(REPORT) or not (store.exists(PREDICTIONS) or not wanted):
+            return True
+        return bool(wanted) and json.loads(store.read(REPORT)).get("pictures") != wanted
 
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         if self._by_class is None:  # finished before, and what is written here stands
             return
         store = open_store(out)
-        report = {**figures, "iou": self._by_class}
+        report = {**figures, "pictures": self._config.pictures, "iou": self._by_class}
         store.write(REPORT, json.dumps(report, indent=2).encode())
         if not self._last:
             return

@@ -57,6 +57,18 @@ def test_a_run_goes_from_shards_to_a_model_that_another_starts_from(
     assert segment(root, "second", *again) == 0  # a run that stands does not need it any more
 
 
+def test_a_finished_run_draws_another_number_of_pictures(root: Path) -> None:
+    assert segment(root, "run") == 0
+    drawn = (root / "run" / "predictions.png").read_bytes()
+    figures = (root / "run" / "metrics.jsonl").read_bytes()
+    assert segment(root, "run", "--pictures", "2") == 0
+    fewer = (root / "run" / "predictions.png").read_bytes()
+    assert fewer != drawn
+    assert segment(root, "run") == 0
+    assert (root / "run" / "predictions.png").read_bytes() == drawn
+    assert (root / "run" / "metrics.jsonl").read_bytes() == figures
+
+
 def test_a_model_to_start_from_that_does_not_fit_is_refused_before_anything_is_written(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,9 +23,6 @@ from trainers.estimate import Estimate, estimate
 from trainers.reports import machine
 from trainers.sweep import Data, Point, Setting, SweepConfig, described
 
-SURE = 2.0
-"""Standard errors that a difference must exceed to be called one."""
-
 Results = Mapping[Setting, Sequence[Point]]
 
 
@@ -44,7 +41,7 @@ class Claim:
         found = estimate([a.top1 - b.top1 for a, b in pairs])
         if math.isnan(found.error):
             return found, "open"
-        if abs(found.mean) <= SURE * found.error:
+        if not found.clear:
             return found, "within the noise"
         return found, "holds" if found.mean > 0 else "does not hold"
 
@@ -107,7 +104,7 @@ def _setting(data: Data, setting: Setting, points: Sequence[Point]) -> dict[str,
 
 def order_table(results: Results, claims: Sequence[Claim]) -> Table:
     """The order that is hoped for, and what was found."""
-    table = Table("more than", "difference, points", "found", title="order, seeds paired")
+    table = Table("more than", "difference, points", "found", title="order, seeds paired, at 95 %")
     for claim in claims:
         difference, word = claim.judge(results)
         sign = "+" if difference.mean >= 0 else ""

@@ -16,6 +16,7 @@ IdArray = npt.NDArray[np.uint16]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 MaskArray = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
 
 UNLABELLED = -1
 """Label of a row that has none."""

@@ -93,8 +93,7 @@ def _worst(name: str, tally: Tally) -> Table:
     for at in np.argsort(share, kind="stable")[:WORST].tolist():
         if not rows[at]:
             break
-        wrong = tally.answers[at].copy()
-        wrong[[c for c, other in enumerate(tally.known) if other == tally.classes[at]]] = 0
+        wrong = np.where(tally.right[at], 0, tally.answers[at])  # another class may share the name
         taken = int(wrong.argmax())
         mostly = f"{tally.known[taken]} ({wrong[taken]})" if wrong[taken] else ""
         table.add_row(

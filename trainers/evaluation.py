@@ -28,7 +28,7 @@ from services.stream.pictures import PictureSet, PictureStream
 from services.tokens.codebook import Codebook
 from services.tokens.dct import DCT
 from services.tokens.tokenizer import TokenizerModel
-from services.types import IntArray
+from services.types import BoolArray, IntArray
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import load_export
 from trainers.config import ClassifyRun
@@ -307,16 +307,21 @@ def accepted(classes: Sequence[str], known: Sequence[str], by_name: ClassMap | N
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of answers. answers: (G, C) int64, how often rows of g were answered by c.
-
-    top1, top5: (G,) int64, rows of g with a right answer first, and among the first five.
+    """Counts of answers. right: (G, C), as `accepted` gives it. answers: (G, C) int64, how often
+    rows of g were answered by c. top5: (G,) int64, rows with a right answer among the first five.
     """
 
     classes: tuple[str, ...]
     known: tuple[str, ...]
+    right: BoolArray
     answers: IntArray
-    top1: IntArray
     top5: IntArray
+
+    @property
+    def top1(self) -> IntArray:
+        """(G,) int64: rows of g with a right answer first."""
+        counts: IntArray = (self.answers * self.right).sum(1)
+        return counts
 
     @property
     def rows(self) -> int:
@@ -349,7 +354,7 @@ def count_answers(
     codebook = rows.codebook.to(device)
     groups = len(rows.classes)
     answers = torch.zeros(len(classifiers), groups, len(known), dtype=torch.int64)
-    hits = torch.zeros(len(classifiers), 2, groups, dtype=torch.int64)
+    hits = torch.zeros(len(classifiers), groups, dtype=torch.int64)
     for batch in rows.open():
         told(len(batch.label))
         inputs, label = batch.inputs.to(device), batch.label.to(device)
@@ -367,9 +372,8 @@ def count_answers(
             place = label.cpu()
             ones = torch.ones(len(place), dtype=torch.int64)
             answers[number].index_put_((place, best[:, 0].cpu()), ones, accumulate=True)
-            hits[number, 0].index_add_(0, place, right[:, 0].long())
-            hits[number, 1].index_add_(0, place, right.any(1).long())
+            hits[number].index_add_(0, place, right.any(1).long())
     return [
-        Tally(rows.classes, known, given.numpy(), first.numpy(), five.numpy())
-        for given, (first, five) in zip(answers, hits, strict=True)
+        Tally(rows.classes, known, right_GC.cpu().numpy(), given.numpy(), five.numpy())
+        for given, five in zip(answers, hits, strict=True)
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from services.augment.config import (
     AdaptConfig,
@@ -19,9 +18,7 @@ from services.augment.config import (
 from services.augment.eda import disjoint_windows
 from services.augment.mix import cutmix_boxes, kept_share, symmetric_beta
 from services.plan.draws import Draws
-from services.types import FloatArray, IdArray, IntArray
-
-BoolArray = npt.NDArray[np.bool_]
+from services.types import BoolArray, FloatArray, IdArray, IntArray
 
 
 def partners(rows: IntArray) -> IntArray:

@@ -31,15 +31,34 @@ def test_names_are_shown_as_they_are(title: str, column: str, cell: str) -> None
 def test_classes_of_any_name_stand_in_the_table_of_an_evaluation() -> None:
     names = ("cat [small]", "dog :cat:", "a [/b]")
     counts = np.eye(3, dtype=np.int64)
-    (total, worst) = accuracy_tables(["run[/]"], [Tally(names, names, counts, *counts[:2])])
+    (total, worst) = accuracy_tables(
+        ["run[/]"], [Tally(names, names, counts > 0, counts, counts[0])]
+    )
     shown = as_text(total, worst)
     assert all(name in shown for name in (*names, "run[/]"))
+
+
+def test_a_class_may_be_mostly_taken_for_another_of_its_name() -> None:
+    names = ("crane", "crane", "heron")
+    answers = np.array([[2, 5, 1], [0, 9, 0], [0, 0, 9]])
+    tally = Tally(names, names, np.eye(3, dtype=bool), answers, answers.sum(1))
+    lines = as_text(accuracy_tables(["run"], [tally])[1]).splitlines()
+    assert "crane (5)" in next(line for line in lines if "25.0%" in line)
+
+
+def test_an_answer_that_a_class_map_accepts_is_no_mistake() -> None:
+    answers = np.array([[6, 2, 1]])
+    right = np.array([[True, False, True]])
+    tally = Tally(("n01",), ("cock", "hen", "chick"), right, answers, answers.sum(1))
+    shown = as_text(accuracy_tables(["run"], [tally])[1])
+    assert "hen (2)" in shown
+    assert "cock" not in shown
 
 
 def test_dollars_in_names_make_no_formula_of_them(tmp_path: Path) -> None:
     names = ("$a^b$", "x $^$ y", r"5\$ or 6$")
     counts = np.eye(3, dtype=np.int64)
-    tally = Tally(names, names, counts, *counts[:2])
+    tally = Tally(names, names, counts > 0, counts, counts[0])
     drawn = [draw_confusion("$^$", tally, tmp_path / "confusion.png")]
     found = [Condition(kind, kind, 0, [tally]) for kind in ("clean", "sketch")]
     samples = {"gaussian_noise": [torch.zeros(3, 8, 8)]}

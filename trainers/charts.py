@@ -21,11 +21,6 @@ COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
 _FIGURE_DPI = 130
 
 
-def literal(name: str) -> str:
-    """A name that somebody else chose, as a picture shows it: dollars would make it a formula."""
-    return name.replace("$", r"\$")
-
-
 @dataclass(frozen=True)
 class Curve:
     """One figure of runs that differ in their seed: steps, and a value of each run at each step."""

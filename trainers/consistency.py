@@ -28,12 +28,13 @@ from rich.progress import track
 from rich.table import Table
 
 from services.errors import FormatError, InvalidInputError
+from services.gallery.sheet import literal
 from services.pictures import Picture, read_picture
 from services.plan.epoch import OrderSpec
 from services.shards.store import absolute_url, open_store, read_url
 from services.stream.pictures import PictureSet, PictureStream
 from services.types import FloatArray, IntArray
-from trainers.charts import COLOURS, literal, save_figure
+from trainers.charts import COLOURS, save_figure
 from trainers.data_config import require
 from trainers.picture_config import PicturesConfig, PixelRun
 from trainers.picture_streams import TRAIN, split_pictures

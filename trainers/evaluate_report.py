@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from trainers.charts import COLOURS, literal, save_figure
+from services.gallery.sheet import literal
+from trainers.charts import COLOURS, save_figure
 from trainers.estimate import Estimate, by_seed, estimate, spread_of
 from trainers.evaluation import Tally
 

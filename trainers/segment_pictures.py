@@ -15,8 +15,8 @@ import numpy.typing as npt
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
+from services.gallery.sheet import literal
 from services.types import IGNORED, FloatArray, MaskArray
-from trainers.charts import literal
 
 _DPI = 130
 _NAMED = 24  # classes of a legend

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError
+from services.gallery.sheet import literal
 from services.plan.draws import hash_key
 from services.shards.store import absolute_url, open_store, read_url
 from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
-from trainers.charts import literal, save_figure
+from trainers.charts import save_figure
 from trainers.data_config import require
 from trainers.estimate import by_seed, estimate, names_of, spread_of
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows

@@ -22,6 +22,11 @@ _INCHES = 1.05, 1.6  # least and most that a panel is wide
 _TITLE_INCHES = 0.55
 
 
+def literal(name: str) -> str:
+    """A name that somebody else chose, as a picture shows it: dollars would make it a formula."""
+    return name.replace("$", r"\$")
+
+
 def draw_sheet(columns: Columns, path: Path, names: Sequence[str] = ()) -> Path:
     """Write the sheet, whole or not at all; the path again.
 
@@ -36,7 +41,7 @@ def draw_sheet(columns: Columns, path: Path, names: Sequence[str] = ()) -> Path:
     width, height = inches * len(columns), inches * rows + _TITLE_INCHES
     figure, axes = plt.subplots(rows, len(columns), figsize=(width, height), squeeze=False)
     for column, (title, pictures) in enumerate(columns):
-        axes[0][column].set_title(title, fontsize=8)
+        axes[0][column].set_title(literal(title), fontsize=8)
         for row in range(rows):
             axis = axes[row][column]
             shown = pictures[row].float().permute(1, 2, 0).clamp(0, 1).cpu().numpy()
@@ -45,7 +50,7 @@ def draw_sheet(columns: Columns, path: Path, names: Sequence[str] = ()) -> Path:
     left = 0.3 / width if names else 0.0
     for row, name in enumerate(names):
         axes[row][0].text(
-            -0.04, 0.5, name, transform=axes[row][0].transAxes, rotation=90, fontsize=7,
+            -0.04, 0.5, literal(name), transform=axes[row][0].transAxes, rotation=90, fontsize=7,
             ha="right", va="center",
         )  # fmt: skip
     figure.subplots_adjust(left + 0.003, 0.003, 0.997, 1 - _TITLE_INCHES / height, 0.05, 0.05)

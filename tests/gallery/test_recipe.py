@@ -220,3 +220,14 @@ def test_a_tokenizer_of_other_codes_is_refused(
     (tmp_path / "own.safetensors").write_bytes(save_tokenizer(tokenizer))
     assert run_seit(capsys, *words, str(tmp_path / "own.safetensors")).code == 0
     assert load_manifest(open_store(str(root)), "bare").manifest.version == 1
+
+
+def test_a_recipe_of_any_name_is_drawn(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "own.json"
+    recipe.write_text(json.dumps({"name": "$^$"}))
+    sheet = tmp_path / "g.png"
+    words = ["gallery", str(root), "small", "--recipe", str(recipe), "-o", str(sheet)]
+    assert run_seit(capsys, *words).code == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from services.errors import SeitError, StoreError
+from services.errors import FormatError, SeitError, StoreError
 from services.shards.store import open_store
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import METRICS
@@ -40,6 +40,7 @@ class Recorder:
 
     What an interrupted run recorded after its last checkpoint is dropped, so the files read like
     those of a run that was never interrupted. On an object store they are uploaded as it goes.
+    Raises: FormatError for figures that are damaged elsewhere than in a last line that was cut off.
     """
 
     def __init__(self, out: str, start: int) -> None:
@@ -54,13 +55,12 @@ class Recorder:
         folder = Path(self._scratch.name) if self._scratch else Path(self._store.url)
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = self._store.read(METRICS).decode() if self._store.exists(METRICS) else ""
-        whole = [line for line in earlier.splitlines(keepends=True) if line.endswith("\n")]
-        kept = "".join(line for line in whole if json.loads(line)["step"] <= start)
+        earlier = self._store.read(METRICS) if self._store.exists(METRICS) else b""
+        kept = _up_to(start, earlier, f"{self._store.url}/{METRICS}")
         if kept != earlier:
-            self._store.write(METRICS, kept.encode())
+            self._store.write(METRICS, kept)
         if local is None:
-            (folder / METRICS).write_text(kept)
+            (folder / METRICS).write_bytes(kept)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
 
@@ -117,6 +117,27 @@ class Recorder:
         self._upload()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _up_to(start: int, lines: bytes, where: str) -> bytes:
+    """The lines of figures up to step `start`; one without an end was cut off, and is dropped.
+
+    where: the file, for what is raised. Raises: FormatError.
+    """
+    kept = []
+    *whole, _ = lines.split(b"\n")
+    for number, line in enumerate(whole, start=1):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise FormatError(
+                f"{where}: line {number} is no line of figures with their step ({line[:40]!r}), the"
+                " file is damaged: nothing was changed, and the run did not go on; delete that"
+                " line, and the run goes on without its figures, or copy the file again"
+            ) from error
+        if step <= start:
+            kept.append(line + b"\n")
+    return b"".join(kept)
 
 
 class FlowFile:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.errors import StoreError
+from services.errors import FormatError, StoreError
 from services.shards.objectstore import ObjectStore
 from services.shards.store import open_store
 from services.wire.seit import v1 as wire
@@ -28,6 +28,24 @@ def steps_at(out: str) -> list[int]:
     data = open_store(out).read("metrics.jsonl").decode()
     assert data.endswith("\n") or not data
     return [json.loads(line)["step"] for line in data.splitlines()]
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"step": 4, "lo', b"\x00\x00\xff"])
+def test_what_follows_a_checkpoint_or_was_cut_off_is_dropped(tmp_path: Path, cut: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(b'{"step": %d, "loss": NaN}\n' % step for step in (1, 2, 3)) + cut)
+    Recorder(str(tmp_path), start=2).close()
+    assert steps_at(str(tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"", b"[1]", b"{}", b"\x00\xff", b'"\r\r"'])
+def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    stood = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    file.write_bytes(stood)
+    with pytest.raises(FormatError, match=r"line 2 is no line of figures .* delete that line"):
+        Recorder(str(tmp_path), start=5)
+    assert file.read_bytes() == stood
 
 
 def test_uploads_hold_up_no_one_and_are_whole_at_the_end(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.store import Store, open_store
+from trainers.models.weights import TORCH_SUFFIXES, read_url
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -238,6 +239,13 @@ def load_export(url: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FormatError(
             f"{store.url}/{name} is not a whole safetensors file ({error}): copy it again"
         ) from error
+
+
+def load_weights(url: str) -> dict[str, Tensor]:
+    """Tensors of a model to start from: `load_export`'s, or those of a checkpoint that torch wrote,
+    the published code's among them. Errors as there and of `read_url`.
+    """
+    return read_url(url) if url.endswith(TORCH_SUFFIXES) else load_export(url)[0]
 
 
 def _name(step: int) -> str:

@@ -1,6 +1,7 @@
 """A trained model as a checkpoint that the published code loads: `python trainers/published.py`.
 
-The way back needs no program: `--model.init FILE.pth` of trainers/classify.py starts from one.
+The way back needs no program: `--model.init FILE.pth` of trainers/classify.py and of
+trainers/segment.py starts from one.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ class SegmenterModelConfig(ViTConfig):
     """The encoder, UperNet, and what the encoder starts from."""
 
     init: str = ""
-    """MTM model, classifier or segmenter to start from: folder of a finished run, or a .safetensors
-    file; empty for none."""
+    """MTM model, classifier or segmenter to start from: folder of a finished run, a .safetensors
+    file, or a checkpoint of the published code (.pth); empty for none."""
     input: Literal["ids", "embeddings"] = "ids"
     """What the encoder reads: ids, as a model from MTM, or embeddings, as one from scratch."""
     decoder_width: int = 512

@@ -18,7 +18,7 @@ from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from services.types import IGNORED
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import checkpoint_steps, load_export
+from trainers.checkpoint import checkpoint_steps, load_weights
 from trainers.config import refuse_deterministic_gpu
 from trainers.context import Place
 from trainers.loop import train
@@ -119,7 +119,7 @@ class SegmentTask(PlainTask):
         """The segmenter, with the encoder of another run, where that is given and `fresh`."""
         model, init = TokenSegmenter(self.model_config), self._config.model.init
         if fresh and init:
-            tensors, _ = load_export(init)
+            tensors = load_weights(init)
             try:
                 model.start_from(tensors)
             except FormatError as error:

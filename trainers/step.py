@@ -19,7 +19,7 @@ from services.plan.draws import Draws
 from services.stream.batch import StreamBatch
 from services.tokens.devices import on_device
 from services.wire.seit import v1 as wire
-from trainers.checkpoint import checkpoint_steps, load_export
+from trainers.checkpoint import checkpoint_steps, load_weights
 from trainers.config import ClassifyRun, MtmRun
 from trainers.context import Place
 from trainers.loop import train
@@ -31,7 +31,7 @@ from trainers.models.classifier import (
 )
 from trainers.models.mtm import MTM, MaskRatio, Masks, MTMConfig, sample_masks
 from trainers.models.sizes import ViTSize
-from trainers.models.weights import TORCH_SUFFIXES, read_url, transfer
+from trainers.models.weights import transfer
 from trainers.streams import ALONE, open_context, refuse_unlabelled, settle
 from trainers.task import PlainTask
 
@@ -197,7 +197,7 @@ def start_from(model: TokenClassifier, url: str, resize_positions: bool = False)
     url: folder of a finished run, a .safetensors file, or a checkpoint of the published code.
     Raises: NotFoundError; FormatError, naming the file, where the two do not fit.
     """
-    tensors = read_url(url) if url.endswith(TORCH_SUFFIXES) else load_export(url)[0]
+    tensors = load_weights(url)
     theirs, ours = (state.get("pos_embed") for state in (tensors, model.state_dict()))
     if not resize_positions and theirs is not None and ours is not None:
         patches, wanted = theirs.shape[-2] - 1, ours.shape[-2] - 1

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.shards.store import open_store
 from tests.small_masks import CLASSES, write_masked
@@ -69,6 +70,26 @@ def test_a_finished_run_draws_another_number_of_pictures(root: Path) -> None:
     assert (root / "run" / "metrics.jsonl").read_bytes() == figures
 
 
+def test_a_checkpoint_of_the_published_code_is_a_model_to_start_from(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here an encoder under its published names, as MTM and classification leave it."""
+    assert segment(root, "first", "--loop.epochs", "1") == 0
+    tensors, _ = load_export(str(root / "first"))
+    encoder = {n.removeprefix("encoder."): v for n, v in tensors.items() if "encoder." in n}
+    for name, state in (("mtm", encoder), ("other", dict(list(encoder.items())[:-1]))):
+        torch.save({"model": state}, root / f"{name}.pth")
+    for out, init in (("folder", "first"), ("file", "mtm.pth")):
+        assert segment(root, out, "--loop.epochs", "1", "--model.init", str(root / init)) == 0
+    one, two = (load_export(str(root / out))[0] for out in ("folder", "file"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with caplog.at_level(logging.ERROR):
+        assert segment(root, "misfit", "--model.init", str(root / "other.pth")) == 2
+    assert "is missing" in caplog.text
+    assert not (root / "misfit").exists()
+
+
 def test_a_model_to_start_from_that_does_not_fit_is_refused_before_anything_is_written(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,6 +109,7 @@ def test_a_model_to_start_from_that_does_not_fit_is_refused_before_anything_is_w
         (["--data.dataset", "bare"], "32 of 32 rows have no mask"),
         (["--model.depth", "3"], "at least 4 blocks"),
         (["--model.init", "nowhere"], "no exported model"),
+        (["--model.init", "/nowhere/model.pth"], "nothing was loaded"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_code_2(

@@ -37,8 +37,8 @@ class Rates:
     """Measured on 2 cores of x86 (`benchmarks/results/*.2core-x86.json`), but for the last three.
 
     start_seconds: from a trainer's start on Ray until its first batch, with a cold cache on a local
-        disk (stream_peers_ray, local_seit_ray_2_processes_first_batch_cold_seconds); behind
-        augmentation actors, which load torch first, it is some ten seconds more.
+        disk (stream_peers, local_seit_ray_2_processes_first_batch_cold_seconds); behind
+        augmentation actors on GPUs, which load torch first, it is some ten seconds more.
     decode_rows: rows/s that one process decodes into the cache (codec, shards_images_per_second).
     serve_rows: rows/s of a core that fetches from a warm cache and cuts
         (stream_peers, local_seit_rows_per_core_second).
@@ -48,9 +48,9 @@ class Rates:
     node_bytes: bytes/s that a node's network gives.
     """
 
-    start_seconds: float = 1.359
+    start_seconds: float = 1.458
     decode_rows: float = 573_426
-    serve_rows: float = 267_981
+    serve_rows: float = 529_654
     stored_bytes: float = 1008.93
     request_seconds: float = 0.05
     request_bytes: float = 80e6

@@ -213,7 +213,7 @@ def test_the_command_says_what_the_plan_says(seit: Seit) -> None:
     [
         (
             "start_seconds",
-            "stream_peers_ray",
+            "stream_peers",
             "local_seit_ray_2_processes_first_batch_cold_seconds",
         ),
         ("decode_rows", "codec", "shards_images_per_second"),

@@ -33,6 +33,7 @@ class Job:
     cache_bytes: limit of that folder. lanes: fixed parts of the rows. window: shards of one that a
     shuffle mixes.
     workers: loader processes beside the trainer's, 0 for none. cpus: of the Ray cluster.
+    head_start: steps that a stream behind actors makes in its own process meanwhile, at most.
     epochs: how many; limit: batches after which a stream ends, 0 for whole epochs.
     state: file with a saved position to start from, "" for a plain start.
     result: file that receives the figures.
@@ -53,6 +54,7 @@ class Job:
     window: int = 16
     workers: int = 0
     cpus: int = 2
+    head_start: int = 16
     epochs: int = 1
     limit: int = 0
     state: str = ""

@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -19,9 +18,6 @@ import ray.data
 
 from peers import nodes, seit
 from peers.job import Job
-from services.augment.recipe import mtm
-from services.shards.manifest import load_manifest
-from services.shards.store import open_store
 from services.stream.batch import StreamBatch
 from services.stream.loader import Stream
 from services.stream.pool import Pool
@@ -31,13 +27,9 @@ _WATCHED_SECONDS = 45.0
 
 
 def stream(job: Job) -> Stream:
-    """Pre-training without TokenAdapt: work enough that actors on both nodes have some to do."""
-    loaded = load_manifest(open_store(job.data), seit.DATASET)
-    recipe = mtm(loaded.spec, (job.crop, job.crop))
-    recipe = replace(recipe, adapt=replace(recipe.adapt, share=0.0))
-    request = replace(seit.request(job), recipe=recipe)
-    # Two actors, each of which fills most of a node.
-    return Stream(request, stop=1_000_000, pool=Pool(actors=2, cpus=1.0, head_start=0))
+    """Work enough that actors on both nodes have some to do; each fills most of its own."""
+    pool = Pool(actors=2, cpus=1.0, head_start=0)
+    return Stream(seit.pretraining(job), stop=1_000_000, pool=pool)
 
 
 def kill_actors(scratch: Path) -> None:

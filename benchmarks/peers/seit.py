@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peers.child import Batches
 from peers.data import CODES
 from peers.job import Job
 from services.augment.config import AdaptConfig, CropConfig, RecipeConfig
+from services.augment.recipe import mtm
 from services.plan.epoch import OrderSpec
 from services.shards.manifest import commit, load_manifest, put_asset
 from services.shards.store import open_store
@@ -87,11 +89,23 @@ def request(job: Job) -> StreamRequest:
     return StreamRequest(rows, recipe)
 
 
-class Loader:
-    """One stream for all epochs, as a trainer opens it."""
+def pretraining(job: Job) -> StreamRequest:
+    """The same rows through masked token modelling's recipe, TokenAdapt left out: real work."""
+    recipe = mtm(load_manifest(open_store(job.data), DATASET).spec, (job.crop, job.crop))
+    return replace(request(job), recipe=replace(recipe, adapt=replace(recipe.adapt, share=0.0)))
 
-    def __init__(self, job: Job, state: Any, pool: Pool | None = None) -> None:
-        asked = request(job)
+
+class Loader:
+    """One stream for all epochs, as a trainer opens it; of `request(job)` if nothing is asked."""
+
+    def __init__(
+        self,
+        job: Job,
+        state: Any,
+        pool: Pool | None = None,
+        asked: StreamRequest | None = None,
+    ) -> None:
+        asked = asked or request(job)
         start = 0
         if state:
             start, _ = resume_step(asked.rows, state["cursor"].numpy().tobytes())

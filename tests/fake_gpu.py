@@ -22,8 +22,7 @@ from services.augment.color import _normal_levels
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)
 
-
-_READS = {
+READS = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
     aten.masked_select.default,
@@ -32,7 +31,9 @@ _READS = {
     aten.repeat_interleave.Tensor,
     aten.bincount.default,
 }
-_INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+"""Operations that read values of the device, or whose output's size depends on them."""
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+"""These do so where an index is a mask of booleans: a hidden `nonzero`."""
 
 
 class WaitsError(Exception):
@@ -56,9 +57,9 @@ class _Host(TorchDispatchMode):
             self._pinned[id(copy)] = copy
             return copy
         tensors = [one for one in args if isinstance(one, Tensor)]
-        if func in _READS and tensors[0].is_cuda:
+        if func in READS and tensors[0].is_cuda:
             raise WaitsError(f"{func} of a tensor on the GPU")
-        if func in _INDEXED and args[0].is_cuda:
+        if func in INDEXED and args[0].is_cuda:
             for index in args[1]:
                 if index is not None and (index.dtype == torch.bool or not index.is_cuda):
                     raise WaitsError(f"{func} by {index.dtype} on {index.device}")

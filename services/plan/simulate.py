@@ -38,7 +38,8 @@ class Rates:
 
     start_seconds: from a trainer's start on Ray until its first batch, with a cold cache on a local
         disk (stream_peers, local_seit_ray_2_processes_first_batch_cold_seconds); behind
-        augmentation actors on GPUs, which load torch first, it is some ten seconds more.
+        augmentation actors on GPUs, which load torch first, it is more: 5 s where actors were on
+        CPUs (stream_start, without the head start).
     decode_rows: rows/s that one process decodes into the cache (codec, shards_images_per_second).
     serve_rows: rows/s of a core that fetches from a warm cache and cuts
         (stream_peers, local_seit_rows_per_core_second).

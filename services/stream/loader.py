@@ -36,7 +36,7 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _GROUPS_AHEAD = 2  # of steps that are read together: one is consumed while the next is made
-_HEAD_ROWS_AUGMENTED = 16_384  # what one process augments while actors start, some 10 s
+_HEAD_ROWS_AUGMENTED = 16_384  # what one process augments while actors start, some 5 s
 _HEAD_ROWS_ADAPTED = 1024  # the same where TokenAdapt's networks run
 _HEAD_AHEAD = 2  # at a time, each on as many cores as an actor: more would slow the actors' start
 

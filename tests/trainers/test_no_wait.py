@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from services.plan.draws import Draws
 from services.tokens.codebook import token_spec
 from services.tokens.tokenizer import load_tokenizer
+from tests.fake_gpu import INDEXED, READS
 from tests.trainers.picture_runs import (
     place,
     tokenadapt_run,
@@ -46,15 +47,6 @@ from trainers.tokenizer_step import TokenizerTask
 from trainers.views import draw_views
 
 aten = torch.ops.aten
-WAITING = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.is_nonzero.default,
-    aten.equal.default,
-    aten.repeat_interleave.Tensor,
-    aten.bincount.default,
-}
 
 
 class Watch(TorchDispatchMode):
@@ -65,9 +57,8 @@ class Watch(TorchDispatchMode):
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masks = func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
-        if func in WAITING or (
-            masks and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if func in READS or (
+            func in INDEXED and any(i is not None and i.dtype == torch.bool for i in args[1])
         ):
             self.seen[str(func)] += 1
         return func(*args, **(kwargs or {}))

@@ -147,7 +147,9 @@ def main() -> None:
 def grids(dataset: Store, shard: wire.Shard) -> IdArray:
     """Ids of a shard file, (N, H * W) uint16, checked as a node checks them: against the xxh3 of
     the manifest, then decoded with every check of their content."""
-    return layout.read_rows(read_checked(dataset, shard), SPEC, shard.rows, digest_checked=True).ids
+    return layout.read_rows(
+        read_checked(dataset, shard), SPEC, shard.rows, digest_checked=True
+    ).ids()
 
 
 def rows_bits(rows: int) -> int:

@@ -1,43 +1,31 @@
 """The node's cache of decoded shards: verified, bounded in bytes, shared by all its processes.
 
 A shard enters by being fetched, compared with its checksum and decoded once; from then on its
-rows are copies out of a mapped file (entry.py). What makes it safe under `kill -9`:
+rows are copies out of a mapped file (entry.py) in a folder that survives `kill -9`
+(cache_folder.py). Each process checks an entry's checksum when it first opens it, which also
+covers the loss of power; so nothing is fsynced, and a damaged entry is fetched again.
 
-- An entry appears under its name by a rename, whole. A half-written temporary file belongs to a
-  writer that holds the write lock; whoever holds the lock next removes what a dead one left.
-- Locks are flocks, which the system takes back from a dead process.
-- Each process checks an entry's checksum when it first opens it, which also covers the loss of
-  power; so nothing is fsynced, and a damaged entry is fetched again.
-
-Eviction: an epoch visits every shard once, in an order of its own. The entry that was used last
-is thus the one that is needed again last, and dropping the least recently used would drop what
-comes next (with a cache of half the data, it would never hit). So the most recently used of the
-entries that nobody holds goes first, after those of datasets that nobody reads any more. What is
-about to be used, or to be used again, looks just the same from outside: a reader that knows its
-order says so with `keep`, and holds those entries until it says otherwise.
+What is about to be used, or to be used again, looks just like the rest to eviction: a reader that
+knows its order says so with `keep`, and holds those entries until it says otherwise.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
-import secrets
 import threading
-import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import xxhash
 
-from services.errors import FormatError, IntegrityError, InvalidInputError, StoreError
+from services.errors import FormatError, IntegrityError, InvalidInputError
 from services.shards import layout
+from services.shards.cache_folder import SUFFIX, EntryFolder, EntryT
 from services.shards.checked import NamedFile
 from services.shards.column_entry import CachedColumn, ColumnEntryFile
 from services.shards.column_file import Part, read_part
@@ -49,16 +37,12 @@ from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX = ".rows"
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
-_IDLE_DATASET_SECONDS = 600.0
 _FETCHES = 2  # the first, and one more after a bad checksum
 _DECODES = 2  # at a time in a process; more would multiply the memory, not the speed
 _KEPT_SHARE = 2  # a process holds at most half of the limit, so that another can bring something in
 _RECENT_SHARE = 8  # and, of what nobody asked it to keep, an eighth
 _OPEN_SHARE = 2  # and with at most half of the files that the system lets it open
-
-EntryT = TypeVar("EntryT", bound=MappedEntry)
 
 
 @dataclass(frozen=True)
@@ -81,19 +65,6 @@ class CacheCounters:
     quarantined: int = 0
 
 
-@dataclass(frozen=True)
-class _Use:
-    """An entry as eviction sees it: file name, size, time of last use (Unix seconds)."""
-
-    name: str
-    bytes: int
-    used: float
-
-    @property
-    def dataset(self) -> str:
-        return self.name.partition("-")[0]
-
-
 class ShardCache:
     """Decoded shards in one folder of a node, at most `limit_bytes` of them.
 
@@ -107,10 +78,8 @@ class ShardCache:
                 f"cache limit of {limit_bytes} bytes: give at least the size of the shards that a "
                 "shuffle window mixes, decoded (2 bytes a token)"
             )
-        self._directory = Path(directory)
         self._limit = limit_bytes
-        self._locks = self._directory / "locks"
-        self._locks.mkdir(parents=True, exist_ok=True)
+        self._folder = EntryFolder(Path(directory), limit_bytes)
         self._most_open = max(1, most_open_files() // _OPEN_SHARE)
         self._guard, self._decoding = threading.Lock(), threading.Semaphore(_DECODES)
         self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
@@ -122,7 +91,7 @@ class ShardCache:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._directory, self._limit)
+        return type(self), (self._folder.path, self._limit)
 
     @property
     def counters(self) -> CacheCounters:
@@ -208,7 +177,7 @@ class ShardCache:
         if held is not None:
             self._count(hits=1)
             return cast(EntryT, held)  # one key is ever opened in one way
-        with self._lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
+        with self._folder.lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
             held = self._held(name)
             if held is not None:  # another thread opened it while this one waited
                 self._count(hits=1)
@@ -224,7 +193,8 @@ class ShardCache:
                 with self._decoding:
                     laid = decode(data, f"{folder.url}/{file.path}")
                     del data  # as large as the file, and not needed while it is laid down
-                    entry = self._lay_down(name, laid, opened)
+                    entry = self._folder.lay_down(name, laid, opened, self._evicted)
+                    self._verified[name] = entry.inode
                     del laid
                     pa.default_memory_pool().release_unused()  # Arrow would keep it for later
             self._hold(name, entry)
@@ -235,7 +205,7 @@ class ShardCache:
             entry = self._open.get(name)
             if entry is None:
                 return None
-            if not entry.touch(self._directory / name):
+            if not entry.touch(self._folder.path / name):
                 del self._open[name]  # evicted: holding on to it would keep its disk space taken
                 self._verified.pop(name, None)
                 return None
@@ -267,7 +237,7 @@ class ShardCache:
 
     def _open_entry(self, name: str, opened: Callable[[Path], EntryT]) -> EntryT | None:
         """The entry if it stands and is sound; a damaged one is removed."""
-        path = self._directory / name
+        path = self._folder.path / name
         try:
             entry = opened(path)
             if self._verified.get(name) != entry.inode and not entry.check_payload():
@@ -302,66 +272,10 @@ class ShardCache:
             "commit a new version"
         )
 
-    def _lay_down(self, name: str, file: ArraysFile, opened: Callable[[Path], EntryT]) -> EntryT:
-        temporary = self._directory / f".{secrets.token_hex(8)}.tmp"
-        with self._lock("write"):
-            self._make_room(file.bytes)
-            try:
-                with open(temporary, "xb") as target:
-                    file.write(target)
-                # Opened, and so in use, before others can see it and choose it for eviction.
-                entry = opened(temporary)
-                os.replace(temporary, self._directory / name)
-            except OSError as error:
-                raise StoreError(
-                    f"cache folder {self._directory}: {error}; it needs {file.bytes} bytes more: "
-                    "free space, or lower the cache's limit"
-                ) from error
-            finally:
-                temporary.unlink(missing_ok=True)
-        self._verified[name] = entry.inode
-        return entry
-
-    def _make_room(self, wanted: int) -> None:
-        """Remove entries until `wanted` more bytes fit; the caller holds the write lock."""
-        entries = []
-        for path in self._directory.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # found damaged, and removed, by a reader
-                if path.suffix == ".tmp":
-                    path.unlink()  # of a writer that died: the living hold the lock
-                elif path.suffix == _SUFFIX:
-                    stat = path.stat()
-                    entries.append(_Use(path.name, stat.st_size, stat.st_mtime))
-        excess = sum(entry.bytes for entry in entries) + wanted - self._limit
-        if excess <= 0:
-            return
-        idle_first = [(entry, False) for entry in _eviction_order(entries)]
-        in_use = [(entry, True) for entry in sorted(entries, key=lambda entry: entry.used)]
-        for entry, force in idle_first + in_use:
-            if excess <= 0:
-                return
-            if self._evict(entry.name, force):
-                excess -= entry.bytes
-
-    def _evict(self, name: str, force: bool) -> bool:
-        path = self._directory / name
-        try:
-            with open(path, "rb") as file:
-                if not force:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            return False
+    def _evicted(self, name: str) -> None:
         with self._guard:
             self._open.pop(name, None)
             self._verified.pop(name, None)
-        return True
-
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        with open(self._locks / name, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _file_name(root: Store, dataset: str, digest: str) -> str:
@@ -370,23 +284,9 @@ def _file_name(root: Store, dataset: str, digest: str) -> str:
 
 
 def _entry_name(root: Store, dataset: str, key: str) -> str:
-    return _file_name(root, dataset, key) + _SUFFIX
+    return _file_name(root, dataset, key) + SUFFIX
 
 
 def _file_of(name: str) -> str:
     """The file's part of an entry's name: an entry may be of a part of the file."""
-    return "-".join(name.removesuffix(_SUFFIX).split("-")[:2])
-
-
-def _eviction_order(entries: list[_Use]) -> list[_Use]:
-    """Entries in the order in which they may go while nobody holds them; see the module's text."""
-    last_use: dict[str, float] = {}
-    for entry in entries:
-        last_use[entry.dataset] = max(entry.used, last_use.get(entry.dataset, entry.used))
-    cut = time.time() - _IDLE_DATASET_SECONDS
-
-    def rank(entry: _Use) -> tuple[bool, float]:
-        active = last_use[entry.dataset] > cut
-        return active, -entry.used if active else entry.used
-
-    return sorted(entries, key=rank)
+    return "-".join(name.removesuffix(SUFFIX).split("-")[:2])

@@ -14,7 +14,7 @@ Shapes: N rows, T tokens of a row, U used codes, E escaped tokens of all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,7 +33,7 @@ ESCAPE_BYTE = 255
 _BYTE_CODES = 256
 _SHORT_ESCAPE_CODES = ESCAPE_BYTE + _BYTE_CODES
 _SAMPLE_TOKENS = 1 << 20
-_PART_TOKENS = 1 << 19  # what a core's cache holds beside its masks
+_PART_TOKENS = 1 << 18  # what a core's cache holds beside its ids and masks
 _PAIRS = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)  # the two bytes of each 16-bit number
 
 
@@ -104,8 +104,8 @@ def encode(ids_NT: IdArray, codes: int, encoding: Encoding | None = None) -> Col
     if form is Encoding.BYTE:
         return Columns(form, ranks, rank_NT.astype(np.uint8), empty, offsets, none, none)
     low = np.minimum(rank_NT, ESCAPE_BYTE).astype(np.uint8)
-    places = _escapes(low)[1:-1]
-    offsets = np.searchsorted(places, _row_starts(low)).astype(np.int64)
+    places = _escapes(low)
+    offsets = np.searchsorted(places, _row_starts(*low.shape)).astype(np.int64)
     escape_low, escape_high = _split(rank_NT.reshape(-1)[places] - np.uint16(ESCAPE_BYTE))
     if not long_escapes(len(ranks)):
         escape_high = none
@@ -136,27 +136,44 @@ def choose(ids_NT: IdArray, codes: int, measure: Callable[[ByteArray], int]) -> 
 
 def decode(columns: Columns) -> IdArray:
     """All ids, (N, T) uint16. Raises FormatError where the columns do not fit together."""
-    ranks, low = columns.ranks, columns.low
-    used = len(ranks)
+    ids_NT = np.empty(columns.low.shape, np.uint16)
+    at = 0
+    for part in decode_parts(columns):
+        ids_NT[at : at + len(part)] = part
+        at += len(part)
+    return ids_NT
+
+
+def decode_parts(columns: Columns) -> Iterator[IdArray]:
+    """All ids, some rows at a time: (n, T) uint16. A part is made while a core's cache holds it,
+    and whoever writes it down needs no memory for the whole shard.
+
+    Raises FormatError at the first part whose columns do not fit together.
+    """
+    ranks, used, tokens = columns.ranks, len(columns.ranks), columns.low.shape[1]
+    size = max(1, _PART_TOKENS // tokens)
+    parts = [slice(at, at + size) for at in range(0, len(columns.low), size)]
     if columns.encoding is Encoding.PLANES:
-        rank_NT = columns.high.astype(np.uint16) << np.uint16(8) | low
-        _check_ranks(rank_NT, used)
-        return _look_up(ranks, rank_NT)
+        for part in parts:
+            rank_NT = columns.high[part].astype(np.uint16) << np.uint16(8) | columns.low[part]
+            _check_ranks(rank_NT, used)
+            yield _look_up(ranks, rank_NT)
+        return
     table = np.zeros(_BYTE_CODES, np.uint16)
     table[:used] = ranks[:_BYTE_CODES]
+    pairs = table[_PAIRS].view(np.uint32)
     if columns.encoding is Encoding.BYTE:
-        _check_ranks(low, used)
-        return _look_up_bytes(table, low)
-    fenced = _escapes(low)
-    _check_escapes(columns, fenced)
-    rank_E = columns.escape_low.astype(np.uint32)
-    if long_escapes(used):
-        rank_E += columns.escape_high.astype(np.uint32) << 8
-    rank_E += ESCAPE_BYTE
-    _check_ranks(rank_E, used)
-    ids_NT = _look_up_bytes(table, low)
-    ids_NT.reshape(-1)[fenced[1:-1]] = ranks.take(rank_E)
-    return ids_NT
+        for part in parts:
+            _check_ranks(columns.low[part], used)
+            yield _look_up_bytes(table, pairs, columns.low[part])
+        return
+    rank_E = _escaped_ranks(columns)
+    for part in parts:
+        low = columns.low[part]
+        places = _escapes(low)
+        ids_NT = _look_up_bytes(table, pairs, low)
+        ids_NT.reshape(-1)[places] = ranks.take(rank_E[_part_of_escapes(columns, part, places)])
+        yield ids_NT
 
 
 def count_codes(ids: IdArray, codes: int) -> IntArray:
@@ -180,13 +197,12 @@ def count_codes(ids: IdArray, codes: int) -> IntArray:
     return counts
 
 
-def _look_up_bytes(table: IdArray, bytes_NT: ByteArray) -> IdArray:
-    """table[bytes], table (256,). Two bytes at a time where their number is even."""
+def _look_up_bytes(table: IdArray, pairs: npt.NDArray[np.uint32], bytes_NT: ByteArray) -> IdArray:
+    """table[bytes], table (256,). Two bytes at a time, in pairs, where their number is even."""
     flat = np.ascontiguousarray(bytes_NT).reshape(-1)
     if flat.size % 2:
         return _look_up(table, flat).reshape(bytes_NT.shape)
-    pairs = _look_up(table[_PAIRS].view(np.uint32), flat.view(np.uint16))
-    return pairs.view(np.uint16).reshape(bytes_NT.shape)
+    return _look_up(pairs, flat.view(np.uint16)).view(np.uint16).reshape(bytes_NT.shape)
 
 
 def _look_up(table: npt.NDArray[Any], index: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -210,14 +226,14 @@ def _arrow(numbers: npt.NDArray[Any]) -> Any:
 
 
 def _escapes(low: ByteArray) -> IntArray:
-    """Flat positions of the escape marks in (N, T) bytes, between fences: (E + 2,).
+    """Flat positions of the escape marks in (N, T) bytes.
 
-    The first is -1 and the last N * T. A plain search for so many places, at random, is slow by
-    the branches that it mispredicts. Here each step is without: 8 marks become a byte, and the
-    bytes that are not 0, of which an eighth or more are marks, become marks again.
+    A plain search for so many places, at random, is slow by the branches that it mispredicts.
+    Here each step is without: 8 marks become a byte, and the bytes that are not 0, of which an
+    eighth or more are marks, become marks again.
     """
     flat = low.reshape(-1)
-    found = [np.array([-1])]
+    found = [np.zeros(0, np.int64)]
     for start in range(0, flat.size, _PART_TOKENS):
         packed = np.packbits(flat[start : start + _PART_TOKENS] == ESCAPE_BYTE, bitorder="little")
         byte = np.flatnonzero(packed != 0)
@@ -225,32 +241,45 @@ def _escapes(low: ByteArray) -> IntArray:
         places = (byte * 8 + start).take(bit >> 3)
         places += bit & 7
         found.append(places)
-    return np.concatenate([*found, np.array([flat.size])])
+    return np.concatenate(found)
 
 
-def _row_starts(low: ByteArray) -> IntArray:
-    """Flat positions (N + 1,) where rows begin, and the last ends."""
-    starts: IntArray = np.arange(len(low) + 1) * low.shape[1]
+def _row_starts(rows: int, tokens: int) -> IntArray:
+    """Flat positions (rows + 1,) where rows begin, and the last ends."""
+    starts: IntArray = np.arange(rows + 1) * tokens
     return starts
 
 
-def _check_escapes(columns: Columns, fenced: IntArray) -> None:
-    """Whether each row has as many escape values as marks, which stand at `fenced`."""
-    marks, offsets = len(fenced) - 2, columns.offsets
-    sizes = {
-        len(columns.escape_low),
-        len(columns.escape_high) if long_escapes(len(columns.ranks)) else marks,
-    }
-    starts = _row_starts(columns.low)
-    sound = sizes == {marks} and len(offsets) == len(starts)
-    sound = sound and bool(offsets.min() >= 0 and offsets.max() <= marks)
-    # Marks number offsets[row] - 1 and offsets[row] are the last before the row and the next.
-    if not sound or (fenced[offsets] >= starts).any() or (fenced[offsets + 1] < starts).any():
-        raise FormatError(
-            f"the tokens hold {marks} escape marks but the escape columns "
-            f"{len(columns.escape_low)} values, or in other rows: the shard is damaged, "
-            "fetch or write it again"
+def _escaped_ranks(columns: Columns) -> npt.NDArray[np.uint32]:
+    """(E,) the ranks that the escapes hold, once their columns belong together."""
+    used, rows, escapes = len(columns.ranks), len(columns.low), len(columns.escape_low)
+    rank_E = columns.escape_low.astype(np.uint32)
+    if long_escapes(used):
+        if len(columns.escape_high) != escapes:
+            raise _misplaced(f"{escapes} low and {len(columns.escape_high)} high bytes of escapes")
+        rank_E += columns.escape_high.astype(np.uint32) << 8
+    rank_E += ESCAPE_BYTE
+    _check_ranks(rank_E, used)
+    offsets = columns.offsets
+    if len(offsets) != rows + 1 or (offsets[0], offsets[-1]) != (0, escapes):
+        raise _misplaced(f"{escapes} escapes, of which its {rows} rows have others")
+    return rank_E
+
+
+def _part_of_escapes(columns: Columns, part: slice, places: IntArray) -> slice:
+    """Which of all escapes are those of some rows, whose marks stand at these flat positions."""
+    bounds = columns.offsets[part.start : part.stop + 1]
+    starts = _row_starts(len(bounds) - 1, columns.low.shape[1])
+    if not np.array_equal(np.searchsorted(places, starts), bounds - bounds[0]):
+        raise _misplaced(
+            f"other numbers of escapes than of marks in rows {part.start} to"
+            f" {part.start + len(bounds) - 2}"
         )
+    return slice(int(bounds[0]), int(bounds[-1]))
+
+
+def _misplaced(what: str) -> FormatError:
+    return FormatError(f"the tokens hold {what}: the shard is damaged, fetch or write it again")
 
 
 def _inverse(ranks: IdArray, codes: int) -> IdArray:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.shards.column_file import Values, number_type
-from services.shards.entry import ArraysFile, MappedEntry
+from services.shards.entry import ArraysFile, FilePart, MappedEntry
 from services.shards.validate import COLUMN_TYPES
 from services.types import IntArray
 
@@ -27,7 +27,7 @@ class ColumnEntryFile(ArraysFile):
         rows = len(offsets) - 1 if number is None else len(content)
         width = number.itemsize if number else 0
         sizes = rows, COLUMN_TYPES.index(kind), width, 0, content.nbytes
-        super().__init__(_MAGIC, sizes, values)
+        super().__init__(_MAGIC, sizes, list(map(FilePart.of, values)))
 
 
 class CachedColumn(MappedEntry):

@@ -12,7 +12,8 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -22,7 +23,7 @@ import xxhash
 
 from services.errors import FormatError, InvalidInputError
 from services.grids import cut
-from services.shards.layout import ShardRows
+from services.shards.shard_rows import ShardRows
 from services.types import IdArray, IntArray
 from services.wire.seit import v1 as wire
 
@@ -50,44 +51,67 @@ def _id_type(codes: int) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if codes <= 256 else np.uint16
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """An array of a file: its size in bytes, and its content piece by piece."""
+
+    bytes: int
+    pieces: Callable[[], Iterable[npt.NDArray[Any]]]
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> FilePart:
+        return cls(array.nbytes, lambda: [array])
+
+
 class ArraysFile:
     """Arrays behind a header, ready to be written: the size is known before the first byte is."""
 
     def __init__(
-        self, magic: bytes, sizes: tuple[int, int, int, int, int], parts: Sequence[npt.NDArray[Any]]
+        self, magic: bytes, sizes: tuple[int, int, int, int, int], parts: Sequence[FilePart]
     ) -> None:
         """sizes: rows, three numbers and the bytes of the last part, for the header."""
-        self._parts = [np.ascontiguousarray(part) for part in parts]
+        self._magic, self._numbers, self._parts = magic, sizes, parts
+        self.bytes = _PAYLOAD_START + sum(_padded(part.bytes) for part in parts)
+
+    def write(self, file: BinaryIO) -> None:
+        """To an empty file. The header, which holds the payload's checksum, comes last.
+
+        Errors as those of the parts' content; the file is then to be thrown away.
+        """
+        file.seek(_PAYLOAD_START)
         digest = xxhash.xxh3_128()
         for block in self._blocks():
             digest.update(block)
-        fields = _HEADER.pack(magic, _FORMAT, *sizes, digest.digest())
+            file.write(block)
+        fields = _HEADER.pack(self._magic, _FORMAT, *self._numbers, digest.digest())
         header = fields + xxhash.xxh3_64_digest(fields)
-        self._header = header.ljust(_PAYLOAD_START, b"\0")
-        self.bytes = _PAYLOAD_START + sum(_padded(part.nbytes) for part in self._parts)
+        file.seek(0)
+        file.write(header.ljust(_PAYLOAD_START, b"\0"))
 
     def _blocks(self) -> Iterator[memoryview | bytes]:
         for part in self._parts:
-            yield part.reshape(-1).view(np.uint8).data
-            yield bytes(_padded(part.nbytes) - part.nbytes)
-
-    def write(self, file: BinaryIO) -> None:
-        file.write(self._header)
-        for block in self._blocks():
-            file.write(block)
+            for piece in part.pieces():
+                yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+            yield bytes(_padded(part.bytes) - part.bytes)
 
 
 class EntryFile(ArraysFile):
-    """A decoded shard as the file of an entry."""
+    """A decoded shard as the file of an entry; its ids are decoded while they are written."""
 
     def __init__(self, rows: ShardRows, spec: wire.TokenSpec) -> None:
-        ids_NT = rows.ids.astype(_id_type(spec.codes), copy=False)
+        id_type = np.dtype(_id_type(spec.codes))
+        tokens = spec.grid_height * spec.grid_width
+        ids = FilePart(
+            len(rows) * tokens * id_type.itemsize,
+            lambda: (part.astype(id_type, copy=False) for part in rows.id_parts()),
+        )
         sizes = (
             *(len(rows), spec.grid_height, spec.grid_width),
-            *(ids_NT.itemsize, rows.key_bytes.nbytes),
+            *(id_type.itemsize, rows.key_bytes.nbytes),
         )
-        columns = ids_NT, rows.labels, rows.source_bytes, rows.key_offsets, rows.key_bytes
-        super().__init__(_MAGIC, sizes, columns)
+        arrays: list[npt.NDArray[Any]] = [rows.labels, rows.source_bytes]
+        arrays += [rows.key_offsets, rows.key_bytes]
+        super().__init__(_MAGIC, sizes, [ids, *(FilePart.of(array) for array in arrays)])
 
 
 class MappedEntry:

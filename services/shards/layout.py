@@ -21,7 +21,6 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards import codec
 from services.shards.codec import ByteArray, Columns, Encoding
 from services.shards.pages import bytes_of, check_pages, read_text
+from services.shards.shard_rows import ShardRows, errors_name
 from services.types import UNLABELLED, IdArray, IntArray, TokenRows
 from services.wire.seit import v1 as wire
 
@@ -59,30 +59,6 @@ _PARQUET_ENCODINGS = {
     "escape": "DELTA_LENGTH_BYTE_ARRAY",
     "escape_high": "DELTA_LENGTH_BYTE_ARRAY",
 }
-
-
-@dataclass(frozen=True)
-class ShardRows:
-    """Rows of a shard, all in flat arrays.
-
-    ids: (N, T) uint16. labels: (N,) int64. source_bytes: (N,) int64.
-    key_offsets: (N + 1,) int64 into key_bytes (B,) uint8, the keys in UTF-8 back to back.
-    """
-
-    ids: IdArray
-    labels: IntArray
-    source_bytes: IntArray
-    key_offsets: IntArray
-    key_bytes: ByteArray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def keys(self, index: IntArray | None = None) -> list[str]:
-        """Keys of the rows `index`, of all rows by default."""
-        rows = range(len(self)) if index is None else index.tolist()
-        begin, end = self.key_offsets[:-1], self.key_offsets[1:]
-        return [bytes(self.key_bytes[begin[row] : end[row]]).decode() for row in rows]
 
 
 def to_parquet(
@@ -155,9 +131,9 @@ def check_compression_level(level: int) -> int:
 
 
 def from_parquet(source: bytes | Path, spec: wire.TokenSpec) -> TokenRows:
-    """All rows of a shard file. Errors as `read_rows`."""
+    """All rows of a shard file. Errors as `read_rows` and `ShardRows.ids`."""
     rows = read_rows(source, spec)
-    ids = rows.ids.reshape(-1, spec.grid_height, spec.grid_width)
+    ids = rows.ids().reshape(-1, spec.grid_height, spec.grid_width)
     return TokenRows(ids, rows.labels, rows.keys(), rows.source_bytes)
 
 
@@ -169,7 +145,7 @@ def read_rows(
     *,
     digest_checked: bool = False,
 ) -> ShardRows:
-    """Decompress and decode a shard.
+    """Decompress a shard; its ids are decoded when they are asked for.
 
     rows: number of rows that the manifest promises; name: what errors call the shard.
     digest_checked: the bytes are those of the manifest's xxh3, so the checksums of the pages,
@@ -181,23 +157,16 @@ def read_rows(
         if not source.exists():
             raise NotFoundError(f"no shard file {source}: check the path")
         name, source = str(source), source.read_bytes()
-    try:
-        with pq.ParquetFile(
-            pa.BufferReader(source), page_checksum_verification=not digest_checked
-        ) as file:
+    with errors_name(name):
+        checked = not digest_checked
+        with pq.ParquetFile(pa.BufferReader(source), page_checksum_verification=checked) as file:
             encoding, ranks = _check_footer(file, spec, rows)
             schema = _schema(encoding, len(ranks), spec.grid_height * spec.grid_width)
             key_page = _check_columns(source, file.metadata, schema)
             keys = read_text(file, "key", key_page, MAX_KEY_BYTES)
-            table = file.read([name for name in schema.names if name != "key"], use_threads=False)
-        return _to_rows(table, keys, encoding, ranks, spec)
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:  # Unicode, too
-        reason = " ".join(str(error).split())[:300]
-        raise FormatError(
-            f"{name}: not a whole Parquet file ({reason}): fetch or write it again"
-        ) from error
+            wanted = [column for column in schema.names if column != "key"]
+            table = file.read(wanted, use_threads=False)
+        return _to_rows(name, table, keys, encoding, ranks, spec)
 
 
 def _schema(encoding: Encoding, used: int, tokens: int) -> pa.Schema:
@@ -299,6 +268,7 @@ def _check_columns(source: bytes, metadata: Any, schema: pa.Schema) -> int:
 
 
 def _to_rows(
+    name: str,
     table: pa.Table,
     keys: tuple[IntArray, ByteArray],
     encoding: Encoding,
@@ -322,7 +292,8 @@ def _to_rows(
     if labels.min() < UNLABELLED:
         raise FormatError(f"label {labels.min()} is below {UNLABELLED}")
     return ShardRows(
-        ids=codec.decode(columns),
+        name=name,
+        columns=columns,
         labels=labels,
         source_bytes=_numbers_of(arrays["source_bytes"], np.int64),
         key_offsets=keys[0],

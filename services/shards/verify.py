@@ -158,9 +158,12 @@ def _read_shard(folder: Store, shard: wire.Shard, spec: wire.TokenSpec, hashed: 
             f"{name}: source bytes add up to {int(rows.source_bytes.sum())}, the manifest says "
             f"{shard.source_bytes}"
         )
-    return _Found(
-        codec.count_codes(rows.ids, spec.codes), hash_grids(rows.ids if hashed else rows.ids[:0])
-    )
+    code_counts, hashes = np.zeros(spec.codes, np.int64), [np.zeros(0, np.uint64)]
+    for ids in rows.id_parts():
+        code_counts += codec.count_codes(ids, spec.codes)
+        if hashed:
+            hashes.append(hash_grids(ids))
+    return _Found(code_counts, np.concatenate(hashes))
 
 
 def _check_column(folder: Store, part: Part, column: wire.Column) -> _Result:

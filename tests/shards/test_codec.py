@@ -111,3 +111,21 @@ def test_columns_that_do_not_fit_together_are_refused() -> None:
             codec.decode(replace(good, **change))
     with pytest.raises(FormatError, match="rank 255 in a shard of 9"):
         codec.decode(replace(good, encoding=Encoding.BYTE, ranks=good.ranks[:9]))
+
+
+def test_a_damaged_part_is_refused_and_those_before_it_are_right() -> None:
+    ids = skewed_ids(600, 1024, 400)
+    good = codec.encode(ids, 400)
+    sizes = [len(part) for part in codec.decode_parts(good)]
+    assert len(sizes) > 2
+    assert sum(sizes) == 600
+    for row in (1, sizes[0], sizes[0] + 1, 599):
+        offsets = good.offsets.copy()
+        offsets[row] += 1
+        before: list[IdArray] = []
+        with pytest.raises(FormatError, match="damaged"):
+            before.extend(codec.decode_parts(replace(good, offsets=offsets)))
+        given = sum(map(len, before))
+        assert row - sizes[0] <= given <= row
+        if before:
+            np.testing.assert_array_equal(np.concatenate(before), ids[:given])

@@ -1,0 +1,173 @@
+"""The folder of a node's cache: entries come and go, whole, whatever its processes die of.
+
+- An entry appears under its name by a rename. Until then its writer holds an exclusive lock on
+  the temporary file: one that nobody holds is of a writer that died, and is removed.
+- Who makes room, begins a file or names it holds the write lock; nobody holds it while content is
+  made and written, so several shards are laid down side by side.
+- Locks are flocks, which the system takes back from a dead process. They are given back by hand,
+  not with their file: a process that was forked meanwhile holds a copy of it.
+
+Eviction: an epoch visits every shard once, in an order of its own. The entry that was used last
+is thus the one that is needed again last, and dropping the least recently used would drop what
+comes next (with a cache of half the data, it would never hit). So the most recently used of the
+entries that nobody holds goes first, after those of datasets that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from services.errors import StoreError
+from services.shards.entry import ArraysFile, MappedEntry
+
+SUFFIX = ".rows"
+_UNFINISHED = ".tmp"
+_IDLE_DATASET_SECONDS = 600.0
+
+EntryT = TypeVar("EntryT", bound=MappedEntry)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An entry as eviction sees it: file name, size, time of last use (Unix seconds)."""
+
+    name: str
+    bytes: int
+    used: float
+
+    @property
+    def dataset(self) -> str:
+        return self.name.partition("-")[0]
+
+
+class EntryFolder:
+    """Entries of at most `limit` bytes, those that are being written included."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path, self._limit = path, limit
+        self._locks = path / "locks"
+        self._locks.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Held by one thread of one process at a time."""
+        with open(self._locks / name, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def lay_down(
+        self,
+        name: str,
+        file: ArraysFile,
+        opened: Callable[[Path], EntryT],
+        evicted: Callable[[str], None],
+    ) -> EntryT:
+        """Write an entry, and open it by its path.
+
+        evicted: called with the name of each entry that had to make room.
+        Errors as those of the content; StoreError if the folder does not take it.
+        """
+        temporary = self.path / f".{secrets.token_hex(8)}{_UNFINISHED}"
+        try:
+            with self._begun(temporary, file.bytes, evicted) as target:
+                file.write(target)
+                target.flush()
+                with self.lock("write"):
+                    fcntl.flock(target, fcntl.LOCK_UN)
+                    # Opened, and so in use, before others can see it and choose it for eviction.
+                    entry = opened(temporary)
+                    os.replace(temporary, self.path / name)
+                return entry
+        except OSError as error:
+            raise StoreError(
+                f"cache folder {self.path}: {error}; it needs {file.bytes} bytes more: "
+                "free space, or lower the cache's limit"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _begun(
+        self, temporary: Path, size: int, evicted: Callable[[str], None]
+    ) -> Iterator[BinaryIO]:
+        """A new file of that size that is locked, and so safe from those who clean up."""
+        with self.lock("write"):
+            self._make_room(size, evicted)
+            target = open(temporary, "xb")  # noqa: SIM115 - closed below, without the write lock
+            fcntl.flock(target, fcntl.LOCK_EX)
+        try:
+            target.truncate(size)  # others make room for all of it
+            yield target
+        finally:
+            with contextlib.suppress(OSError):  # of what a full disk did not take: already told
+                fcntl.flock(target, fcntl.LOCK_UN)
+                target.close()
+
+    def _make_room(self, wanted: int, evicted: Callable[[str], None]) -> None:
+        """Remove entries until `wanted` more bytes fit; the caller holds the write lock."""
+        entries, unfinished = [], 0
+        for path in self.path.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # found damaged, and removed, by a reader
+                if path.suffix == _UNFINISHED:
+                    unfinished += _bytes_being_written(path)
+                elif path.suffix == SUFFIX:
+                    stat = path.stat()
+                    entries.append(_Use(path.name, stat.st_size, stat.st_mtime))
+        excess = sum(entry.bytes for entry in entries) + unfinished + wanted - self._limit
+        if excess <= 0:
+            return
+        idle_first = [(entry, False) for entry in _eviction_order(entries)]
+        in_use = [(entry, True) for entry in sorted(entries, key=lambda entry: entry.used)]
+        for entry, force in idle_first + in_use:
+            if excess <= 0:
+                return
+            if self._evict(entry.name, force):
+                evicted(entry.name)
+                excess -= entry.bytes
+
+    def _evict(self, name: str, force: bool) -> bool:
+        path = self.path / name
+        try:
+            with open(path, "rb") as file:
+                if not force:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        return True
+
+
+def _bytes_being_written(path: Path) -> int:
+    """Size that an unfinished file will have; 0 for one whose writer died, which is removed."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.fstat(file.fileno()).st_size
+        path.unlink()
+        return 0
+
+
+def _eviction_order(entries: list[_Use]) -> list[_Use]:
+    """Entries in the order in which they may go while nobody holds them; see the module's text."""
+    last_use: dict[str, float] = {}
+    for entry in entries:
+        last_use[entry.dataset] = max(entry.used, last_use.get(entry.dataset, entry.used))
+    cut = time.time() - _IDLE_DATASET_SECONDS
+
+    def rank(entry: _Use) -> tuple[bool, float]:
+        active = last_use[entry.dataset] > cut
+        return active, -entry.used if active else entry.used
+
+    return sorted(entries, key=rank)

@@ -1,0 +1,117 @@
+"""Entries come into a node's folder side by side, and whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+
+from services.errors import FormatError
+from services.shards import layout
+from services.shards.cache_folder import EntryFolder
+from services.shards.entry import CachedShard, EntryFile
+from services.shards.shard_rows import ShardRows
+from services.wire.seit import v1 as wire
+
+
+class Held(EntryFile):
+    """A file that is begun, and goes on when it is let."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, file: BinaryIO) -> None:
+        file.write(b"half")
+        self.begun.set()
+        assert self.go_on.wait(60)
+        file.seek(0)
+        super().write(file)
+
+
+def read(make_rows: Any, spec: wire.TokenSpec, seed: int) -> ShardRows:
+    return layout.read_rows(layout.to_parquet(make_rows(40, seed), spec), spec)
+
+
+def opener(spec: wire.TokenSpec) -> Callable[[Path], CachedShard]:
+    return lambda path: CachedShard(path, wire.Shard(path="x", rows=40), spec)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def test_others_write_while_one_is_at_work_and_leave_room_for_it(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any
+) -> None:
+    slow = Held(read(make_rows, spec, 0), spec)
+    limit = int(slow.bytes * 2.5)
+    evicted: list[str] = []
+
+    def write(name: str, file: EntryFile) -> CachedShard:
+        # Another user of the folder: what it knows of the first one's work, the files tell it.
+        other = EntryFolder(tmp_path, limit)
+        return other.lay_down(name, file, opener(spec), evicted.append)
+
+    with ThreadPoolExecutor(1) as writer:
+        first = writer.submit(write, "a.rows", slow)
+        try:
+            assert slow.begun.wait(60)
+            for seed, name in enumerate(["b.rows", "c.rows"], 1):
+                entry = write(name, EntryFile(read(make_rows, spec, seed), spec))
+                ids, _ = entry.take(np.arange(40))
+                np.testing.assert_array_equal(ids, make_rows(40, seed).ids)
+                del entry
+            # Two and the unfinished one are more than the limit: the first of them had to go.
+            assert evicted == ["b.rows"]
+            (unfinished,) = names(tmp_path) - {"c.rows"}
+            assert (tmp_path / unfinished).stat().st_size == slow.bytes
+        finally:
+            slow.go_on.set()
+        found = first.result(60)
+    assert names(tmp_path) == {"a.rows", "c.rows"}
+    assert found.check_payload()
+    np.testing.assert_array_equal(found.take(np.arange(40))[0], make_rows(40, 0).ids)
+
+
+def test_content_that_turns_out_damaged_leaves_nothing(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any
+) -> None:
+    rows = read(make_rows, spec, 0)
+    offsets = rows.columns.offsets.copy()
+    offsets[-2] += 1
+    damaged = replace(rows, name="ds/x.parquet", columns=replace(rows.columns, offsets=offsets))
+    folder = EntryFolder(tmp_path, 1 << 30)
+    with pytest.raises(FormatError, match=r"ds/x\.parquet: .* damaged"):
+        folder.lay_down("a.rows", EntryFile(damaged, spec), opener(spec), print)
+    assert names(tmp_path) == set()
+
+
+def test_a_process_that_was_forked_meanwhile_holds_nobody_up(tmp_path: Path) -> None:
+    """As a trainer's data workers are: it has copies of all that was open."""
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path.cwd())!r})
+from pathlib import Path
+from services.shards.cache_folder import EntryFolder
+folder = EntryFolder(Path({str(tmp_path)!r}), 1 << 30)
+until, mine = os.pipe()
+with folder.lock("write"):
+    if not os.fork():
+        os.close(mine)
+        os.read(until, 1)  # until the other process is gone, however it ends
+        os._exit(0)
+signal.alarm(30)  # ends this process if it has to wait
+with folder.lock("write"):
+    print("mine")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "mine"), done.stderr

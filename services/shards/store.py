@@ -11,6 +11,7 @@ import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -233,20 +234,28 @@ class LocalStore(Store):
         self._run("write", path, put)
 
     def create(self, path: str, data: bytes) -> bool:
+        full = self._full(path)
+        # One file for all tries: by it a later one knows what an earlier one has made.
+        temporary = self._run("create", path, lambda: _temporary(full, data))
+
         def put() -> bool:
             # A hard link fails if the name is taken, and the bytes are whole when it appears;
             # rename would replace, and O_EXCL would show a file that is still being written.
-            temporary = _temporary(self._full(path), data)
             try:
-                os.link(temporary, self._full(path))
+                os.link(temporary, full)
             except FileExistsError:
-                return False
-            finally:
-                os.unlink(temporary)
-            _sync_folder(self._full(path))
+                # On NFS the answer to a link that was made may get lost, and who asks again finds
+                # the name taken, by this very file.
+                if os.stat(temporary).st_nlink == 1:
+                    return False
+            _sync_folder(full)
             return True
 
-        return self._run("create", path, put)
+        try:
+            return self._run("create", path, put)
+        finally:
+            with suppress(OSError):  # it harms nobody, and what was made stays made
+                os.unlink(temporary)
 
     def delete(self, path: str) -> None:
         self._run("delete", path, lambda: Path(self._full(path)).unlink(missing_ok=True))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -247,6 +248,27 @@ def test_an_unreachable_server_is_a_store_error(s3_store: Store) -> None:
     with pytest.raises(StoreError, match="failed 2 times"):
         gone.read("x")
     assert gone.retries == 1
+
+
+@pytest.mark.parametrize("told", [errno.EEXIST, errno.ETIMEDOUT])
+def test_create_knows_its_own_file_when_the_answer_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    """On NFS: the name is made, the answer gets lost, and who asks again finds it taken."""
+    store, link = open_store(str(tmp_path), retry=RetryPolicy(base_seconds=0)), os.link
+
+    def unheard(source: str, name: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        if os.path.exists(name):
+            raise FileExistsError(errno.EEXIST, "File exists", source, None, name)
+        link(source, name)
+        raise OSError(told, os.strerror(told), source, None, name)
+
+    for data, made in ((b"mine", True), (b"theirs", False)):
+        monkeypatch.setattr(os, "link", unheard)
+        assert store.create("v/1", data) is made
+        assert store.read("v/1") == b"mine"
+        assert store.list() == ["v/1"]
 
 
 def test_a_killed_writer_leaves_old_or_new_whole(tmp_path: Path) -> None:

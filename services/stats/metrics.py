@@ -170,7 +170,7 @@ def _stream_families(streams: list[wire.StreamInfo], now: float) -> list[Metric]
         "seit_stream_silent_seconds", "Seconds since the last word, while it runs", labels=_LABELS
     )
     quarantined = GaugeMetricFamily(
-        "seit_stream_quarantined", "Damaged shards left out", labels=_LABELS
+        "seit_stream_quarantined", "Damaged shards that the run left out", labels=("run",)
     )
     counters = {
         name: CounterMetricFamily(f"seit_stream_{name}", text, labels=_LABELS)
@@ -184,12 +184,12 @@ def _stream_families(streams: list[wire.StreamInfo], now: float) -> list[Metric]
         if not _is_recent(one, now):
             continue
         states.add_metric((one.name, one.state), 1)
+        quarantined.add_metric((one.name,), one.quarantined)  # ranks may name the same shard
         for rank in one.ranks:
             flow = rank.flow
             assert flow is not None  # `summarize_words` gives every rank its flow
             labels = (one.name, flow.stream, str(flow.rank))
             silent.add_metric(labels, rank.silent_seconds)
-            quarantined.add_metric(labels, len(flow.quarantined))
             for name, family in (counters | gauges).items():
                 family.add_metric(labels, getattr(flow, name))
     return [counts, states, silent, quarantined, *counters.values(), *gauges.values()]

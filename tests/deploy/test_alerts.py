@@ -1,7 +1,8 @@
-"""The alert rules evaluated by Prometheus' own promtool."""
+"""The alert rules and the dashboard's arithmetic, evaluated by Prometheus' own promtool."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -50,3 +51,29 @@ def test_each_alert_is_seen_to_fire_and_to_be_silent() -> None:
 def test_the_page_says_what_to_do_about_each() -> None:
     table = re.findall(r"^\| (Seit\w+) \| .", (ROOT / "docs/stats.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(rule["alert"] for rule in rules())
+
+
+def panel(title: str) -> dict[str, Any]:
+    panels = json.loads((ROOT / "deploy/grafana/seit.json").read_text())["panels"]
+    (found,) = (one for one in panels if one["title"] == title)
+    return dict(found)
+
+
+def test_pictures_of_unknown_size_are_not_held_against_pixels(tmp_path: Path) -> None:
+    (target,) = panel("Storage against pixels")["targets"]
+    series = {
+        'seit_dataset_bytes{dataset="photos"}': "250",
+        'seit_dataset_pixel_bytes{dataset="photos"}': "1000",
+        'seit_dataset_bytes{dataset="unknown"}': "500",
+        'seit_dataset_pixel_bytes{dataset="unknown"}': "0",
+    }
+    expected = {"labels": "{}", "value": 0.25}
+    scene = {
+        "input_series": [{"series": name, "values": value} for name, value in series.items()],
+        "promql_expr_test": [
+            {"expr": target["expr"], "eval_time": "0s", "exp_samples": [expected]}
+        ],
+    }
+    file = tmp_path / "scenes.yml"
+    file.write_text(yaml.safe_dump({"tests": [scene]}))
+    told_by(file)

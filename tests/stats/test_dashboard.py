@@ -68,3 +68,20 @@ def test_a_query_finds_its_series(series: dict[str, set[str]], query: str) -> No
 
 def test_a_typing_error_would_be_seen(series: dict[str, set[str]]) -> None:
     assert "seit_stream_row_total" not in series
+
+
+def unit(query: str) -> str:
+    """Grafana's unit for the figure of a query; bytes count by thousands, as `seit` has them."""
+    if " / " in query:
+        return "percentunit"
+    if "_seconds" in query:
+        return "s"
+    if query.endswith("_bytes"):
+        return "decbytes"
+    return "reqps" if "rate(seit_service_requests" in query else "short"
+
+
+def test_figures_are_shown_in_their_units() -> None:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel["targets"]:
+            assert panel["fieldConfig"]["defaults"]["unit"] == unit(target["expr"]), panel["title"]

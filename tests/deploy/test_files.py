@@ -170,6 +170,7 @@ def test_every_lasting_service_is_healthy_bounded_and_confined() -> None:
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         if name not in once:
             assert service["healthcheck"]["test"], name
             assert service["restart"] == "unless-stopped", name

@@ -129,6 +129,7 @@ JOB = closed(
     entrypoint=TEXT,
     runtimeEnvYAML=TEXT,
     rayClusterSpec=CLUSTER,
+    submitterPodTemplate=TEMPLATE,
 )
 
 
@@ -155,6 +156,7 @@ def broken_rules(manifest: dict[str, Any]) -> list[str]:
     kind, name, spec = manifest["kind"], manifest["metadata"]["name"], manifest["spec"]
     cluster = spec.get("rayClusterSpec", spec)
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    submitter = spec.get("submitterPodTemplate", {}).get("spec", {"restartPolicy": "Never"})
     version = tuple(int(part) for part in cluster.get("rayVersion", "0").split(".")[:2])
     token = cluster.get("authOptions", {}).get("mode") == "token"
     kept = {
@@ -165,6 +167,7 @@ def broken_rules(manifest: dict[str, Any]) -> list[str]:
         "labels are no start parameter": all("labels" not in g["rayStartParams"] for g in groups),
         "time to live of a cluster that is shut down": not spec.get("ttlSecondsAfterFinished")
         or spec.get("shutdownAfterJobFinishes"),
+        "a Job's pod is not restarted": submitter.get("restartPolicy", "Always") != "Always",
         "no retries of a job by hand": spec.get("submissionMode") != "InteractiveMode"
         or not spec.get("backoffLimit"),
     }

@@ -107,7 +107,10 @@ def test_manifests_keep_the_rules_that_the_operator_checks_besides(path: Path) -
     cluster["rayVersion"] = "2.51.0"
     cluster["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
     manifest["metadata"]["name"] = "Large"
-    assert len(broken_rules(manifest)) == 3
+    submitters = [spec["submitterPodTemplate"]] if spec is not cluster else []
+    for template in submitters:
+        del template["spec"]["restartPolicy"]
+    assert len(broken_rules(manifest)) == 3 + len(submitters)
 
 
 _FREE = ("labels", "nodeSelector", "rayStartParams", "requests", "limits", "data")
@@ -135,13 +138,18 @@ def test_pods_are_confined_and_what_they_mount_stands(path: Path) -> None:
     spec = load(path)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        pod = group["template"]["spec"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    templates = [group["template"] for group in groups]
+    if "rayClusterSpec" in spec:  # the operator would add a pod that is not confined
+        templates.append(spec["submitterPodTemplate"])
+    for pod in (template["spec"] for template in templates):
         assert pod["securityContext"]["runAsNonRoot"]
-        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
         for container in pod["containers"]:
             assert not container["securityContext"]["allowPrivilegeEscalation"]
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
             assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]

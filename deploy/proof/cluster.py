@@ -105,6 +105,10 @@ class Cluster:
         for service in ("head", "worker", "api"):
             name = self._containers(service)[0]
             self._docker.run("docker", "exec", name, "sh", "-c", probe)
+        on_disk = 'test "$(stat -c %d /tmp/ray/session_latest/logs)" = "$(stat -c %d /ray)"'
+        for service in ("head", "worker"):
+            for name in self._containers(service):
+                self._docker.run("docker", "exec", name, "sh", "-c", on_disk)
 
     def refuses_a_wrong_key(self) -> str:
         words = ("seit", "inspect", "s3://seit/datasets", "proof")

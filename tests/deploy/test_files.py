@@ -155,6 +155,15 @@ def test_pods_are_confined_and_what_they_mount_stands(path: Path) -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
+def test_ray_stops_spilling_before_a_kubelet_evicts_its_pod() -> None:
+    settings = load(DEPLOY / "kubernetes/settings.yaml")["data"]
+    assert all(isinstance(value, str) for value in settings.values())  # no other kind is taken
+    (name,) = (name for name in settings if name.startswith("RAY_local_fs"))
+    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
+    assert name.removeprefix("RAY_").encode() in raylet
+    assert float(settings[name]) < 0.9
+
+
 def test_the_job_and_the_standing_cluster_are_the_same_cluster() -> None:
     standing = load(DEPLOY / "kubernetes/raycluster.yaml")["spec"]
     assert load(DEPLOY / "kubernetes/rayjob.yaml")["spec"]["rayClusterSpec"] == standing

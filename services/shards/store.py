@@ -226,10 +226,18 @@ class LocalStore(Store):
         return self._run("list", "", walk)
 
     def write(self, path: str, data: bytes) -> None:
+        full = self._full(path)
+
         def put() -> None:
-            temporary = _temporary(self._full(path), data)
-            os.replace(temporary, self._full(path))
-            _sync_folder(self._full(path))
+            temporary = _temporary(full, data)
+            made = os.stat(temporary)
+            try:
+                os.replace(temporary, full)
+            except FileNotFoundError:
+                # On NFS the answer may get lost, and who asks again finds it renamed already.
+                if not os.path.samestat(made, os.stat(full)):
+                    raise
+            _sync_folder(full)
 
         self._run("write", path, put)
 

@@ -271,6 +271,32 @@ def test_create_knows_its_own_file_when_the_answer_was_lost(
         assert store.list() == ["v/1"]
 
 
+def test_write_knows_its_own_file_when_the_answer_was_lost(
+    root: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS: who asks again to rename finds that there is nothing of the old name."""
+    replace = os.replace
+    root.write("x", b"old")
+
+    def unheard(source: str, name: str) -> None:
+        replace(source, name)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", source, None, name)
+
+    monkeypatch.setattr(os, "replace", unheard)
+    root.write("x", b"new")
+    assert root.read("x") == b"new"
+    assert root.list() == ["x"]
+
+    def removed(source: str, name: str) -> None:
+        os.unlink(source)
+        replace(source, name)
+
+    monkeypatch.setattr(os, "replace", removed)
+    with pytest.raises(NotFoundError):
+        root.write("x", b"newer")
+    assert root.read("x") == b"new"
+
+
 def test_a_killed_writer_leaves_old_or_new_whole(tmp_path: Path) -> None:
     program = (
         "import sys\n"

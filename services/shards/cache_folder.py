@@ -106,8 +106,8 @@ class EntryFolder:
             self._make_room(size, evicted)
             target = open(temporary, "xb")  # noqa: SIM115 - closed below, without the write lock
             fcntl.flock(target, fcntl.LOCK_EX)
-        try:
             target.truncate(size)  # others make room for all of it
+        try:
             yield target
         finally:
             with contextlib.suppress(OSError):  # of what a full disk did not take: already told

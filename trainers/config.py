@@ -281,7 +281,8 @@ class Run:
             "cluster.workers" if not self.cluster.min_workers else "cluster.min_workers..workers",
             self.cluster.workers if not self.cluster.min_workers else list(self.worlds),
             f"numbers that all divide the {blocks} blocks of a step (order.global_batch /"
-            f" order.block), which {', '.join(map(str, odd))} do not; 12, 24 or 60 suit most",
+            f" order.block), which {', '.join(map(str, odd))} do not; 12 blocks do for 1 to 4"
+            " workers, 60 for 1 to 6, 168 for 6 to 8",
         )
 
     @property

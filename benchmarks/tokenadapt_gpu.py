@@ -58,9 +58,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Options(harness.Options):
-    """batch: rows of a step on the GPU."""
+    """What this benchmark is asked besides."""
 
     batch: int = 512
+    """Rows of a step on the GPU."""
 
 
 def sizes(options: Options, cuda: bool) -> Sizes:

@@ -58,7 +58,7 @@ class Stats:
     url: Annotated[Positional[str], tyro.conf.arg(metavar="URL", help="http://HOST:PORT")]
     dataset: Annotated[
         Positional[str | None],
-        tyro.conf.arg(metavar="DATASET", help="one dataset; None for the list of all"),
+        tyro.conf.arg(metavar="[DATASET]", help="one dataset; left out, the list of all"),
     ] = None
 
     def run(self, out: Console) -> int:

@@ -49,7 +49,7 @@ class Gallery:
     version: Version = None
     rows: Annotated[
         tuple[str, ...],  # tyro does not say which of several words is no number
-        tyro.conf.arg(metavar="ROW", help="numbers of the samples in the split, from 0"),
+        tyro.conf.arg(metavar="ROW ...", help="numbers of the samples in the split, from 0"),
     ] = ()
     count: Annotated[
         int, tyro.conf.arg(help="samples where none are named, spread over the split (count)")

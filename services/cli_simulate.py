@@ -46,7 +46,7 @@ class Simulate:
     ] = "20G"
     gpu_rows: Annotated[
         float,
-        tyro.conf.arg(help="rows/s that one GPU trains: `rows_per_second` of a run / its GPUs"),
+        tyro.conf.arg(help="rows/s that one GPU trains: images/s of `seit streams` / its GPUs"),
     ] = 1000.0
     global_batch: Annotated[
         int, tyro.conf.arg(help="rows of a step over all GPUs (count); 0 for a block a GPU")

@@ -43,7 +43,8 @@ ColumnName: TypeAlias = Annotated[
     Positional[str], tyro.conf.arg(metavar="NAME", help="name of the column")
 ]
 Splits: TypeAlias = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="SPLIT", help="these splits only; none named for all")
+    tuple[str, ...],
+    tyro.conf.arg(metavar="SPLIT ...", help="these splits only; none named for all"),
 ]
 ReleaseFolder: TypeAlias = Annotated[
     Positional[Path], tyro.conf.arg(metavar="FOLDER", help="local folder of the release's files")

@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import pytest
@@ -34,7 +34,7 @@ PROGRAM = re.compile(
     r"(?:^|(?<=\s))(?:seit (?=[a-z])|python (?=(trainers|benchmarks)/[a-z_]+\.py))"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*")
-LISTED = re.compile(r"^. ((?:--?\w+ [A-Z]+, )?--[\w.-]+)", re.MULTILINE)  # behind a help's frame
+LISTED = re.compile(r". ((?:--?\w+ [A-Z]+, )?--[\w.-]+).*?(?:  |$)")  # in a help, in its frame
 OTHERS = {"--profile"}  # of docker compose
 STUDY_OPTIONS = {
     "mtm_options": ("mtm", "mtm"),
@@ -62,7 +62,7 @@ def read(words: Sequence[str]) -> Any:
 
     def become(_: str, command: Sequence[str]) -> None:
         with patch.object(sys, "argv", command[2:]):
-            runpy.run_module(command[2], run_name="__main__")
+            runpy.run_path(f"{ROOT}/{command[2].replace('.', '/')}.py", run_name="__main__")
 
     with (
         patch.object(tyro, "cli", only_read),
@@ -86,11 +86,24 @@ def read(words: Sequence[str]) -> Any:
 
 
 @cache
-def options_of(program: tuple[str, ...]) -> frozenset[str]:
-    """The options that a program's help lists: `("seit", "verify")`, `("python", "a.py")`."""
+def helped(program: tuple[str, ...]) -> dict[str, str]:
+    """What a program's help says of each option: of `("seit", "verify")`, `("python", "a.py")`."""
     with pytest.raises(ReadError, match="code 0") as shown:
         read((*program, "--help"))
-    return frozenset(OPTION.findall(" ".join(LISTED.findall(str(shown.value)))))
+    told: dict[str, str] = {}
+    names: list[str] = []
+    for line in str(shown.value).splitlines():
+        if begun := LISTED.match(line):
+            names = OPTION.findall(begun[1])
+        elif line[1:5].strip():
+            names = []
+        told |= {name: told.get(name, "") + line[begun.end() if begun else 1 :] for name in names}
+    return told
+
+
+def options_of(program: tuple[str, ...]) -> set[str]:
+    """The options that a program's help lists."""
+    return set(helped(program))
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -127,6 +140,12 @@ COMMANDS = sorted(
     | {("rayjob.yaml", split(JOB))}
 )
 SPANS = sorted({(page, span) for page in TEXTS for span in spans(TEXTS[page])})
+PROGRAMS = [("seit", command.__metadata__[0].name) for command in get_args(cli.Command)] + [
+    ("python", str(path.relative_to(ROOT)))
+    for room in ("trainers", "benchmarks")
+    for path in sorted((ROOT / room).glob("*.py"))
+    if "__main__" in path.read_text()
+]
 NAMED = sorted({(page, split(span)[:2]) for page, span in SPANS if PROGRAM.match(span)})
 
 
@@ -149,6 +168,14 @@ def test_a_command_is_one_that_its_program_takes(page: str, words: tuple[str, ..
 @pytest.mark.parametrize(("page", "program"), NAMED, ids=str)
 def test_a_program_in_the_text_is_there(page: str, program: tuple[str, ...]) -> None:
     options_of(program)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda words: words[1])
+def test_a_help_says_something_of_each_option(program: tuple[str, ...]) -> None:
+    told = {
+        option: re.split(r"\((?:default|req)", text)[0] for option, text in helped(program).items()
+    }
+    assert [option for option, text in told.items() if not re.search("[a-z]{3}", text)] == []
 
 
 TRAINERS = {

@@ -146,7 +146,8 @@ class ClusterConfig:
     workers: int = 1
     """Training workers (count); they share out the blocks of a step evenly."""
     min_workers: int = 0
-    """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`."""
+    """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`. Each
+    number from there to `workers` divides the blocks of a step."""
     cpus_per_worker: float = 1.0
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0

@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import tyro
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 class Options:
     """Write a model's weights under published names, as `torch.save({"model": ...})`."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Folder of a finished run, its .safetensors file, or a checkpoint (.pt): a path or URL."""
-    to: tyro.conf.Positional[str]
+    to: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """File to write, .pth: a path or URL. One that stands is never overwritten."""
     ema: tyro.conf.FlagCreatePairsOff[bool] = False
     """Take the averaged weights of a checkpoint; a finished run's model has them already."""

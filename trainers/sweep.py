@@ -47,7 +47,7 @@ class SweepConfig:
     pictures: str = ""
     """Make the tokens here first: "digits" (scikit-learn's), "textures" (crops of scikit-image's
     photographs), "shapes" (drawn outlines), or a folder of class/picture files. Empty takes
-    data.root and what follows."""
+    `root`, `dataset` and `tokenadapt`."""
     root: str = ""
     """Folder that holds datasets: a path or a URL."""
     dataset: str = ""

@@ -77,7 +77,8 @@ class EfficiencyConfig:
     options: str = ""
     """More options of it, after an equals sign: --options="--loop.epochs 20"."""
     classify: bool = True
-    """Train classifiers with each of them, and one without."""
+    """Whether classifiers are trained, with each of them and one without; the option switches that
+    off."""
     scratch: str = "scratch-tiny"
     """Recipe of the classifiers."""
     classify_options: str = ""

@@ -14,18 +14,13 @@ from services.cli_store import progress_bar
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.plan.simulate import Rates, Scenario, Simulation, simulate
+from services.settings import quantity
 
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DECIMALS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 def _size(text: str, name: str) -> float:
-    digits = text.strip().upper().removesuffix("B")
-    unit = _UNITS.get(digits[-1:], 1)
-    try:
-        value = float(digits[:-1] if unit > 1 else digits) * unit
-    except ValueError:
-        value = float("nan")
+    value = quantity(text)
     if not 1 <= value < 2.0**63:
         raise InvalidInputError(
             f"{name} is {text!r}, expected a number from 1 on, such as 5e9 or 200GB (K, M, G and T"

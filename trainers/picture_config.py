@@ -16,7 +16,8 @@ class PicturesConfig:
     """Which pictures to learn from. Only those of the training split teach."""
 
     images: str = "images"
-    """Folder of class/picture files, or of train/ and val/ with such folders."""
+    """Folder of class/picture files, or of train/ and val/ with such folders, or Flowers-102,
+    Stanford Cars or iNaturalist as they ship."""
     validation_fraction: float = 0.2
     """Share of the pictures set apart for validation, where the folder has no split of its own."""
     seed: int = 0

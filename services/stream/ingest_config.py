@@ -16,9 +16,10 @@ class IngestConfig:
     """Pictures become a version of a dataset: tokens in shards, manifest last."""
 
     images: str
-    """Folder of class/picture files, or of train/ and val/ (or test/) with such folders; with
-    masks, of pictures at any depth, or of training/ and validation/ with such; or folder or URL
-    of tars or Parquet files that hold pictures."""
+    """Folder of class/picture files, or of train/ and val/ (or test/) with such folders, or
+    Flowers-102, Stanford Cars or iNaturalist as they ship; with masks, of pictures at any depth, or
+    of training/ and validation/ with such; or folder or URL of tars or Parquet files that hold
+    pictures."""
     root: str
     """Folder that holds datasets: a path or a URL (file, s3, gs)."""
     dataset: str

@@ -205,8 +205,7 @@ class ObjectStore(Store):
             raise StoreError(
                 f"{self.url}: the server ignores {condition} {failure}, so two writers could "
                 "overwrite each other's version; use a server with atomic conditional writes (AWS "
-                "S3, Google Cloud Storage, MinIO), or make sure that nobody else writes and say "
-                "so (sole writer)"
+                "S3, Google Cloud Storage, MinIO), or write to a folder and copy the dataset here"
             )
         known.add(bucket)
 

@@ -278,8 +278,7 @@ class LocalStore(Store):
         except StoreError as error:
             raise StoreError(
                 f"{self.url}: a file cannot be created exclusively here, which takes hard links: "
-                f"{error}; use another file system, or make sure that nobody else writes and say "
-                "so (sole writer)"
+                f"{error}; use another file system, or write elsewhere and copy the dataset here"
             ) from error
         self.delete(probe)
 

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from services.errors import InvalidInputError
 from services.plan import cursor
@@ -32,6 +33,9 @@ from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import Sources
 from services.wire.seit import v1 as wire
+
+if TYPE_CHECKING:
+    from services.stream.ending import Ending
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +156,8 @@ class Stream:
             try:
                 member = join(*place, left, pool, self._trainer_cpus, sharing)
                 self.meter.shared("shared")
-                # The member ends first: those who wait for its batches then end, too.
-                with closing(in_order(member.batch, left, AHEAD)) as shares, member:
+                asked = in_order(member.batch, left, AHEAD, member.end)
+                with member, closing(asked) as shares:
                     for batch in shares:
                         step = batch.step + 1
                         yield batch
@@ -171,9 +175,12 @@ class Stream:
         steps = range(step, self.stop)
         own = head_steps(self._made, self.world, pool)
         here, there = steps[:own], steps[own:]
-        if not here:
-            return self._on_cluster(there, pool)
+        from services.stream.ending import Ending
         from services.stream.pipeline import free_cpus
+
+        ending = Ending()
+        if not here:
+            return self._on_cluster(there, pool, ending)
 
         # Refused now, not when the first batch of theirs is due and a part has been trained.
         free_cpus(pool, self.world, self._trainer_cpus, augments=not self._made.only_cuts)
@@ -181,13 +188,15 @@ class Stream:
         if not there:
             return begun
         self.meter.taken_over(there.start)
-        return merged(steps, there, begun, self._on_cluster(there, pool))
+        return merged(steps, there, begun, self._on_cluster(there, pool, ending), ending.end)
 
-    def _on_cluster(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:
+    def _on_cluster(
+        self, steps: range, pool: Pool, ending: Ending
+    ) -> Generator[StreamBatch, None, None]:
         from services.stream.pipeline import tables
 
-        place = self._made, self.rank, self.world
-        with closing(tables(*place, steps, pool, self._trainer_cpus, self._prefetch)) as made:
+        place, how = (self._made, self.rank, self.world), (self._trainer_cpus, self._prefetch)
+        with closing(tables(*place, steps, pool, *how, ending)) as made:
             for table in made:
                 yield unpack_batch(table)
 

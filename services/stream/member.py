@@ -48,9 +48,8 @@ class Member:
 
     def __init__(self, service: Any, name: str, sharing: Sharing) -> None:
         self._service, self._name = service, name
+        self._interval = sharing.idle_seconds / _BEATS
         self._closed = threading.Event()
-        interval = sharing.idle_seconds / _BEATS
-        threading.Thread(target=self._beat, args=(interval,), daemon=True).start()
 
     def batch(self, step: int) -> StreamBatch:
         """The batch of a step; several threads may ask for different ones.
@@ -74,7 +73,12 @@ class Member:
                 raise ApartError(f"the shared stream is gone ({answer.why})")
         raise ApartError("this trainer has left the shared stream")
 
+    def end(self) -> None:
+        """Want nothing more: who waits for a batch gives up within a second."""
+        self._closed.set()
+
     def __enter__(self) -> Member:
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(
@@ -83,7 +87,7 @@ class Member:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closed.set()
+        self.end()
         if not ray.is_initialized():
             return
         try:
@@ -91,8 +95,8 @@ class Member:
         except RayError:
             return  # dead, or busy: it misses our signs of life soon
 
-    def _beat(self, interval: float) -> None:
-        while not self._closed.wait(interval) and ray.is_initialized():
+    def _beat(self) -> None:
+        while not self._closed.wait(self._interval) and ray.is_initialized():
             self._service.hear.remote(self._name)
 
 

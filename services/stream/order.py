@@ -47,22 +47,30 @@ def merged(
     others: Sequence[int],
     one: Generator[MadeT, None, None],
     other: Generator[MadeT, None, None],
+    end: Callable[[], None],
 ) -> Generator[MadeT, None, None]:
     """What is made of all `steps`, in order: of `others` by `other`, of the rest by `one`.
 
     `other` starts at once, not when its first step is due: both work all the while.
+    end: called where nothing more is wanted before that first one was taken; `other`, which a
+    thread may wait for, has to give up then.
     """
     theirs = chain(others, [steps[-1] + 1])
     due = next(theirs)
     with closing(one), closing(other), ThreadPoolExecutor(1) as starter:
         first: Future[MadeT] | None = starter.submit(next, other)
-        for step in steps:
-            if step < due:
-                yield next(one)
-                continue
-            due = next(theirs)
-            if first is None:
-                yield next(other)
-            else:
-                ready, first = first.result(), None
-                yield ready
+        try:
+            for step in steps:
+                if step < due:
+                    yield next(one)
+                    continue
+                due = next(theirs)
+                if first is None:
+                    yield next(other)
+                else:
+                    ready = first.result()
+                    first = None
+                    yield ready
+        finally:
+            if first is not None:
+                end()

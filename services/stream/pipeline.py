@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
+from services.stream.ending import Ending
 from services.stream.fetch import opened, share_rows
 from services.stream.forget import Forget
 from services.stream.order import merged
@@ -87,22 +88,29 @@ def tables(
     pool: Pool,
     trainer_cpus: float,
     prefetch: int,
+    ending: Ending,
 ) -> Generator[pa.Table, None, None]:
     """One table for each of `steps`, in their order, for `unpack_batch`.
 
     trainer_cpus: see `reserve`. prefetch: tables prepared ahead of their consumer.
+    ending: by which another thread than the consumer's ends them all.
     Raises: CapacityError; what fetching and augmenting raise.
     """
     rows = share_rows(request.fetched, world)
     for part, task_steps in executions(rows, steps.start, steps.stop):
+        if ending.ended:
+            return
         sides = [(pool, part)] if request.only_cuts else pool.sides(part)
         datasets = [build(request, rank, world, own, task_steps, side) for side, own in sides]
+        for dataset in datasets:
+            ending.covers(dataset.context)
         reserve(datasets, pool, world, trainer_cpus, augments=not request.only_cuts)
         made = [_batches(dataset, rows, prefetch) for dataset in datasets]
         if len(made) == 1:
             yield from made[0]
         else:
-            yield from merged(part, sides[1][1], *made)
+            one, beside = made
+            yield from merged(part, sides[1][1], one, beside, ending.end)
 
 
 def _batches(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import ray
 import xxhash
 
+from services.stream.ending import Ending
 from services.stream.pipeline import tables
 from services.stream.pool import Pool, Sharing
 from services.stream.request import StreamRequest
@@ -100,6 +101,7 @@ class StreamService:
         self._last_heard = time.monotonic()
         self._failed = ""
         self._over = False
+        self._ending = Ending()
         made = (request, rank, world, steps, pool, trainer_cpus)
         self._producer = threading.Thread(target=self._produce, args=made, daemon=True)
         self._producer.start()
@@ -181,7 +183,8 @@ class StreamService:
         trainer_cpus: float,
     ) -> None:
         try:
-            with closing(tables(request, rank, world, steps, pool, trainer_cpus, AHEAD)) as made:
+            how = pool, trainer_cpus, AHEAD, self._ending
+            with closing(tables(request, rank, world, steps, *how)) as made:
                 for step, table in zip(steps, made, strict=True):
                     if not self._wait_for_wish(step):
                         return
@@ -211,6 +214,7 @@ class StreamService:
                 if time.monotonic() - self._last_heard > idle:
                     self._over = True
             self._changed.notify_all()
+        self._ending.end()
         self._producer.join(_STOP_SECONDS)
         ray.kill(myself)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from services.shards.manifest import LoadedManifest
 from services.stats.report import storage_report
+from trainers.figures import read_curve
 
 COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
 _FIGURE_DPI = 130
@@ -30,27 +31,28 @@ class Curve:
     figure: str
 
 
-def read_curve(run: Path, figure: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one figure in a run's metrics.jsonl."""
-    steps, values = [], []
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if figure in row:
-            steps.append(int(row["step"]))
-            values.append(float(row[figure]))
-    return steps, values
-
-
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential average, about 20 steps wide: single steps of a small batch are noise."""
+    """Exponential average, about 20 steps wide: single steps of a small batch are noise.
+
+    What is no number stays a gap, and the average goes on behind it.
+    """
     smooth: list[float] = []
+    average: float | None = None
     for value in values:
-        smooth.append(value if not smooth else 0.9 * smooth[-1] + 0.1 * value)
+        if not math.isfinite(value):
+            smooth.append(math.nan)
+            continue
+        average = value if average is None else 0.9 * average + 0.1 * value
+        smooth.append(average)
     return smooth
 
 
 def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
-    """One panel a title, each with its curves; a thin line a run."""
+    """One panel a title, each with its curves; a thin line a run, with a gap where a value is no
+    number.
+
+    Raises: NotFoundError, FormatError as `read_curve`.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for colour, curve in zip(COLOURS, curves, strict=False):

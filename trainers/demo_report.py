@@ -16,7 +16,8 @@ from services.shards.store import open_store
 from services.stats.report import storage_report
 from services.stream.pictures import picture_splits
 from services.tokens.tokenizer import load_tokenizer
-from trainers.charts import Curve, draw_curves, draw_storage, read_curve
+from trainers.charts import Curve, draw_curves, draw_storage
+from trainers.figures import read_curve
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig
 from trainers.recipes.tokenadapt import tokenadapt_tiny

@@ -18,7 +18,10 @@ _SURE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds. error: its standard error, NaN with one seed. count: seeds."""
+    """A mean over seeds. error: its standard error, NaN with one seed. count: seeds.
+
+    Both are NaN where a seed's value is: a loss that overflowed.
+    """
 
     mean: float
     error: float
@@ -37,15 +40,16 @@ class Estimate:
         spread = "" if math.isnan(self.error) else f" ± {100 * self.error:.1f}"
         return f"{100 * self.mean:.1f}{spread}"
 
-    def about(self) -> dict[str, float | None]:
-        """For a JSON file, which knows no NaN."""
-        error = None if math.isnan(self.error) else self.error
-        return {"mean": self.mean, "standard_error": error}
+    def about(self) -> dict[str, float]:
+        """For `strict_json`."""
+        return {"mean": self.mean, "standard_error": self.error}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error (sample deviation / sqrt n) of one value a seed."""
     count = len(values)
+    if not all(map(math.isfinite, values)):
+        return Estimate(math.nan, math.nan, count)
     error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
     return Estimate(statistics.fmean(values), error, count)
 

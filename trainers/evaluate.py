@@ -53,7 +53,7 @@ from trainers.evaluation import (
 )
 from trainers.objectnet import locate, shipped_map
 from trainers.program import program
-from trainers.reports import as_text, machine
+from trainers.reports import as_text, machine, strict_json
 from trainers.robustness import (
     CORRUPTIONS,
     LAYOUTS,
@@ -361,7 +361,7 @@ def _finish(
         **report,
     }
     store = open_store(absolute_url(str(config.out)))
-    store.write(REPORT, (json.dumps(content) + "\n").encode())
+    store.write(REPORT, (strict_json(content) + "\n").encode())
     logger.info("%s", text)
     for path in (*pictures, config.out / REPORT):
         logger.info("written: %s", path)

@@ -8,7 +8,6 @@ loss of long runs does not rise. Every run is a Ray job.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,14 @@ from rich.table import Table
 
 from services.shards.store import open_store
 from services.stream.jobs import jobs_at
-from trainers.charts import Curve, draw_curves, read_curve
+from trainers.charts import Curve, draw_curves
 from trainers.checkpoint import MODEL
 from trainers.data_config import require
 from trainers.estimate import Estimate, estimate, in_seeds
+from trainers.figures import read_curve
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.program import RESUMES, program
-from trainers.reports import as_text, machine
+from trainers.reports import as_text, machine, strict_json
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described
 from trainers.sweep_data import prepare
 from trainers.sweep_main import hush_runs
@@ -125,8 +125,9 @@ def _losses(config: LossConfig, sweep: Sweep, ours: bool) -> Losses:
         found["mtm"].append(_last(_folder(config, sweep, "mtm", ours, seed)))
         found["training"].append(_last(classified))
         found["validation"].append(validation[-1])
-        found["lowest"].append(min(validation))
-        found["rise"].append(validation[-1] - min(validation))
+        lowest = min((value for value in validation if not math.isnan(value)), default=math.nan)
+        found["lowest"].append(lowest)
+        found["rise"].append(validation[-1] - lowest)
     return Losses(**{name: estimate(values) for name, values in found.items()})
 
 
@@ -178,7 +179,7 @@ def _write(
             for curve in drawn
         },
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = strict_json(content, indent=2) + "\n"
     open_store(str(config.out.resolve())).write("loss_curves.json", text.encode())
     return config.out / "loss_curves.json"
 

@@ -5,7 +5,6 @@ Only rank 0 makes a `Recorder`. Figures carry their unit in the name where they 
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -19,10 +18,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from services.errors import FormatError, SeitError, StoreError
+from services.errors import SeitError, StoreError
 from services.shards.store import open_store
 from services.wire.seit import v1 as wire
 from trainers.checkpoint import METRICS
+from trainers.figures import figure_line, figure_lines
 from trainers.reports import as_text
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Recorder:
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """One line of figures of `step` (steps done, from 1)."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(figure_line(step, values))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -119,25 +119,10 @@ class Recorder:
             self._scratch.cleanup()
 
 
-def _up_to(start: int, lines: bytes, where: str) -> bytes:
-    """The lines of figures up to step `start`; one without an end was cut off, and is dropped.
-
-    where: the file, for what is raised. Raises: FormatError.
-    """
-    kept = []
-    *whole, _ = lines.split(b"\n")
-    for number, line in enumerate(whole, start=1):
-        try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise FormatError(
-                f"{where}: line {number} is no line of figures with their step ({line[:40]!r}), the"
-                " file is damaged: nothing was changed, and the run did not go on; delete that"
-                " line, and the run goes on without its figures, or copy the file again"
-            ) from error
-        if step <= start:
-            kept.append(line + b"\n")
-    return b"".join(kept)
+def _up_to(start: int, data: bytes, where: str) -> bytes:
+    """The lines of figures up to step `start`. where: as `figure_lines`, which raises."""
+    lines = figure_lines(data, where)
+    return b"".join(line + b"\n" for line, step, _ in lines if step <= start)
 
 
 class FlowFile:

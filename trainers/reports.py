@@ -1,9 +1,13 @@
-"""What reports share: the machine that computed, and tables as text."""
+"""What reports share: the machine that computed, tables as text, and JSON that all can read."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,6 +24,25 @@ def machine() -> dict[str, object]:
     if torch.cuda.is_available():
         about["accelerator"] = torch.cuda.get_device_name()
     return about
+
+
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON text of a nest of mappings and lists: null for a number that is not finite.
+
+    `json.dumps` would write NaN and Infinity, which are no JSON: jq, browsers and most languages
+    refuse the whole file.
+    """
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def as_text(*tables: Table, width: int = 100) -> str:

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from services.errors import InvalidInputError
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
-from trainers.charts import Curve, draw_curves, read_curve
+from trainers.charts import Curve, draw_curves
+from trainers.figures import read_curve
 from trainers.program import RESUMES, program
 from trainers.reports import as_text
 from trainers.scenes import ScenesConfig, write_scenes

@@ -25,6 +25,7 @@ from trainers.loop import train
 from trainers.models.classifier import ClassifierConfig
 from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, enlarged, even_depths
 from trainers.ranks import sum_over_ranks
+from trainers.reports import strict_json
 from trainers.segment_config import SegmentRun
 from trainers.segment_pictures import draw_predictions
 from trainers.streams import ALONE, open_context, settle
@@ -184,7 +185,7 @@ class SegmentTask(PlainTask):
             return
         store = open_store(out)
         report = {**figures, "pictures": self._config.pictures, "iou": self._by_class}
-        store.write(REPORT, json.dumps(report, indent=2).encode())
+        store.write(REPORT, strict_json(report, indent=2).encode())
         if not self._last:
             return
         parts = zip(*self._last, strict=True)

@@ -7,7 +7,6 @@ are augmented naively or through TokenAdapt, as in the paper's Figure A (appendi
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from trainers.estimate import by_seed, estimate, names_of, spread_of
 from trainers.evaluation import Classifier, Rows, check_alike, load_classifier, token_rows
 from trainers.picture_config import ViewConfig
 from trainers.program import program
-from trainers.reports import as_text, machine
+from trainers.reports import as_text, machine, strict_json
 from trainers.tokenadapt_report import check_belongs
 
 logger = logging.getLogger(__name__)
@@ -192,7 +191,7 @@ def separability(config: SeparabilityConfig) -> None:
         "linear_probe_top1": figures,
     }
     store = open_store(absolute_url(str(config.out)))
-    store.write(REPORT, (json.dumps(content, indent=2) + "\n").encode())
+    store.write(REPORT, (strict_json(content, indent=2) + "\n").encode())
     logger.info("%s", as_text(table))
     logger.info("written: %s", config.out / REPORT)
     logger.info("written: %s", _draw(panels, validation.classes, config.out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.table import Table
 from services.shards.store import open_store
 from trainers.charts import COLOURS, save_figure
 from trainers.estimate import Estimate, estimate, in_seeds
-from trainers.reports import as_text, machine
+from trainers.reports import as_text, machine, strict_json
 from trainers.storage_arms import METHODS, Arm, Method, StudyConfig, arms
 from trainers.sweep import Data, described
 from trainers.sweep_data import kind_of
@@ -144,7 +143,7 @@ def _write(config: StudyConfig, data: Data, lines: Sequence[_Line]) -> Path:
         "arms": [_arm(line, lines[0].bytes) for line in lines],
         "paper": {method: PAPER[method] for method in METHODS},
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = strict_json(content, indent=2) + "\n"
     open_store(str(config.out.resolve())).write("storage_study.json", text.encode())
     return config.out / "storage_study.json"
 

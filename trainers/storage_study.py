@@ -18,9 +18,9 @@ from services.shards.store import read_url
 from services.stream.jobs import jobs_at
 from services.tokens.tokenizer import load_tokenizer
 from trainers.chain import fingerprint
-from trainers.charts import read_curve
 from trainers.checkpoint import MODEL
 from trainers.config import ClassifyRun, MtmRun
+from trainers.figures import read_curve
 from trainers.job_graph import Job, JobGraph
 from trainers.options import R, Recipes, parse
 from trainers.picture_config import PicturesConfig, PixelRun, TokenAdaptRun

@@ -22,13 +22,14 @@ from services.errors import InvalidInputError, SeitError
 from services.shards.manifest import LoadedManifest, load_manifest
 from services.shards.reader import find_split
 from services.shards.store import absolute_url, open_store
-from trainers.charts import read_curve
 from trainers.command import run
 from trainers.config import ClassifyRun, MtmRun
 from trainers.data_config import Numbers, check_share, require
+from trainers.figures import as_number, read_curve
 from trainers.program import INTERRUPTED, StoppedError
 from trainers.recipes.classify import RECIPES as CLASSIFY_RECIPES
 from trainers.recipes.mtm import RECIPES as MTM_RECIPES
+from trainers.reports import strict_json
 from trainers.step import classify_worker, mtm_worker
 from trainers.streams import settle
 
@@ -206,7 +207,7 @@ class Sweep:
                     f"{note} was computed by other commands: {known['commands']} there, {commands}"
                     " here. Nothing was changed there; give another --out, or the same options"
                 )
-            return Point(**known["figures"]), False
+            return Point(**{k: as_number(v) for k, v in known["figures"].items()}), False
         if setting.mtm:
             self._train("mtm", self._mtm_words(setting, seed))
         began = time.monotonic()
@@ -221,7 +222,7 @@ class Sweep:
             "commands": commands,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        open_store(str(note.parent)).write(note.name, json.dumps(about, indent=2).encode())
+        open_store(str(note.parent)).write(note.name, strict_json(about, indent=2).encode())
         return point, True
 
     def _train(self, program: Literal["mtm", "classify"], words: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ subset and the same initial weights, so most of what differs between seeds drops
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from services.shards.store import open_store
 from trainers.estimate import Estimate, estimate
-from trainers.reports import machine
+from trainers.reports import machine, strict_json
 from trainers.sweep import Data, Point, Setting, SweepConfig, described
 
 Results = Mapping[Setting, Sequence[Point]]
@@ -86,7 +85,7 @@ def write_json(
             for c, d, word in judged
         ],
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = strict_json(content, indent=2) + "\n"
     open_store(str(config.out.resolve())).write(f"{name}.json", text.encode())
     return config.out / f"{name}.json"
 
@@ -97,7 +96,7 @@ def _setting(data: Data, setting: Setting, points: Sequence[Point]) -> dict[str,
         **asdict(setting),
         "storage_bytes": storage_bytes(data, setting.rows),
         "top1_mean": found.mean,
-        "top1_standard_error": found.about()["standard_error"],
+        "top1_standard_error": found.error,
         "points": [asdict(point) for point in points],
     }
 

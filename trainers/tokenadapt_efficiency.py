@@ -26,10 +26,11 @@ from services.pictures import Picture
 from services.shards.store import absolute_url, open_store
 from services.stream.jobs import jobs_at
 from trainers.chain import fingerprint
-from trainers.charts import COLOURS, read_curve, save_figure
+from trainers.charts import COLOURS, save_figure
 from trainers.checkpoint import MODEL
 from trainers.data_config import Numbers, require
 from trainers.estimate import Estimate, estimate
+from trainers.figures import read_curve
 from trainers.job_graph import ClusterOptions, Job, JobGraph
 from trainers.options import parse
 from trainers.picture_config import PicturesConfig, TokenAdaptRun
@@ -37,7 +38,7 @@ from trainers.picture_streams import TRAIN, split_pictures
 from trainers.picture_subsets import at_random, write_keys
 from trainers.program import RESUMES, program
 from trainers.recipes.tokenadapt import RECIPES
-from trainers.reports import as_text, machine
+from trainers.reports import as_text, machine, strict_json
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described, open_data
 from trainers.sweep_data import kind_of, pictures_of, prepare
 from trainers.sweep_main import hush_runs
@@ -300,7 +301,7 @@ def _write(study: _Study, lines: Sequence[Line], naive: Mapping[str, float]) -> 
         ],
         "paper_top1_percent": PAPER,
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = strict_json(content, indent=2) + "\n"
     open_store(str(config.out.resolve())).write("tokenadapt_efficiency.json", text.encode())
     return config.out / "tokenadapt_efficiency.json"
 

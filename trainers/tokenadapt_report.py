@@ -6,7 +6,6 @@ augmentations.png (pictures, decoded) in a folder.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from trainers.charts import draw_bars
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig, ViewConfig
 from trainers.program import program
-from trainers.reports import as_text
+from trainers.reports import as_text, strict_json
 from trainers.tokenadapt_compare import METHODS, OPERATIONS, Comparison, Pairs, report
 from trainers.views import unit_range
 
@@ -129,7 +128,7 @@ def measure(config: ReportConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     _draw(told, config.out / "report.png")
-    (config.out / "report.json").write_text(json.dumps(told, indent=2) + "\n")
+    (config.out / "report.json").write_text(strict_json(told, indent=2) + "\n")
     return told
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import torch
@@ -19,6 +18,7 @@ from trainers.context import Place
 from trainers.loop import train
 from trainers.picture_config import TokenAdaptRun
 from trainers.picture_streams import check_pictures, open_pictures
+from trainers.reports import strict_json
 from trainers.task import PlainTask
 from trainers.tokenadapt_compare import Comparison, Pairs, report
 from trainers.views import unit_range
@@ -121,7 +121,7 @@ class TokenAdaptTask(PlainTask):
         store.write(TOKENADAPT, model.adapt.to_bytes())
         mark = "validation_"
         found = {n.removeprefix(mark): v for n, v in figures.items() if n.startswith(mark)}
-        store.write(REPORT, json.dumps(report(found), indent=2).encode())
+        store.write(REPORT, strict_json(report(found), indent=2).encode())
 
     def _losses(
         self,

@@ -6,7 +6,6 @@ No network learns: quantised DCT coefficients, as in JPEG, and a codebook of the
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from services.tokens.tokenizer import save_tokenizer
 from services.tokens.vitvqgan import psnr
 from trainers.picture_config import PicturesConfig
 from trainers.program import program
+from trainers.reports import strict_json
 from trainers.tokenizer_step import REPORT, TOKENIZER
 from trainers.views import unit_range
 
@@ -97,7 +97,7 @@ def fit(run: DctRun) -> dict[str, float]:
     }
     run.out.mkdir(parents=True, exist_ok=True)
     (run.out / TOKENIZER).write_bytes(save_tokenizer(tokenizer))
-    (run.out / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
+    (run.out / REPORT).write_text(strict_json(figures, indent=2) + "\n")
     return figures
 
 

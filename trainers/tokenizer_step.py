@@ -3,7 +3,6 @@ equation 1), and VQGAN's (Esser et al., 2021, equations 4 to 7)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from trainers.context import Place
 from trainers.loop import train
 from trainers.picture_streams import open_pictures
 from trainers.ranks import gather, sum_over_ranks
+from trainers.reports import strict_json
 from trainers.task import PlainTask
 from trainers.tokenizer_config import CodesRun
 from trainers.tokenizer_losses import (
@@ -204,7 +204,7 @@ class TokenizerTask(PlainTask):
         _place_codes(model.tokenizer)  # an average of codes is shorter than they are
         store = open_store(out)
         store.write(TOKENIZER, save_tokenizer(model.tokenizer))
-        store.write(REPORT, json.dumps(dict(figures), indent=2).encode())
+        store.write(REPORT, strict_json(figures, indent=2).encode())
 
     def _reconstruction(self, out: TokenizerOutput, images: Tensor) -> Tensor:
         """(N,) float32: how far each reconstruction is from its picture."""

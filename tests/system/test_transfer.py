@@ -13,9 +13,9 @@ from services.stream.ingest import IngestConfig, ingest
 from tests.test_layouts import cars, flowers, inaturalist
 from tests.trainers.classifiers import SMALL, World
 from trainers import evaluate
-from trainers.charts import read_curve
 from trainers.command import run
 from trainers.config import ClassifyRun
+from trainers.figures import read_curve
 from trainers.recipes.classify import RECIPES
 from trainers.step import classify_worker, prepare_classify
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from services.errors import FormatError, InvalidInputError
 from tests.trainers.picture_runs import SIDE, place, tokenizer_run
-from trainers.charts import read_curve
 from trainers.config import ClusterConfig
+from trainers.figures import read_curve
 from trainers.options import parse
 from trainers.picture_config import PixelAugmentConfig, PixelRun
 from trainers.pixel_step import PixelTask, centre, load_pixel_classifier, normalised, pixel_worker

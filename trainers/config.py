@@ -17,6 +17,7 @@ from trainers.data_config import (
     DataConfig,
     OrderConfig,
     ResumeConfig,
+    check_finite,
     check_rate,
     require,
 )
@@ -259,6 +260,7 @@ class Run:
     """Name of the run, of those listed above, that all other options change."""
 
     def __post_init__(self) -> None:
+        check_finite(asdict(self))
         require(
             self.optim.warmup_epochs < self.loop.epochs,
             "optim.warmup_epochs",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,6 +29,16 @@ def check_share(name: str, value: float | None) -> None:
 def check_rate(name: str, value: float) -> None:
     """Require a share below 1, of what must not be dropped, kept or smoothed altogether."""
     require(0 <= value < 1, name, value, "a share of at least 0 and below 1")
+
+
+def check_finite(options: Mapping[str, Any], prefix: str = "") -> None:
+    """Require finite numbers in a nest of options: a rate without end trains nothing, and JSON
+    could not hold it."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            require(math.isfinite(value), f"{prefix}{name}", value, "a finite number")
 
 
 def _pairs(words: list[str]) -> dict[str, float]:

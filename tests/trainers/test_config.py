@@ -153,6 +153,16 @@ def test_errors_name_value_range_and_consequence() -> None:
         replace(mtm.mtm_base().cluster, workers=1, no_ray=True, share_lag=8)
 
 
+@pytest.mark.parametrize("option", ["optim.base-lr", "optim.clip", "cluster.cpus-per-worker"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_options_are_finite(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(MtmRun, mtm.RECIPES, [f"--{option}", value])
+    assert ended.value.code == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"{option.replace('-', '_')} is {value}, it must be" in told
+
+
 def test_help_into_a_pipe_that_closes_is_no_error() -> None:
     text = (
         "from trainers.config import MtmRun\n"

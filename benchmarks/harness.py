@@ -11,6 +11,7 @@ A benchmark is one script for one claim:
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -110,7 +111,8 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """One figure. `peer`: the same measured on what it is compared with, in this run.
+        """One figure; one that is no finite number is null. `peer`: the same measured on what it is
+        compared with, in this run.
 
         `at_most` or `at_least` is the target; without one, `target` and `met` are null.
         """
@@ -122,7 +124,10 @@ class Report:
             met = value >= at_least
             self._targets[key] = f"≥ {at_least:g}"
         target = at_least if at_most is None else at_most
-        figure = {"value": value, "unit": unit, "peer": peer, "target": target, "met": met}
+        figure = {
+            **{"value": _finite(value), "unit": unit, "peer": _finite(peer)},
+            **{"target": target, "met": met},
+        }
         self._figures[key] = figure
 
     def note(self, text: str) -> None:
@@ -150,10 +155,19 @@ class Report:
             peer, met = figure["peer"], figure["met"]
             table.add_row(
                 key,
-                f"{figure['value']:.4g}",
+                _shown(figure["value"]),
                 str(figure["unit"]),
-                "" if peer is None else f"{peer:.4g}",
+                _shown(peer),
                 self._targets.get(key, ""),
                 "" if met is None else ("yes" if met else "NO"),
             )
         return table
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what is no finite number, which JSON could not hold."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from services.augment.config import Output
+from services.plan.draws import check_seed
 from trainers.data_config import (
     AugmentConfig,
     DataConfig,
@@ -137,7 +138,7 @@ class LoopConfig:
         ):
             require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "at least 1")
         require(0 <= self.ema < 1, "loop.ema", self.ema, "0, or a decay below 1")
-        require(0 <= self.seed < 2**64, "loop.seed", self.seed, "in 0..2**64-1")
+        check_seed("loop.seed", self.seed)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from services.errors import InvalidInputError
+from services.plan.draws import check_seed
 from services.plan.epoch import OrderSpec
 from services.plan.subset import SubsetSpec
 from services.settings import quantity
@@ -103,9 +104,7 @@ class DataConfig:
             "a number of bytes such as 0.5GB or 300MB (powers of 1000)",
         )
         require(not (self.rows and self.storage), "data.rows", self.rows, "0 with data.storage")
-        require(
-            0 <= self.subset_seed < 2**64, "data.subset_seed", self.subset_seed, "in 0..2**64-1"
-        )
+        check_seed("data.subset_seed", self.subset_seed)
         names = {self.dataset}
         for (dataset, version), (name, weight) in zip(
             self.mixed, self.mixture.items(), strict=True

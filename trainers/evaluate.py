@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from services.errors import InvalidInputError, NotFoundError
 from services.pictures import Picture, list_pictures
+from services.plan.draws import check_seed
 from services.shards.store import absolute_url, open_store, read_url
 from services.stream.pictures import PictureSet, picture_splits
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
@@ -131,6 +132,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "at least one run")
+        check_seed("seed", self.seed)
         tokens, pictures = self.root and self.dataset, self.images and self.tokenizer
         require(
             bool(tokens) != bool(pictures),

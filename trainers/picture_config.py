@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from services.augment.config import AdaptConfig, CropConfig, MixConfig
+from services.plan.draws import check_seed
 from services.tokens.vitvqgan import ViTSize
 from trainers.config import Run, ViTConfig
 from trainers.data_config import check_rate, check_share, require
@@ -34,6 +35,7 @@ class PicturesConfig:
             self.validation_fraction,
             "a share from 0 to below 1",
         )
+        check_seed("pictures.seed", self.seed)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from rich.progress import track
 
 from services.errors import InvalidInputError
 from services.pictures import Picture, check_unreadable, open_picture
+from services.plan.draws import check_seed
 from services.shards.store import open_store
 from trainers.data_config import require
 from trainers.picture_config import PicturesConfig
@@ -68,6 +69,7 @@ class VariantConfig:
         require(quality is None or 1 <= quality <= 95, "jpeg_quality", quality, "from 1 to 95")
         valid = "a share above 0 and below 1"
         require(share is None or 0 < share < 1, "resolution", share, valid)
+        check_seed("seed", self.seed)
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         self.pictures()
 

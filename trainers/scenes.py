@@ -21,7 +21,7 @@ from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
 from services.pictures import ByteArray, put_picture
-from services.plan.draws import hash_key
+from services.plan.draws import check_seed, hash_key
 from services.types import MaskArray
 from trainers.program import program
 
@@ -67,6 +67,7 @@ class ScenesConfig:
                     f"{name} is {getattr(self, name)}, expected {least} or more: no scene could be"
                     " made"
                 )
+        check_seed("seed", self.seed)
         if not 2 <= self.digits <= 10:
             raise InvalidInputError(f"digits is {self.digits}, expected 2 to 10: there are ten")
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError
 from services.gallery.sheet import literal
-from services.plan.draws import hash_key
+from services.plan.draws import check_seed, hash_key
 from services.shards.store import absolute_url, open_store, read_url
 from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
@@ -49,6 +49,7 @@ _TITLES: Mapping[Kind, str] = {
     "naive": "augmented naively",
     "tokenadapt": "through TokenAdapt",
 }
+_SEED_BITS = 32  # that scikit-learn's embedding takes
 _SHOWN_CLASSES = 20  # in the picture: more colours cannot be told apart
 
 
@@ -86,6 +87,7 @@ class SeparabilityConfig:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "at least one run")
         require(self.batch >= 1, "batch", self.batch, "at least 1")
+        check_seed("seed", self.seed, bits=_SEED_BITS)
         require(self.rows >= 2, "rows", self.rows, "at least 2")
         distinct = bool(self.augment) and len(set(self.augment)) == len(self.augment)
         require(distinct, "augment", self.augment, "different kinds, one at least")

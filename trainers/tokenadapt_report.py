@@ -21,6 +21,7 @@ from rich.table import Table
 from services.augment.tokenadapt import TokenAdapt, codebook_digest
 from services.errors import InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture
+from services.plan.draws import check_seed
 from services.shards.store import read_url
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import Codebook
@@ -69,6 +70,7 @@ class ReportConfig:
         for name in ("most", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        check_seed("seed", self.seed)
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise InvalidInputError(f"device is {self.device!r}, but no GPU is at hand: use cpu")
 

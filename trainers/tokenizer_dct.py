@@ -17,6 +17,7 @@ from torch import Tensor
 
 from services.errors import InvalidInputError
 from services.pictures import Picture, check_unreadable, list_pictures, read_picture
+from services.plan.draws import check_seed
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import count_codes, perplexity
 from services.tokens.dct import DCT, DCTConfig
@@ -57,6 +58,7 @@ class DctRun:
         for name in ("most", "rounds"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        check_seed("seed", self.seed)
         self.dct()  # one place knows what makes sizes valid
 
     def dct(self) -> DCTConfig:

@@ -18,7 +18,7 @@ from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError, NotFoundError
 from services.gallery.operations import operations
 from services.gallery.sheet import draw_sheet
-from services.plan.draws import Draws
+from services.plan.draws import Draws, check_seed
 from services.settings import load_settings
 from services.shards.manifest import LoadedManifest, load_manifest, read_asset
 from services.shards.reader import DatasetReader
@@ -71,6 +71,7 @@ class GalleryRequest:
                 f"{wanted} rows do not make a sheet: valid are 1 to {MOST_ROWS}, of which each"
                 " becomes a line of pictures"
             )
+        check_seed("seed", self.seed)
 
 
 @torch.inference_mode()

@@ -27,6 +27,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the counter's s
 _ROUNDS = 8  # of the Feistel network; an even number mixes both halves equally
 _CHUNK_WORDS = 1 << 16  # words hashed at a time, so that the passes run in the processor's cache
 _MAX_INTEGER = 1 << 32
+SEED_BITS = 64
+"""Size of a seed: positions and keys hold 64 bits."""
+
+
+def check_seed(name: str, seed: int, bits: int = SEED_BITS) -> None:
+    """Refuse a seed that is not in [0, 2**bits). name: of the option. Raises: InvalidInputError."""
+    if not 0 <= seed < 1 << bits:
+        raise InvalidInputError(
+            f"{name} is {seed}, it must be in 0..2**{bits}-1: nothing could be drawn by it again;"
+            " choose another"
+        )
 
 
 def hash_key(*parts: int | str) -> int:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.errors import InvalidInputError
-from services.plan.draws import KeyArray, derive, hash_key, permute, shuffle
+from services.plan.draws import KeyArray, check_seed, derive, hash_key, permute, shuffle
 from services.types import IntArray, Span
 
 LOOK_AHEAD_ROWS = 32_768
 """How long before they are due shards begin to be fetched, in rows of the whole stream."""
 
-_MAX_SEED = 2**64 - 1
 _MAX_COUNT = 2**32 - 1
 
 
@@ -60,11 +59,7 @@ class OrderSpec:
     window_shards: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= _MAX_SEED:
-            raise InvalidInputError(
-                f"seed={self.seed} is outside of [0, {_MAX_SEED}]: a cursor could not hold it; "
-                "choose another seed"
-            )
+        check_seed("seed", self.seed)
         for name in ("global_batch_rows", "block_rows", "lanes", "window_shards"):
             value = getattr(self, name)
             if not 1 <= value <= _MAX_COUNT:

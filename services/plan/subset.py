@@ -20,10 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.errors import InvalidInputError
-from services.plan.draws import derive, hash_key, shuffle
+from services.plan.draws import check_seed, derive, hash_key, shuffle
 from services.types import IntArray
-
-_MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,11 @@ class SubsetSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or not 0 <= self.seed <= _MAX_SEED:
+        if self.rows < 1:
             raise InvalidInputError(
-                f"a subset of {self.rows} rows with seed {self.seed}: it needs at least 1 row and a"
-                f" seed in [0, {_MAX_SEED}], or there is nothing to read; give both so"
+                f"a subset of {self.rows} rows: it needs at least 1, or there is nothing to read"
             )
+        check_seed(f"the seed of a subset of {self.rows} rows", self.seed)
 
 
 class Subset:

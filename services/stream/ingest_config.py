@@ -7,6 +7,7 @@ from typing import Literal
 
 from services.errors import InvalidInputError
 from services.pictures import MAX_UNREADABLE_SHARE
+from services.plan.draws import check_seed
 from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
 from services.shards.validate import check_name
 
@@ -71,6 +72,7 @@ class IngestConfig:
     def __post_init__(self) -> None:
         check_name(self.dataset)
         check_compression_level(self.compression_level)
+        check_seed("seed", self.seed)
         if self.mask_classes and not self.masks:
             raise InvalidInputError(
                 f"mask_classes is {self.mask_classes!r} without masks: it would name nothing; give"

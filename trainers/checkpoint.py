@@ -78,9 +78,9 @@ class Checkpoints:
         """Steps of the checkpoints that stand, oldest first."""
         return _steps(self._store)
 
-    def load(self, step: int, device: torch.device) -> Checkpoint:
-        """The checkpoint of `step`. Raises: NotFoundError, FormatError."""
-        return load_checkpoint(self._store, _name(step), device)
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`, in host memory. Raises: NotFoundError, FormatError."""
+        return load_checkpoint(self._store, _name(step))
 
     def save(
         self,
@@ -140,13 +140,17 @@ def _steps(store: Store) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def load_checkpoint(store: Store, name: str, device: torch.device) -> Checkpoint:
-    """One checkpoint file. Raises: NotFoundError; FormatError if it is damaged or newer."""
+def load_checkpoint(store: Store, name: str) -> Checkpoint:
+    """One checkpoint file, in host memory: a device has no room for a second model, its average and
+    an optimizer beside those that it trains.
+
+    Raises: NotFoundError; FormatError if it is damaged or newer.
+    """
     where = f"{store.url}/{name}"
     if not store.exists(name):
         raise NotFoundError(f"there is no checkpoint {where}: check the folder and the step")
     try:
-        loaded = torch.load(io.BytesIO(store.read(name)), map_location=device, weights_only=True)
+        loaded = torch.load(io.BytesIO(store.read(name)), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise FormatError(
             f"{where} is not a checkpoint of this program, or is damaged ({error}); delete it to"
@@ -158,8 +162,7 @@ def load_checkpoint(store: Store, name: str, device: torch.device) -> Checkpoint
             f"{where} has checkpoint format {found}, this program reads {FORMAT}: use the version"
             " of seitpp that wrote it, or start a new run in another folder"
         )
-    checkpoint = Checkpoint(**loaded)
-    return replace(checkpoint, rng=checkpoint.rng.cpu())
+    return Checkpoint(**loaded)
 
 
 def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:

@@ -34,7 +34,7 @@ from trainers.optim import (
     polynomial_factor,
     update,
 )
-from trainers.parallel import compile_model, plain, reshard, share_out, spread, unsynced, whole
+from trainers.parallel import compile_model, plain, reshard, shared_out, spread, unsynced, whole
 from trainers.progress import FlowFile, ProgressLine, Recorder, stall_cause
 from trainers.ranks import (
     from_first,
@@ -98,7 +98,7 @@ class _Trainer:
         self._ema: ModelEmaV3 | None = None
         if loop.ema:  # tables of positions, whole on each rank, do not mix with shards
             self._ema = build_average(self._model, loop.ema, buffers=parallel != "fsdp")
-        saved = checkpoints.load(self._step, device) if self._step else None
+        saved = checkpoints.load(self._step) if self._step else None
         if saved is not None:
             self._model.load_state_dict(saved.model)
             if self._ema is not None and saved.ema is not None:
@@ -352,8 +352,7 @@ class _Trainer:
     def _resume(self, saved: Checkpoint) -> bytes:
         """Take up what the weights apart were as at a checkpoint; the stream's position."""
         context = self._context
-        self._optimizer.load_state_dict(saved.optimizer)
-        share_out(self._optimizer)
+        self._optimizer.load_state_dict(shared_out(saved.optimizer, self._optimizer))
         self._metrics = saved.metrics
         same = len(saved.rng) == context.world
         if not (same and restore_generators(saved.rng[context.rank], context.device)):

@@ -135,14 +135,22 @@ def plain(value: Tensor) -> Tensor:
     return whole_value
 
 
-def share_out(optimizer: torch.optim.Optimizer) -> None:
-    """Shard an optimizer's state, as a checkpoint gave it, like the parameters that it is for."""
-    for parameter, state in optimizer.state.items():
-        if _is_shard(parameter):
+def shared_out(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, as a checkpoint holds it, sharded like the parameters that it is for.
+
+    Done before the optimizer takes it, tensor by tensor: a device never holds the whole.
+    """
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    of_each = dict(state["state"])
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if _is_shard(parameter) and number in of_each:
             from torch.distributed.tensor import distribute_tensor
 
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-                    state[name] = distribute_tensor(
-                        value, parameter.device_mesh, parameter.placements
-                    )
+            of_each[number] = {
+                name: distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim
+                else value
+                for name, value in of_each[number].items()
+            }
+    return {**state, "state": of_each}

@@ -79,6 +79,6 @@ def test_a_short_run_validates_and_exports_what_it_learned(tmp_path: Path) -> No
     train(run, context(10), ToyTask(dropout=0.0))
     torch.manual_seed(hash_key("weights", run.loop.seed))
     first = ToyTask().build_model(fresh=True).state_dict()
-    saved = Checkpoints(str(tmp_path), 2).load(10 * PER_EPOCH, torch.device("cpu"))
+    saved = Checkpoints(str(tmp_path), 2).load(10 * PER_EPOCH)
     assert saved.ema is not None
     assert distance(saved.ema, saved.model) < 0.25 * distance(saved.ema, first)

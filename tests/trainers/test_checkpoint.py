@@ -22,8 +22,6 @@ from trainers.checkpoint import (
     load_export,
 )
 
-CPU = torch.device("cpu")
-
 
 def state(step: int) -> Checkpoint:
     weight = torch.nn.Parameter(torch.randn(3, 2))
@@ -50,7 +48,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, root: str) -> None:
     kept = saved.model["weight"].clone()
     saved.model["weight"].zero_()  # training goes on while the file is written
     checkpoints.close()
-    found = checkpoints.load(5, CPU)
+    found = checkpoints.load(5)
     assert torch.equal(found.model["weight"], kept)
     assert torch.equal(found.rng, saved.rng)
     assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
@@ -69,7 +67,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints.close()
     assert checkpoints.steps() == [4, 30]
     store = open_store(str(tmp_path)).child("checkpoints")
-    assert load_checkpoint(store, "best.pt", CPU).step == 2
+    assert load_checkpoint(store, "best.pt").step == 2
 
 
 @pytest.mark.parametrize("files", range(1, 8))
@@ -100,8 +98,8 @@ def test_the_best_outlives_a_death_between_any_two_files(
             break
     monkeypatch.undo()
     if steps := checkpoints.steps():
-        known = checkpoints.load(steps[-1], CPU).metrics["best"]
-        stands = load_checkpoint(checkpoints._store, BEST, CPU).metrics["score"]
+        known = checkpoints.load(steps[-1]).metrics["best"]
+        stands = load_checkpoint(checkpoints._store, BEST).metrics["score"]
         assert stands >= known
     checkpoints.close()
 
@@ -127,9 +125,9 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     for step, data in spoilt.items():
         (folder / f"step-{step:08d}.pt").write_bytes(data)
         with pytest.raises(FormatError, match=f"step-0000000{step}.pt"):
-            checkpoints.load(step, CPU)
+            checkpoints.load(step)
     with pytest.raises(NotFoundError, match="step-00000009"):
-        checkpoints.load(9, CPU)
+        checkpoints.load(9)
 
 
 def test_export_and_load(tmp_path: Path) -> None:

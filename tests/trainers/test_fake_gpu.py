@@ -8,6 +8,8 @@ comparison waits for the device on purpose: neither stands in a step.
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,8 @@ import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from services.stream.batch import StreamBatch
 from services.tokens.codebook import Codebook
@@ -31,11 +35,12 @@ from tests.trainers.picture_runs import (
     write_tokenizer,
 )
 from tests.trainers.runs import CLASSES, SPEC, classify_run, context, mtm_run
+from tests.trainers.test_loop import stops_after
 from trainers.average import build_average
 from trainers.checkpoint import Checkpoints
 from trainers.config import Run
 from trainers.data_config import AugmentConfig
-from trainers.loop import _Trainer
+from trainers.loop import _Trainer, train
 from trainers.pixel_step import PixelTask
 from trainers.recipes.pixels import pixels_tiny
 from trainers.segment_config import SegmenterModelConfig, SegmentRun
@@ -196,3 +201,54 @@ def test_a_step_on_a_gpu_stays_there_and_waits_for_nothing(
         assert {value.device for value in state.values()} == {GPU}
     assert {row.device for *_, row in trainer._pending} == {GPU}
     assert len(trainer._pending) == 2
+
+
+class _Held(TorchDispatchMode):
+    """Bytes on the GPU of live tensors that were made or written to, and the most so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._users: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor) and value.device.type == "cuda":
+                storage = value.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if not self._users[key]:
+                    self.now += size
+                self._users[key] += 1
+                self.most = max(self.most, self.now)
+                weakref.finalize(value, self._gone, key, size)
+        return found
+
+    def _gone(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            self.now -= size
+
+
+def test_a_resumed_run_holds_its_checkpoint_in_the_host_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_gpu() as gpu:
+        run, task, change = CASES["mtm"](gpu, tmp_path / "run", ema=0.9, log_every=1)
+        train(run, context(change=change, should_stop=stops_after(1)), task)
+        model, average = on_gpu(gpu, task)
+        monkeypatch.setattr(task, "build_model", lambda *, fresh: model)
+        monkeypatch.setattr("trainers.loop.build_average", lambda *_, buffers: average)
+        monkeypatch.setattr(type(model), "to", lambda self, device: self)
+        monkeypatch.setattr(_Trainer, "_newest", lambda _: 1)
+        monkeypatch.setattr("trainers.loop.restore_generators", lambda *_: True)  # asks the driver
+        checkpoints = Checkpoints(run.out, 1)
+        with gpu.fake, _Held() as held:
+            trainer = _Trainer(run, replace(context(change=change), device=GPU), task, checkpoints)
+        optimizer = [one for state in trainer._optimizer.state.values() for one in state.values()]
+        states = [*model.state_dict().values(), *average.module.state_dict().values(), *optimizer]
+        assert {value.device for value in states} == {GPU}
+        sizes = [value.untyped_storage().nbytes() for value in states]
+        assert sum(sizes) <= held.most <= sum(sizes) + max(sizes)
+        trainer.close()
+        checkpoints.close()

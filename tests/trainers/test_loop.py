@@ -144,7 +144,7 @@ def test_two_ranks_train_like_one(tmp_path: Path) -> None:
         assert ours == pytest.approx(theirs, rel=1e-5)
     one, two = weights(alone), weights(pair)
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
-    saved = Checkpoints(str(pair), 2).load(TOTAL, torch.device("cpu"))
+    saved = Checkpoints(str(pair), 2).load(TOTAL)
     assert len(saved.rng) == 2
 
 
@@ -225,7 +225,7 @@ def test_no_number_is_worse_than_any(tmp_path: Path, higher: bool) -> None:
     assert not store.exists("best.pt")
     figures = train(classify_run(tmp_path), context(), NoNumber(0, higher=higher))
     assert figures["best"] == figures["validation_loss"]
-    best = load_checkpoint(store, "best.pt", torch.device("cpu"))
+    best = load_checkpoint(store, "best.pt")
     assert (best.step, best.metrics["best"]) == (TOTAL, figures["best"])
 
 

@@ -94,7 +94,7 @@ def test_shards_train_like_copies_and_either_goes_on_from_the_other(
 def test_a_sharded_runs_checkpoint_has_the_form_of_any_other(model: str, trained: Path) -> None:
     forms, figures = [], []
     for name in ("copies", "shards"):
-        saved = Checkpoints(str(trained / model / name), 2).load(TOTAL, torch.device("cpu"))
+        saved = Checkpoints(str(trained / model / name), 2).load(TOTAL)
         assert saved.ema is not None
         tensors = {"model": saved.model, "ema": saved.ema, **saved.optimizer["state"]}
         shapes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from trainers.models.embed import resize_positions
 from trainers.models.mtm import MTM, MTMConfig
 from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, enlarged, even_depths
 from trainers.models.sizes import ViTSize
+from trainers.models.weights import read_state
 
+HEADS = ("decode_head", "auxiliary_head")
 ENCODER = ViTSize(16, 4, 2)
 CONFIG = SegmenterConfig(
     encoder=ClassifierConfig("ids", (8, 12), 11, 6, 5, ENCODER, token_dropout=0.0, drop_path=0.0),
@@ -117,6 +120,19 @@ def test_weights_that_do_not_fit_are_named_and_leave_the_model_as_it_was() -> No
     for spoiled in (wrong, {k: v for k, v in state.items() if not k.startswith("token_emb")}, {}):
         with pytest.raises(FormatError):
             model.start_from(spoiled)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_of_mmsegmentation_is_called_one(tmp_path: Path) -> None:
+    """Its names and its file's form, with an encoder of this very shape."""
+    state, _ = pretrained("classifier")
+    theirs = {f"backbone.{name}": value for name, value in state.items()}
+    heads = {f"{part}.conv_seg.weight": torch.zeros(9, 8, 1, 1) for part in HEADS}
+    file = tmp_path / "iter_160000.pth"
+    torch.save({"meta": {"iter": 160_000}, "state_dict": theirs | heads}, file)
+    model, before = made(), made().state_dict()
+    with pytest.raises(FormatError, match=r"by mmsegmentation .*Give the model that it started"):
+        model.start_from(read_state(file))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

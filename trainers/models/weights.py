@@ -33,6 +33,7 @@ _LEARNED = ("pos_embed", "decoder_pos_embed_learned")
 _HEAD = "head."
 _BLOCKS = "blocks."  # of the encoder: a deeper one is another model, not one to be cut short
 _TOKENADAPT = ("conversion_function.", "reverse_transform.")  # published models carry it along
+_MMSEGMENTATION = ("backbone.", "decode_head.")  # its parts, under these names in every checkpoint
 _SHOWN = 5  # names that an error lists
 
 
@@ -125,6 +126,15 @@ def transfer(target: TokenClassifier, state: State, source_grid: Grid | None = N
 
 def load_encoder(target: TokenClassifier, state: State, source_grid: Grid | None = None) -> None:
     """All of `transfer` but the head, which stays as it is."""
+    foreign = [name for name in state if name.startswith(_MMSEGMENTATION)]
+    if foreign:
+        raise FormatError(
+            f"weights of a segmentation by mmsegmentation ({foreign[0]} and {len(foreign) - 1} more"
+            " below `backbone.` and `decode_head.`), whose parts are others than this program's:"
+            " nothing was loaded. Give the model that it started from: the folder of a finished run"
+            " of mtm.py or classify.py, its model.safetensors, or the published code's"
+            " checkpoint (.pth) of a pre-training or a classifier"
+        )
     wanted = {name for name in target.state_dict() if not name.startswith(_HEAD)}
     encoder = {n: value for n, value in state.items() if n in wanted or n.startswith(_BLOCKS)}
     target_head = {name: v for name, v in target.state_dict().items() if name not in wanted}

@@ -35,7 +35,8 @@ class CodesConfig(ABC):
     """File of VGG-16's weights for it: torchvision's, or those of the lpips package; a path."""
     adversarial: float = 0.0
     """Weight of the term that a discriminator gives (hinge loss), relative to one at which it
-    pulls as hard as the reconstruction; ViT-VQGAN's is 0.1, VQGAN's is 0.75."""
+    pulls as hard as the reconstruction; ViT-VQGAN's is 0.1, VQGAN's is 0.75. That weight is taken
+    of the rows of each part of a step (loop.grad_accum), over all workers."""
     adversarial_from: int = 0
     """Steps before the discriminator begins to learn, and to be heard."""
     discriminator_width: int = 64

@@ -222,7 +222,10 @@ class TokenizerTask(PlainTask):
 
     def _pull(self, model: nn.Module, made: Tensor, fooled: Tensor) -> Tensor:
         """() weight at which the adversarial term pulls the decoder's last layer as hard as the
-        reconstruction does, both as sums over the rows of all ranks: the same on every rank."""
+        reconstruction does, both as sums over the rows of all ranks: the same on every rank.
+
+        Of this part's rows alone: the whole step's would need each part to be computed twice.
+        """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         assert isinstance(inner, Trainee)
         last = inner.tokenizer.decoder.last_weight

@@ -28,6 +28,7 @@ from tests.trainers.picture_runs import (
     write_pictures,
 )
 from tests.trainers.runs import recorded
+from trainers.figures import read_curve
 from trainers.loop import _slice
 from trainers.options import parse
 from trainers.recipes.tokenizer import RECIPES
@@ -44,6 +45,7 @@ from trainers.tokenizer_step import (
 )
 
 CPU = torch.device("cpu")
+PARTS = (1, 2, 4)
 MAKERS: list[Any] = [tokenizer_run, vqgan_run]
 
 
@@ -261,3 +263,19 @@ def test_wrong_options_end_with_code_2(
     assert captured.err + captured.out
     shown = " ".join((captured.err + captured.out).replace("│", "").split())
     assert said in shown or "does not divide" in shown
+
+
+@pytest.mark.parametrize(("adversarial", "apart"), [(0.0, 1e-5), (0.1, 2e-3)])
+def test_parts_of_a_step_change_nothing_but_the_adversarial_weight(
+    tmp_path: Path, images: Path, adversarial: float, apart: float
+) -> None:
+    """That weight is each part's own, a ratio of gradients over its rows."""
+    found = []
+    for parts in PARTS:
+        out = tmp_path / str(parts)
+        run = tokenizer_run(out, images, grad_accum=parts, log_every=1)
+        model = replace(run.model, adversarial=adversarial, adversarial_from=0)
+        tokenizer_worker(replace(run, model=model), place())
+        found.append(read_curve(out, "loss")[1])
+    for losses in found[1:]:
+        assert losses == pytest.approx(found[0], rel=apart)

@@ -34,7 +34,7 @@ def run(
         config = prepare(placed(config))
         claim(config.out, config.identity(), config.may_differ)
         figures = launch(config, config.cluster, worker)
-    except SeitError as error:
+    except (SeitError, OSError) as error:
         logger.error("%s", error)
         return 2
     logger.info("%s", closing_table(config.out, figures))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class Recorder:
 
     What an interrupted run recorded after its last checkpoint is dropped, so the files read like
     those of a run that was never interrupted. On an object store they are uploaded as it goes.
-    Raises: FormatError for figures that are damaged elsewhere than in a last line that was cut off.
+    Raises: FormatError for figures that are damaged elsewhere than in a last line that was cut off;
+    StoreError, here and below, where the folder cannot be written to: a disk that is full.
     """
 
     def __init__(self, out: str, start: int) -> None:
@@ -54,29 +56,33 @@ class Recorder:
         self._scratch = tempfile.TemporaryDirectory() if local is None else None
         folder = Path(self._scratch.name) if self._scratch else Path(self._store.url)
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with self._written():
+            folder.mkdir(parents=True, exist_ok=True)
         earlier = self._store.read(METRICS) if self._store.exists(METRICS) else b""
         kept = _up_to(start, earlier, f"{self._store.url}/{METRICS}")
         if kept != earlier:
             self._store.write(METRICS, kept)
-        if local is None:
-            (folder / METRICS).write_bytes(kept)
-        self._lines = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
+        with self._written():
+            if local is None:
+                (folder / METRICS).write_bytes(kept)
+            self._lines = (folder / METRICS).open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """One line of figures of `step` (steps done, from 1)."""
-        self._lines.write(figure_line(step, values))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._written():
+            self._lines.write(figure_line(step, values))
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Make what was recorded readable by others.
 
         On an object store that is an upload, made aside and now and then, as it takes whole files.
         """
-        self._lines.flush()
-        self._board.flush()
+        with self._written():
+            self._lines.flush()
+            self._board.flush()
         if self._uploads is None or (self._pending and not self._pending.done()):
             return
         now = time.monotonic()
@@ -107,10 +113,24 @@ class Recorder:
         except SeitError as error:
             logger.warning("the run's figures did not reach %s: %s", self._store.url, error)
 
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"the run's figures could not be written to {self._folder} ({error}): the run ends"
+                " there, and its last checkpoint stands; make room, or allow it to write there, and"
+                " the same command goes on from that checkpoint"
+            ) from error
+
     def close(self) -> None:
         """Flush and let go of the files; a last upload that fails is logged."""
-        self._lines.close()
-        self._board.close()
+        with self._written():
+            try:
+                self._lines.close()
+            finally:
+                self._board.close()
         if self._uploads is None:
             return
         self._uploads.shutdown()

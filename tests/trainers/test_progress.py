@@ -187,3 +187,15 @@ def test_a_finished_run_that_is_started_again_keeps_what_it_said(tmp_path: Path)
     assert read() == said
     FlowFile(str(tmp_path), 0).close(failed)
     assert read() == failed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_a_disk_that_is_full_is_said_with_a_way_on(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    recorder = Recorder(str(tmp_path), start=0)
+    recorder.record(1, {"loss": 1.0})
+    for step in (recorder.flush, recorder.close):
+        with pytest.raises(StoreError, match=r"No space left .* goes on from that checkpoint"):
+            step()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.stat().st_size > 0  # the other file was closed all the same

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.pictures import list_pictures
+from services.shards.store import open_store
 from services.stream.cluster import local_cluster
+from trainers.reports import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +48,17 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
     out: folder of the notes, and of the node's cache. made_from: digest of what the steps read; a
     step that was made from something else, and all that follow it, are done again.
     """
-    notes = out / "steps"
-    notes.mkdir(parents=True, exist_ok=True)
+    notes = open_store(str(out / "steps"))
     os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
     seconds: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         environment: dict[str, str] = {}  # of the cluster, which starts where a step is to be done
         redone = False
         for step in steps:
-            note = notes / f"{step.name}.json"
+            note = f"{step.name}.json"
             shown = [short(word, out) for word in step.command]
             mark = {"command": shown, "pictures": made_from}  # wherever program and folder lie
-            known = json.loads(note.read_text()) if note.exists() else {}
+            known = read_json(notes, note) if notes.exists(note) else {}
             noted = known.get("mark", {})
             noted = {**noted, "command": [_of_old(word, out) for word in noted.get("command", [])]}
             same = noted == mark
@@ -68,7 +69,7 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             if known and (not same or redone):  # ours, and made from something else
                 shutil.rmtree(step.folder, ignore_errors=True)
             redone = True
-            note.write_text(json.dumps({"mark": mark, "seconds": None}))
+            notes.write(note, json.dumps({"mark": mark, "seconds": None}).encode())
             logger.info("[%s] %s", step.name, step.about)
             logger.info("  $ %s", " ".join(shown))
             if not environment:
@@ -82,7 +83,7 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
                 )
                 return code, seconds
             seconds[step.name] = time.monotonic() - began
-            note.write_text(json.dumps({"mark": mark, "seconds": seconds[step.name]}))
+            notes.write(note, json.dumps({"mark": mark, "seconds": seconds[step.name]}).encode())
     return 0, seconds
 
 

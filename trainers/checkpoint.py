@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from torch import Tensor
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards.store import Store, open_store
 from trainers.models.weights import TORCH_SUFFIXES, read_url
+from trainers.reports import read_json
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -149,20 +149,30 @@ def load_checkpoint(store: Store, name: str) -> Checkpoint:
     where = f"{store.url}/{name}"
     if not store.exists(name):
         raise NotFoundError(f"there is no checkpoint {where}: check the folder and the step")
+    data = store.read(name)
     try:
-        loaded = torch.load(io.BytesIO(store.read(name)), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise FormatError(
-            f"{where} is not a checkpoint of this program, or is damaged ({error}); delete it to"
-            " resume from the one before"
-        ) from error
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise  # may say nothing of the file
+    # As in `read_torch`: of damaged bytes torch raises whatever they lead to.
+    except Exception as error:
+        raise _damaged(where, f"{type(error).__name__}: {error}") from error
     found = loaded.pop("format", None) if isinstance(loaded, dict) else None
     if found != FORMAT:
         raise FormatError(
             f"{where} has checkpoint format {found}, this program reads {FORMAT}: use the version"
             " of seitpp that wrote it, or start a new run in another folder"
         )
+    if loaded.keys() != {field.name for field in fields(Checkpoint)}:
+        raise _damaged(where, f"it holds {', '.join(map(str, loaded))}")
     return Checkpoint(**loaded)
+
+
+def _damaged(where: str, why: str) -> FormatError:
+    return FormatError(
+        f"{where} is not a checkpoint of this program, or is damaged ({why}); delete it to resume"
+        " from the one before"
+    )
 
 
 def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
@@ -177,7 +187,7 @@ def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = (
     wanted = json.loads(json.dumps(identity))
     results = [name for name in (MODEL,) if store.exists(name)] + store.list(FOLDER)[:1]
     if store.exists(RUN):
-        stands = json.loads(store.read(RUN))
+        stands = read_json(store, RUN)
         history = stands.pop(HISTORY, []) if results else []
         here, there = _flat(wanted), _flat(stands)
         changed = {
@@ -207,8 +217,7 @@ def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = (
 def claimed(out: str) -> dict[str, Any]:
     """The identity of the run that stands in `out`, {} if none does."""
     store = open_store(out)
-    known: dict[str, Any] = json.loads(store.read(RUN)) if store.exists(RUN) else {}
-    return known
+    return read_json(store, RUN) if store.exists(RUN) else {}
 
 
 def export(out: str, model: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

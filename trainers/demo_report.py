@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from trainers.figures import read_curve
 from trainers.gallery import draw_gallery
 from trainers.picture_config import PicturesConfig
 from trainers.recipes.tokenadapt import tokenadapt_tiny
-from trainers.reports import as_text
+from trainers.reports import as_text, read_json
 
 
 def write_pictures(out: Path, images: Path, dataset: str, seeds: int) -> list[Path]:
@@ -66,8 +65,8 @@ def closing_table(out: Path, dataset: str, seeds: int, seconds: dict[str, float]
     """The figures of the whole chain, as text."""
     total = storage_report(load_manifest(open_store(str(out / "data")), dataset).manifest).total
     assert total is not None  # the report always has one
-    operations = json.loads((out / "tokenadapt" / "report.json").read_text())["operations"]
-    stream = json.loads((out / "stream" / "report.json").read_text())
+    operations = read_json(open_store(str(out / "tokenadapt")), "report.json")["operations"]
+    stream = read_json(open_store(str(out / "stream")), "report.json")
     table = Table("what", "figure", title="from pictures to a trained token model")
     table.add_row("images", f"{total.rows:,}")
     table.add_row(

@@ -54,7 +54,7 @@ from trainers.evaluation import (
 )
 from trainers.objectnet import locate, shipped_map
 from trainers.program import program
-from trainers.reports import as_text, machine, strict_json
+from trainers.reports import as_text, machine, read_json, strict_json
 from trainers.robustness import (
     CORRUPTIONS,
     LAYOUTS,
@@ -258,7 +258,7 @@ def _claim(config: EvaluateConfig) -> None:
     store = open_store(absolute_url(str(config.out)))
     if not store.exists(REPORT):
         return
-    stands = json.loads(store.read(REPORT)).get("asked", {})
+    stands = read_json(store, REPORT).get("asked", {})
     asked = _asked(config)
     differing = [name for name in asked if asked[name] != stands.get(name)]
     if differing:

@@ -29,6 +29,7 @@ from services.shards.store import open_store
 from services.stream.jobs import Jobs, State
 from trainers.data_config import require
 from trainers.program import StoppedError
+from trainers.reports import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ class JobGraph:
 
     def _note(self, job: Job) -> dict[str, Any]:
         name = f"{job.name}.json"
-        return dict(json.loads(self._notes.read(name))) if self._notes.exists(name) else {}
+        return read_json(self._notes, name) if self._notes.exists(name) else {}
 
     def _write(self, job: Job, **about: Any) -> None:
         note = self._note(job) | {"command": job.command, "made_from": self._made_from, **about}

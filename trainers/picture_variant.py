@@ -32,6 +32,7 @@ from trainers.data_config import require
 from trainers.picture_config import PicturesConfig
 from trainers.picture_streams import TRAIN, split_pictures
 from trainers.program import RESUMES, program
+from trainers.reports import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def write_variant(config: VariantConfig) -> None:
     mark = "variant.part.json"
     classes, splits = split_pictures(config.pictures())
     for name in (REPORT, mark):
-        if store.exists(name) and (stands := json.loads(store.read(name))["asked"]) != asked:
+        if store.exists(name) and (stands := read_json(store, name).get("asked")) != asked:
             raise InvalidInputError(
                 f"{config.out} holds pictures of {stands}, not of {asked}: nothing was changed"
                 " there; give another --out"

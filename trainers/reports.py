@@ -13,6 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from services.errors import FormatError
+from services.shards.store import Store
+
 
 def machine() -> dict[str, object]:
     """What was computed on: nothing that names a person or a host."""
@@ -33,6 +36,20 @@ def strict_json(content: Any, indent: int | None = None) -> str:
     refuse the whole file.
     """
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
+    """What a program noted in a file. Raises: NotFoundError; FormatError if it is damaged."""
+    try:
+        found = json.loads(store.read(name))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{store.url}/{name} holds no JSON object ({error}), it is damaged: nothing was"
+            " changed; copy it again, or give another folder to start anew in"
+        ) from error
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,6 @@ Started again, it skips what stands.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
@@ -21,11 +20,12 @@ from pathlib import Path
 from rich.table import Table
 
 from services.errors import InvalidInputError
+from services.shards.store import open_store
 from trainers.chain import HERE, Step, fingerprint, run_steps, short
 from trainers.charts import Curve, draw_curves
 from trainers.figures import read_curve
 from trainers.program import RESUMES, program
-from trainers.reports import as_text
+from trainers.reports import as_text, read_json
 from trainers.scenes import ScenesConfig, write_scenes
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _table(runs: dict[str, list[Path]], seconds: dict[str, float]) -> str:
     table = Table("augmentation", "mIoU, each seed", "mean", "pixels right", "s a run")
     for name, folders in runs.items():
         found = [read_curve(folder, "validation_miou")[1][-1] for folder in folders]
-        right = [json.loads((folder / "report.json").read_text()) for folder in folders]
+        right = [read_json(open_store(str(folder)), "report.json") for folder in folders]
         table.add_row(
             ARMS[name],
             ", ".join(f"{value:.1%}" for value in found),

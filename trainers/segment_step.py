@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from trainers.loop import train
 from trainers.models.classifier import ClassifierConfig
 from trainers.models.segmenter import SegmenterConfig, TokenSegmenter, enlarged, even_depths
 from trainers.ranks import sum_over_ranks
-from trainers.reports import strict_json
+from trainers.reports import read_json, strict_json
 from trainers.segment_config import SegmentRun
 from trainers.segment_pictures import draw_predictions
 from trainers.streams import ALONE, open_context, settle
@@ -178,7 +177,7 @@ class SegmentTask(PlainTask):
             return False
         if not store.exists(REPORT) or not (store.exists(PREDICTIONS) or not wanted):
             return True
-        return bool(wanted) and json.loads(store.read(REPORT)).get("pictures") != wanted
+        return bool(wanted) and read_json(store, REPORT).get("pictures") != wanted
 
     def export(self, model: nn.Module, out: str, figures: Mapping[str, float]) -> None:
         if self._by_class is None:  # finished before, and what is written here stands

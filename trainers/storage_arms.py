@@ -6,7 +6,6 @@ tokens. Each arm trains the same transformer for the same number of steps.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.pictures import Picture, source_bytes
-from services.shards.store import absolute_url
+from services.shards.store import absolute_url, open_store
 from trainers.checkpoint import MODEL
 from trainers.consistency import SCORES, read_scores
 from trainers.data_config import Numbers, check_share, require
@@ -26,6 +25,7 @@ from trainers.recipes.mtm import RECIPES as MTM_RECIPES
 from trainers.recipes.pixels import RECIPES as PIXEL_RECIPES
 from trainers.recipes.tokenadapt import RECIPES as TOKENADAPT_RECIPES
 from trainers.recipes.tokenizer import RECIPES as TOKENIZER_RECIPES
+from trainers.reports import read_json
 
 Method = Literal["full", "random", "cscore", "jpeg", "resolution", "seit", "seitpp"]
 METHODS: Mapping[Method, str] = {
@@ -374,7 +374,7 @@ def kept(
 ) -> tuple[int, int]:
     """(pictures, bytes) that an arm of pixels keeps to train on."""
     if arm.method in ("jpeg", "resolution"):
-        report = json.loads((place.variant(arm) / VARIANT).read_text())["splits"]["train"]
+        report = read_json(open_store(str(place.variant(arm))), VARIANT)["splits"]["train"]
         return report["pictures"], report["bytes"]
     part = training if arm.method == "full" else subset(config, place, arm, seed, training)
     return len(part), sum(source_bytes(picture.path) for picture in part)

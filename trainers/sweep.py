@@ -7,7 +7,6 @@ checkpoint; a point that is done is noted in OUT/points and never computed again
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -29,7 +28,7 @@ from trainers.figures import as_number, read_curve
 from trainers.program import INTERRUPTED, StoppedError
 from trainers.recipes.classify import RECIPES as CLASSIFY_RECIPES
 from trainers.recipes.mtm import RECIPES as MTM_RECIPES
-from trainers.reports import strict_json
+from trainers.reports import read_json, strict_json
 from trainers.step import classify_worker, mtm_worker
 from trainers.streams import settle
 
@@ -198,13 +197,13 @@ class Sweep:
 
     def _point(self, setting: Setting, seed: int) -> tuple[Point, bool]:
         """The point, and whether it was computed now."""
-        note = self._out / "points" / f"{setting.name}-seed{seed}.json"
+        notes, note = open_store(str(self._out / "points")), f"{setting.name}-seed{seed}.json"
         commands = [shlex.join(command) for command in self.commands(setting, seed)]
-        if note.exists():
-            known = json.loads(note.read_text())
-            if known["commands"] != commands:
+        if notes.exists(note):
+            known = read_json(notes, note)
+            if (stands := known.get("commands")) != commands:
                 raise InvalidInputError(
-                    f"{note} was computed by other commands: {known['commands']} there, {commands}"
+                    f"{notes.url}/{note} was computed by other commands: {stands} there, {commands}"
                     " here. Nothing was changed there; give another --out, or the same options"
                 )
             return Point(**{k: as_number(v) for k, v in known["figures"].items()}), False
@@ -222,7 +221,7 @@ class Sweep:
             "commands": commands,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        open_store(str(note.parent)).write(note.name, strict_json(about, indent=2).encode())
+        notes.write(note, strict_json(about, indent=2).encode())
         return point, True
 
     def _train(self, program: Literal["mtm", "classify"], words: Sequence[str]) -> None:

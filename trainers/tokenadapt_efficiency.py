@@ -8,7 +8,6 @@ that is trained from scratch with it (SeiT++ without MTM). Every run is a Ray jo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -38,7 +37,7 @@ from trainers.picture_streams import TRAIN, split_pictures
 from trainers.picture_subsets import at_random, write_keys
 from trainers.program import RESUMES, program
 from trainers.recipes.tokenadapt import RECIPES
-from trainers.reports import as_text, machine, strict_json
+from trainers.reports import as_text, machine, read_json, strict_json
 from trainers.sweep import Data, Setting, Sweep, SweepConfig, described, open_data
 from trainers.sweep_data import kind_of, pictures_of, prepare
 from trainers.sweep_main import hush_runs
@@ -252,7 +251,7 @@ def _naive(study: _Study) -> Mapping[str, float]:
 
 
 def _report(study: _Study, count: int, seed: int) -> dict[str, Any]:
-    found = json.loads((study.adapt(count, seed) / REPORT).read_text())
+    found = read_json(open_store(str(study.adapt(count, seed))), REPORT)
     operations: dict[str, Any] = found["operations"]
     return operations
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from services.errors import InvalidInputError
 from services.pictures import Picture, check_unreadable, list_pictures, read_picture
 from services.plan.draws import check_seed
+from services.shards.store import open_store
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import count_codes, perplexity
 from services.tokens.dct import DCT, DCTConfig
@@ -97,9 +98,9 @@ def fit(run: DctRun) -> dict[str, float]:
         "validation_code_use": float((counts > 0).double().mean()),
         "validation_perplexity": perplexity(counts),
     }
-    run.out.mkdir(parents=True, exist_ok=True)
-    (run.out / TOKENIZER).write_bytes(save_tokenizer(tokenizer))
-    (run.out / REPORT).write_text(strict_json(figures, indent=2) + "\n")
+    store = open_store(str(run.out))
+    store.write(TOKENIZER, save_tokenizer(tokenizer))
+    store.write(REPORT, (strict_json(figures, indent=2) + "\n").encode())
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainers.checkpoint import (
     Checkpoint,
     Checkpoints,
     claim,
+    claimed,
     export,
     load_checkpoint,
     load_export,
@@ -128,6 +130,38 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
             checkpoints.load(step)
     with pytest.raises(NotFoundError, match="step-00000009"):
         checkpoints.load(9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_damage_does_to_a_checkpoint_is_said(tmp_path: Path, seed: int) -> None:
+    """Of spoilt bytes torch raises IndexError, KeyError, TypeError and more."""
+    checkpoints = Checkpoints(str(tmp_path), keep=9)
+    checkpoints.save(state(1))
+    checkpoints.close()
+    file = tmp_path / "checkpoints" / "step-00000001.pt"
+    whole, draws = file.read_bytes(), random.Random(seed)
+    said = []
+    for _ in range(100):
+        spoilt = bytearray(whole)
+        for _ in range(3):
+            spoilt[draws.randrange(len(spoilt))] = draws.randrange(256)
+        file.write_bytes(bytes(spoilt))
+        try:
+            checkpoints.load(1)  # bytes between the parts say nothing
+        except FormatError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert all(str(file) in text for text in said)
+    assert all("the one before" in text or "checkpoint format" in text for text in said)
+
+
+@pytest.mark.parametrize("noted", [b"", b'{"kind": ', b"[]", b"\xff", b"[" * 99_999])
+def test_a_damaged_note_of_a_run_is_named_and_left_alone(tmp_path: Path, noted: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(noted)
+    for ask in (claimed, lambda out: claim(out, {"kind": "MtmRun"})):
+        with pytest.raises(FormatError, match=r"run\.json holds no JSON object .*another folder"):
+            ask(str(tmp_path))
+    assert (tmp_path / "run.json").read_bytes() == noted
 
 
 def test_export_and_load(tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ Files are written by a thread from a copy in host memory, so training goes on me
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.shards.store import Store, open_store
 from trainers.models.weights import TORCH_SUFFIXES, read_url
 from trainers.reports import read_json
@@ -38,6 +43,7 @@ METRICS = "metrics.jsonl"
 HISTORY = "history"
 """Entry of run.json: what a run was allowed to change, and when."""
 
+_HELD_SECONDS = 10.0
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _HEADER_LIMIT = 100_000_000  # bytes: the longest header that the safetensors format allows
 
@@ -173,6 +179,57 @@ def _damaged(where: str, why: str) -> FormatError:
         f"{where} is not a checkpoint of this program, or is damaged ({why}); delete it to resume"
         " from the one before"
     )
+
+
+@contextmanager
+def owned(
+    out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()
+) -> Iterator[None]:
+    """`claim` the folder, and keep other processes of this machine out as long as this one lives.
+
+    One that is there is waited for a little: a worker that is being started again may still be
+    ending. On an object store, or a file system without locks, nobody is kept out.
+
+    Raises: as `claim`; StoreError if another process stays.
+    """
+    file = open_store(out).local_path(RUN)
+    with nullcontext() if file is None else _locked(file.parent):
+        claim(out, identity, may_differ)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} is no folder that a run could be kept in ({error}): nothing was written;"
+            " give another --out"
+        ) from error
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)  # and what it holds is free, as after a death
+
+
+def _lock(handle: int, folder: Path) -> None:
+    end = time.monotonic() + _HELD_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"another process trains into {folder}: both would write the same checkpoints"
+                    " and figures, so nothing was written; wait for its end, stop it, or give"
+                    " another --out"
+                ) from error
+        except OSError:
+            return None  # no locks here
+        time.sleep(_HELD_SECONDS / 100)
 
 
 def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from services.errors import SeitError
-from trainers.checkpoint import claim
+from trainers.checkpoint import owned
 from trainers.context import Place
 from trainers.launch import launch
 from trainers.options import R, parse, placed
@@ -32,7 +32,8 @@ def run(
     config = parse(kind, recipes, argv)
     try:
         config = prepare(placed(config))
-        claim(config.out, config.identity(), config.may_differ)
+        with owned(config.out, config.identity(), config.may_differ):
+            pass  # refused here, before a cluster starts; its first worker owns it from then on
         figures = launch(config, config.cluster, worker)
     except (SeitError, OSError) as error:
         logger.error("%s", error)

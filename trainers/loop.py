@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from services.errors import CursorMismatchError, InvalidInputError, SeitError
 from services.plan.draws import hash_key
 from services.stream.batch import StreamBatch
 from trainers.average import build_average
-from trainers.checkpoint import Checkpoint, Checkpoints, claim, export
+from trainers.checkpoint import Checkpoint, Checkpoints, export, owned
 from trainers.config import Run
 from trainers.optim import (
     build_adamw,
@@ -64,10 +65,14 @@ def train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
 
     Returns the last figures; `finished` is 0 if the run was stopped.
 
-    Raises: InvalidInputError if config.out holds another run; DivergedError; CursorMismatchError.
+    Raises: as `owned` for the folder; DivergedError; CursorMismatchError.
     """
-    if context.rank == 0:
-        claim(config.out, config.identity(), config.may_differ)
+    own = owned(config.out, config.identity(), config.may_differ)
+    with own if context.rank == 0 else nullcontext():
+        return _train(config, context, task)
+
+
+def _train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()

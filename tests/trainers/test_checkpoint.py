@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import random
-from contextlib import suppress
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.shards.store import Store, open_store
+from trainers import checkpoint
 from trainers.checkpoint import (
     BEST,
     Checkpoint,
@@ -22,7 +27,10 @@ from trainers.checkpoint import (
     export,
     load_checkpoint,
     load_export,
+    owned,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def state(step: int) -> Checkpoint:
@@ -162,6 +170,52 @@ def test_a_damaged_note_of_a_run_is_named_and_left_alone(tmp_path: Path, noted: 
         with pytest.raises(FormatError, match=r"run\.json holds no JSON object .*another folder"):
             ask(str(tmp_path))
     assert (tmp_path / "run.json").read_bytes() == noted
+
+
+_OWNER = """
+import sys
+from trainers.checkpoint import owned
+with owned(sys.argv[1], {"kind": "MtmRun"}):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(out: str) -> Iterator[subprocess.Popen[str]]:
+    """That owns the folder until it is killed."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", _OWNER, out]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_two_processes_do_not_train_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "run")
+    with another_process(out) as process:
+        noted = (tmp_path / "run" / "run.json").read_bytes()
+        monkeypatch.setattr(checkpoint, "_HELD_SECONDS", 0.1)
+        with (
+            pytest.raises(StoreError, match=r"another process trains into .*/run: .*another --out"),
+            owned(out, {"kind": "ClassifyRun"}),
+        ):
+            pass
+        assert (tmp_path / "run" / "run.json").read_bytes() == noted
+        with owned(str(tmp_path / "other"), {"kind": "ClassifyRun"}):
+            pass
+        monkeypatch.setattr(checkpoint, "_HELD_SECONDS", 60.0)
+        killer = threading.Timer(0.0, process.kill)  # it dies while it is waited for, or before
+        killer.start()
+        with owned(out, {"kind": "ClassifyRun"}):
+            assert claimed(out) == {"kind": "ClassifyRun"}
+        killer.join()
 
 
 def test_export_and_load(tmp_path: Path) -> None:

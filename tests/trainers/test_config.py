@@ -163,6 +163,17 @@ def test_options_are_finite(option: str, value: str, capsys: pytest.CaptureFixtu
     assert f"{option.replace('-', '_')} is {value}, it must be" in told
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_numbers_of_the_augmentation_are_finite(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(MtmRun, mtm.RECIPES, ["--augment.overrides", "eda.synonym_count", value])
+    assert ended.value.code == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"augment.overrides.eda.synonym_count is {value}, it must be a finite number" in told
+
+
 def test_help_into_a_pipe_that_closes_is_no_error() -> None:
     text = (
         "from trainers.config import MtmRun\n"

@@ -44,6 +44,7 @@ HISTORY = "history"
 """Entry of run.json: what a run was allowed to change, and when."""
 
 _HELD_SECONDS = 10.0
+_LEFT = re.compile(r"\.(?:step-\d+|best)\.pt\.[0-9a-f]+\.tmp")  # by a process killed at its write
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _HEADER_LIMIT = 100_000_000  # bytes: the longest header that the safetensors format allows
 
@@ -132,8 +133,9 @@ class Checkpoints:
         if best:  # first: a run killed between the two goes on from before, and finds it again
             self._store.write(BEST, data)
         self._store.write(_name(checkpoint.step), data)
-        for step in self.steps()[: -self._keep]:
-            self._store.delete(_name(step))
+        left = [name for name in self._store.list() if _LEFT.fullmatch(name)]
+        for name in [*map(_name, self.steps()[: -self._keep]), *left]:
+            self._store.delete(name)
 
 
 def checkpoint_steps(out: str) -> list[int]:
@@ -242,7 +244,8 @@ def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = (
     """
     store = open_store(out)
     wanted = json.loads(json.dumps(identity))
-    results = [name for name in (MODEL,) if store.exists(name)] + store.list(FOLDER)[:1]
+    saved = [name for name in store.list(FOLDER) if name.endswith(".pt")]
+    results = [name for name in (MODEL,) if store.exists(name)] + saved[:1]
     if store.exists(RUN):
         stands = read_json(store, RUN)
         history = stands.pop(HISTORY, []) if results else []

@@ -140,6 +140,33 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         checkpoints.load(9)
 
 
+_KILLED = """
+import os, sys
+from pathlib import Path
+from tests.trainers.test_checkpoint import state
+from trainers.checkpoint import Checkpoints
+os.fsync = lambda handle: os.kill(os.getpid(), 9)  # when the bytes are out, and have no name yet
+Checkpoints(sys.argv[1], 1).save(state(1), best=len(sys.argv) > 2)
+"""
+
+
+@pytest.mark.parametrize("best", [(), ("best",)])
+def test_what_a_kill_left_of_a_checkpoint_is_no_run_and_goes_with_the_next(
+    tmp_path: Path, best: tuple[str, ...]
+) -> None:
+    out = str(tmp_path)
+    claim(out, {"kind": "MtmRun"})
+    command = [sys.executable, "-c", _KILLED, out, *best]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    assert left.suffix == ".tmp"
+    claim(out, {"kind": "ClassifyRun"})
+    checkpoints = Checkpoints(out, keep=1)
+    checkpoints.save(state(2))
+    checkpoints.close()
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["step-00000002.pt"]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_damage_does_to_a_checkpoint_is_said(tmp_path: Path, seed: int) -> None:
     """Of spoilt bytes torch raises IndexError, KeyError, TypeError and more."""

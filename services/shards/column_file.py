@@ -13,7 +13,7 @@ it stands, costs no more than that: a shard of large values has several files, i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ import xxhash
 
 from services.errors import FormatError
 from services.shards.coefficient_file import check_streams, rows_of_table, streams_table
+from services.shards.footer import Chunk, column_chunks
 from services.shards.pages import check_pages
 from services.shards.validate import COLUMN_TYPES
 from services.types import IntArray
@@ -123,8 +124,9 @@ def read_part(data: bytes, part: Part, name: str) -> Values:
     """
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            _check_footer(file, part)
-            _check_pages(data, file.metadata)
+            chunks = column_chunks(data)
+            _check_footer(file, chunks, part)
+            _check_pages(data, chunks)
             table = file.read(use_threads=False)
             if part.type == _STREAMS:
                 said = file.metadata.metadata
@@ -150,7 +152,7 @@ def _most_bytes() -> int:
     return int(PART_BYTES * _PAGE_SLACK) + _PAGE_BYTES
 
 
-def _check_footer(file: pq.ParquetFile, part: Part) -> None:
+def _check_footer(file: pq.ParquetFile, chunks: Sequence[Chunk], part: Part) -> None:
     metadata = file.metadata
     said = metadata.metadata or {}
     found = said.get(_FORMAT_KEY, b"none").decode(errors="replace")
@@ -178,17 +180,16 @@ def _check_footer(file: pq.ParquetFile, part: Part) -> None:
         raise FormatError(f"columns {file.schema_arrow.to_string()!r}, expected {schema}")
     if metadata.num_row_groups != 1:
         raise FormatError(f"holds {metadata.num_row_groups} row groups, expected 1")
-    column = metadata.row_group(0).column(0)
-    if not metadata.num_rows == metadata.row_group(0).num_rows == column.num_values == part.rows:
-        raise FormatError(f"has {column.num_values} values for {part.rows} rows")
+    values = chunks[0].values
+    if not metadata.num_rows == metadata.row_group(0).num_rows == values == part.rows:
+        raise FormatError(f"has {values} values for {part.rows} rows")
 
 
-def _check_pages(data: bytes, metadata: Any) -> None:
+def _check_pages(data: bytes, chunks: Sequence[Chunk]) -> None:
     """FormatError unless all pages hold their values plainly, and as many bytes as a part may."""
-    group = metadata.row_group(0)
     left = _most_bytes()
-    for number in range(group.num_columns):
-        left -= check_pages(data, group.column(number), "PLAIN", left).total
+    for chunk in chunks:
+        left -= check_pages(data, chunk, "PLAIN", left).total
 
 
 def values_of(array: Any) -> Values:

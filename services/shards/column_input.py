@@ -34,6 +34,7 @@ GIVEN_TYPES = tuple(kind for kind in COLUMN_TYPES if kind != "coefficients")
 
 _TYPES = {arrow_type(kind): kind for kind in GIVEN_TYPES}
 _LARGE = {pa.large_string(): "string", pa.large_binary(): "binary"}
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns
 _BATCH_BYTES = 1 << 25
 _BATCH_ROWS = 1 << 16
 
@@ -60,7 +61,7 @@ class ColumnInput:
         self._path = path
         try:
             self._file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+        except _DAMAGE as error:
             raise self._broken(error) from error
         schema = self._file.schema_arrow
         for name in ("key", "value"):
@@ -76,7 +77,7 @@ class ColumnInput:
                 f"{path}: key is {schema.field('key').type}, value is {kind}; valid are string "
                 f"keys and values of {', '.join(GIVEN_TYPES)}: cast them"
             )
-        if not self._file.metadata.num_rows:
+        if self._file.metadata.num_rows < 1:
             raise InvalidInputError(f"{path} has no rows: give one for each row of the dataset")
         self.type = found
         self._number = number_type(found)
@@ -181,11 +182,9 @@ class ColumnInput:
         start = 0
         for group in range(self._file.metadata.num_row_groups):
             size = self._file.metadata.row_group(group)
-            columns = map(size.column, range(size.num_columns))
-            stored = sum(
-                one.total_uncompressed_size for one in columns if one.path_in_schema == name
-            )
-            rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * size.num_rows // max(1, stored)))
+            # Of all columns: pyarrow ends the process where a damaged footer is asked for one.
+            stored = max(1, size.total_byte_size)
+            rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * size.num_rows // stored))
             try:
                 for batch in self._file.iter_batches(rows, [group], [name], use_threads=False):
                     array = batch.column(0)
@@ -198,9 +197,11 @@ class ColumnInput:
                     array.validate(full=True)
                     yield array
                     start += len(array)
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 raise self._broken(error) from error
+        if start != len(self):
+            raise self._broken(f"its footer says {len(self)} rows, they are {start}")
 
-    def _broken(self, error: Exception) -> InvalidInputError:
+    def _broken(self, error: object) -> InvalidInputError:
         reason = " ".join(str(error).split())[:300]
         return InvalidInputError(f"{self._path} is not a whole Parquet file: {reason}")

@@ -32,6 +32,7 @@ import xxhash
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.shards import codec
 from services.shards.codec import ByteArray, Columns, Encoding
+from services.shards.footer import Chunk, column_chunks
 from services.shards.pages import bytes_of, check_pages, read_text
 from services.shards.shard_rows import ShardRows, errors_name
 from services.types import UNLABELLED, IdArray, IntArray, TokenRows
@@ -160,9 +161,10 @@ def read_rows(
     with errors_name(name):
         checked = not digest_checked
         with pq.ParquetFile(pa.BufferReader(source), page_checksum_verification=checked) as file:
-            encoding, ranks = _check_footer(file, spec, rows)
+            chunks = column_chunks(source)
+            encoding, ranks = _check_footer(file, chunks, spec, rows)
             schema = _schema(encoding, len(ranks), spec.grid_height * spec.grid_width)
-            key_page = _check_columns(source, file.metadata, schema)
+            key_page = _check_columns(source, chunks, schema)
             keys = read_text(file, "key", key_page, MAX_KEY_BYTES)
             wanted = [column for column in schema.names if column != "key"]
             table = file.read(wanted, use_threads=False)
@@ -202,7 +204,7 @@ def _describe(columns: Columns, spec: wire.TokenSpec) -> dict[bytes, bytes]:
 
 
 def _check_footer(
-    file: pq.ParquetFile, spec: wire.TokenSpec, rows: int | None
+    file: pq.ParquetFile, chunks: Sequence[Chunk], spec: wire.TokenSpec, rows: int | None
 ) -> tuple[Encoding, IdArray]:
     """Encoding and ranks of a shard whose footer agrees with the spec; FormatError otherwise."""
     metadata = file.metadata.metadata or {}
@@ -233,11 +235,14 @@ def _check_footer(
         raise FormatError(f"encoding {encoding} with {len(ranks)} used codes")
     if rows is not None and rows != count:
         raise FormatError(f"holds {count} rows, the manifest says {rows}: it is another shard")
-    _check_sizes(file, _schema(encoding, len(ranks), spec.grid_height * spec.grid_width), count)
+    schema = _schema(encoding, len(ranks), spec.grid_height * spec.grid_width)
+    _check_sizes(file, chunks, schema, count)
     return encoding, ranks
 
 
-def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> None:
+def _check_sizes(
+    file: pq.ParquetFile, chunks: Sequence[Chunk], schema: pa.Schema, rows: int
+) -> None:
     if not file.schema_arrow.equals(schema, check_metadata=False):
         raise FormatError(
             f"columns {file.schema_arrow.to_string()!r} where its description asks for "
@@ -250,20 +255,21 @@ def _check_sizes(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> None:
     if file.metadata.num_row_groups != 1:
         raise FormatError(f"holds {file.metadata.num_row_groups} row groups, expected 1")
     group = file.metadata.row_group(0)
-    for number, name in enumerate(schema.names):
-        column = group.column(number)
-        if not file.metadata.num_rows == group.num_rows == column.num_values == rows:
-            raise FormatError(f"column {name} has {column.num_values} values for {rows} rows")
+    if [chunk.name for chunk in chunks] != schema.names:
+        raise FormatError(f"its row group has other columns than {', '.join(schema.names)}")
+    for chunk in chunks:
+        if not file.metadata.num_rows == group.num_rows == chunk.values == rows:
+            raise FormatError(f"column {chunk.name} has {chunk.values} values for {rows} rows")
 
 
-def _check_columns(source: bytes, metadata: Any, schema: pa.Schema) -> int:
+def _check_columns(source: bytes, chunks: Sequence[Chunk], schema: pa.Schema) -> int:
     """Unpacked bytes of the keys' largest page; FormatError for pages that make no sense."""
-    width, group, key_page = schema.field("tokens").type.byte_width, metadata.row_group(0), 0
-    for number, name in enumerate(schema.names):
-        bytes_a_row = MAX_KEY_BYTES if name == "key" else width + 16
-        limit = int(group.num_rows * bytes_a_row * _PAGE_SLACK) + _PAGE_BYTES
-        page = check_pages(source, group.column(number), _PARQUET_ENCODINGS[name], limit)
-        key_page = page.largest if name == "key" else key_page
+    width, key_page = schema.field("tokens").type.byte_width, 0
+    for chunk in chunks:
+        bytes_a_row = MAX_KEY_BYTES if chunk.name == "key" else width + 16
+        limit = int(chunk.values * bytes_a_row * _PAGE_SLACK) + _PAGE_BYTES
+        page = check_pages(source, chunk, _PARQUET_ENCODINGS[chunk.name], limit)
+        key_page = page.largest if chunk.name == "key" else key_page
     return key_page
 
 

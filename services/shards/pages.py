@@ -11,13 +11,15 @@ A header is a struct of Thrift's compact protocol (PageHeader of parquet.thrift)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.errors import FormatError
+from services.shards.footer import Chunk
+from services.shards.thrift import Fields, read_struct
 from services.types import IntArray
 
 _ENCODINGS = {
@@ -32,11 +34,8 @@ _ENCODINGS = {
 _DATA_PAGES = {0: (5, 2), 3: (8, 4)}
 """By type: the field of its own header, and in that the field of the encoding."""
 _TYPE, _UNPACKED, _PACKED, _VALUES = 1, 2, 3, 1  # fields
-_TRUE, _FALSE, _INTEGERS, _BINARY, _STRUCT = 1, 2, (4, 5, 6), 8, 12  # types of fields
 _DEPTH = 3  # a page's header, that of its type, statistics
 _BATCH_BYTES = 1 << 26  # what a few rows of text may take, whatever they are
-
-_Fields: TypeAlias = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,15 @@ class PageSizes:
     largest: int
 
 
-def check_pages(data: bytes, column: Any, encoding: str, limit: int) -> PageSizes:
+def check_pages(data: bytes, column: Chunk, encoding: str, limit: int) -> PageSizes:
     """What the pages of a column of the file `data` unpack to.
 
-    column: its metadata in the footer. FormatError unless its pages hold as many values as that
+    column: what the footer says of it. FormatError unless its pages hold as many values as that
     says, all in this encoding, and unpack to at most `limit` bytes together.
     """
-    name, place = column.path_in_schema, column.data_page_offset
-    end = place + column.total_compressed_size
-    if column.has_dictionary_page or not 0 <= place <= end <= len(data):
+    name, place = column.name, column.place
+    end = place + column.bytes
+    if column.dictionary or not 0 <= place <= end <= len(data):
         raise FormatError(f"column {name} has a dictionary, or bytes outside of the file")
     values = total = largest = 0
     while place < end:
@@ -79,8 +78,8 @@ def check_pages(data: bytes, column: Any, encoding: str, limit: int) -> PageSize
         largest = max(largest, size)
         if total > limit:
             raise FormatError(f"column {name} unpacks to {total} bytes, at most {limit} make sense")
-    if place != end or values != column.num_values:
-        raise FormatError(f"column {name} has pages of {values} of {column.num_values} values")
+    if place != end or values != column.values:
+        raise FormatError(f"column {name} has pages of {values} of {column.values} values")
     return PageSizes(total, largest)
 
 
@@ -121,61 +120,14 @@ def bytes_of(array: Any) -> tuple[IntArray, Any]:
     return offsets - offsets[0], content
 
 
-def _number(fields: _Fields, field: int) -> int:
+def _number(fields: Fields, field: int) -> int:
     """-1 where there is no such number."""
     value = fields.get(field)
     return value if type(value) is int else -1
 
 
-def _header(data: bytes, place: int, name: str) -> tuple[_Fields, int]:
+def _header(data: bytes, place: int, name: str) -> tuple[Fields, int]:
     try:
-        return _struct(data, place, _DEPTH)
+        return read_struct(data, place, _DEPTH)
     except (IndexError, ValueError) as error:
         raise FormatError(f"column {name} has a page whose header cannot be read") from error
-
-
-def _struct(data: bytes, place: int, depth: int) -> tuple[_Fields, int]:
-    """The fields by their number, those of bytes as None, and the place behind them."""
-    if not depth:
-        raise ValueError("too deep")
-    fields: _Fields = {}
-    number = 0
-    while byte := data[place]:
-        place += 1
-        kind, step = byte & 15, byte >> 4
-        if step:
-            number += step
-        else:
-            number, place = _integer(data, place)
-        if number in fields:
-            raise ValueError("twice")  # readers differ in which of the two they take
-        value: Any = None
-        if kind in _INTEGERS:
-            value, place = _integer(data, place)
-        elif kind == _STRUCT:
-            value, place = _struct(data, place, depth - 1)
-        elif kind == _BINARY:
-            length, place = _varint(data, place)
-            place += length
-        elif kind not in (_TRUE, _FALSE):
-            raise ValueError("no type of a page's header")
-        fields[number] = value
-    return fields, place + 1
-
-
-def _integer(data: bytes, place: int) -> tuple[int, int]:
-    raw, place = _varint(data, place)
-    return raw >> 1 ^ -(raw & 1), place
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise ValueError("too long")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from services.errors import FormatError
 from services.shards import layout
 from services.shards.codec import Encoding
+from services.shards.footer import Chunk, column_chunks
 from services.shards.pages import check_pages
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
@@ -138,20 +139,15 @@ def test_escape_values_are_not_taken_from_a_dictionary() -> None:
         layout.read_rows(bytes(sink.getvalue()), spec)
 
 
-def column_of(data: bytes, **lies: Any) -> Any:
-    column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(0)
-    names = "path_in_schema", "data_page_offset", "total_compressed_size", "num_values"
-    said = {name: getattr(column, name) for name in (*names, "has_dictionary_page")}
-    return SimpleNamespace(**{**said, **lies})
+def column_of(data: bytes, **lies: Any) -> Chunk:
+    return replace(column_chunks(data)[0], **lies)
 
 
 def test_pages_are_believed_more_than_the_footer() -> None:
     """A footer may hide the dictionary, or claim fewer bytes: Arrow goes by the pages."""
     hidden = forged(pa.array(["a" * 100] * 900), use_dictionary=True, column_encoding=None)
     first = pq.ParquetFile(pa.BufferReader(hidden)).metadata.row_group(0).column(0)
-    liar = column_of(
-        hidden, has_dictionary_page=False, data_page_offset=first.dictionary_page_offset
-    )
+    liar = column_of(hidden, dictionary=False, place=first.dictionary_page_offset)
     with pytest.raises(FormatError, match="this format has DELTA_BYTE_ARRAY"):
         check_pages(hidden, liar, "DELTA_BYTE_ARRAY", MB)
     data = forged(pa.array([str(row) * 9 for row in range(900)]))
@@ -161,10 +157,10 @@ def test_pages_are_believed_more_than_the_footer() -> None:
         with pytest.raises(FormatError, match="unpacks to"):
             check_pages(data, column_of(data), "DELTA_BYTE_ARRAY", limit)
     with pytest.raises(FormatError, match="pages of 900 of 901 values"):
-        check_pages(data, column_of(data, num_values=901), "DELTA_BYTE_ARRAY", MB)
+        check_pages(data, column_of(data, values=901), "DELTA_BYTE_ARRAY", MB)
     for size in (-1, 3, first.total_compressed_size + 1, len(data)):
         with pytest.raises(FormatError):
-            check_pages(data, column_of(data, total_compressed_size=size), "DELTA_BYTE_ARRAY", MB)
+            check_pages(data, column_of(data, bytes=size), "DELTA_BYTE_ARRAY", MB)
 
 
 @settings(deadline=None, max_examples=300)
@@ -172,7 +168,7 @@ def test_pages_are_believed_more_than_the_footer() -> None:
 def test_any_header_of_a_page_is_read_or_refused(raw: bytes, place: int) -> None:
     data = forged(pa.array(["a", "b"]))
     column = column_of(data)
-    at = column.data_page_offset + place
+    at = column.place + place
     spoilt = data[:at] + raw + data[at + len(raw) :]
     try:
         sizes = check_pages(spoilt, column, "DELTA_BYTE_ARRAY", MB)

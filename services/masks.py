@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.folders import read_file, walk
 from services.pictures import DAMAGE, EXTENSIONS, MAX_PIXELS, Picture, is_picture, picture_size
 from services.types import IGNORED, UNLABELLED, MaskArray
 
@@ -85,10 +85,7 @@ def list_masked(images: str | Path, masks: str | Path, classes: str | Path = "")
 
 def _pictures(root: Path, folder: Path) -> list[Picture]:
     paths = sorted(
-        Path(place) / file
-        for place, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if is_picture(file)
+        Path(place) / file for place, _, files in walk(folder) for file in files if is_picture(file)
     )
     if not paths:
         raise InvalidInputError(
@@ -101,7 +98,7 @@ def _pictures(root: Path, folder: Path) -> list[Picture]:
 def _match(pictures: Sequence[Picture], folder: Path) -> dict[str, Path]:
     """The mask of each picture, by key."""
     by_place: dict[str, list[Path]] = {}
-    for place, _, files in os.walk(folder, followlinks=True):
+    for place, _, files in walk(folder):
         for file in files:
             if is_picture(file):
                 path = Path(place) / file
@@ -202,10 +199,7 @@ def read_mask(
     Raises `InvalidInputError`, with path and reason, for a file that is not a whole mask of one
     channel, has another size than its picture, or a value that is no class.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
+    data = read_file(path)
     size, found = picture_size(picture), _decode(data, str(path), _DECODERS)
     if found.shape != size:
         raise InvalidInputError(

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
+from services.folders import check_file, read_file, walk
 from services.layouts import find_layout
 
 ByteArray = npt.NDArray[np.uint8]
@@ -159,7 +160,7 @@ def _pictures(root: Path, folder: Path, classes: Sequence[str]) -> list[Picture]
             continue  # a split other than training may lack a class
         paths = sorted(
             Path(place) / file
-            for place, _, files in os.walk(folder / name, followlinks=True)
+            for place, _, files in walk(folder / name)
             for file in files
             if is_picture(file)
         )
@@ -208,6 +209,7 @@ def _order(seed: int, key: str) -> bytes:
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header. Raises `InvalidInputError`."""
+    check_file(path)
     try:
         with Image.open(path, formats=_DECODERS) as image:
             return image.height, image.width
@@ -229,14 +231,7 @@ def read_picture(path: str | Path, height: int, width: int, border: int = 0) -> 
     Raises `InvalidInputError`, with path and reason, where it cannot be read (see
     `decode_picture`).
     """
-    return decode_picture(_file(path), str(path), height, width, border)
-
-
-def _file(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error}); skip or replace it") from error
+    return decode_picture(read_file(path), str(path), height, width, border)
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -244,7 +239,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
     Raises `InvalidInputError` as `read_picture`.
     """
-    with _opened(_file(path), str(path)) as image:
+    with _opened(read_file(path), str(path)) as image:
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         return _to_rgb(image).convert("L") if grey else _to_rgb(image)
 

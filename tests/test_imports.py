@@ -26,14 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.types": set(),
     "services.errors": set(),
     "services.grids": {"services.types"},
+    "services.folders": {"services.errors"},
     "services.settings": {"services.errors"},  # a wrong variable is a user's error like others
     "services.wire": set(),
     "services.tokens": LEAVES,
     "services.plan": LEAVES,
     "services.layouts": LEAVES,
-    "services.pictures": LEAVES | {"services.layouts"},
-    "services.masks": LEAVES | {"services.pictures"},
-    "services.sources": LEAVES | {"services.pictures", "services.masks", "services.shards.store"},
+    "services.pictures": LEAVES | {"services.folders", "services.layouts"},
+    "services.masks": LEAVES | {"services.folders", "services.pictures"},
+    "services.sources": LEAVES
+    | {"services.folders", "services.pictures", "services.masks", "services.shards.store"},
     "services.shards": LEAVES | {"services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from services.sources.sample import clean_caption
 
+MAX_TEXT_BYTES = 1 << 22
+"""Largest file of text that is read for a caption."""
+
 _JSON = "json"
 _TEXTS = ("txt", "text", "caption", "cap")
 

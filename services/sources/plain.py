@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from services.errors import InvalidInputError, NotFoundError
+from services.folders import read_file, walk
 from services.pictures import EXTENSIONS, is_picture
-from services.sources.fields import Fields
+from services.sources.fields import MAX_TEXT_BYTES, Fields
 from services.sources.sample import Fault, Found, Sample, Unit, check_key, clean_key
 
 
@@ -74,8 +76,8 @@ class PlainSource:
         members = {}
         for extension in self._fields.extensions:
             beside = picture.with_suffix(f".{extension}")
-            if beside.is_file():
-                members[extension] = beside.read_bytes()
+            with contextlib.suppress(InvalidInputError):  # a caption that is missing, or damaged
+                members[extension] = read_file(beside, MAX_TEXT_BYTES)
         return self._fields.caption(members)
 
 
@@ -89,14 +91,8 @@ def _pictures_in(folder: Path) -> list[str]:
 
 def _counted(root: Path) -> Iterator[tuple[str, int]]:
     """(folder relative to the root, pictures in it), in order; hidden folders are left out."""
-    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
-    for place, folders, files in os.walk(root, followlinks=True):
-        stat = os.stat(place)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, folders, files in walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         count = sum(
             1 for name in files if is_picture(name) and os.path.isfile(os.path.join(place, name))
         )

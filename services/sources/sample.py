@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, TypeAlias
 
-from services.errors import InvalidInputError
+from services.folders import read_file
 from services.masks import MaskClasses
 from services.shards.store import Store
 from services.types import UNLABELLED
@@ -46,15 +46,7 @@ class Sample:
         """The bytes of its file; InvalidInputError where it cannot be read or is too large."""
         if isinstance(self.picture, bytes):
             return self.picture
-        try:
-            size = os.path.getsize(self.picture)
-            if size > MAX_PICTURE_BYTES:
-                raise InvalidInputError(too_large(str(self.picture), size))
-            return self.picture.read_bytes()
-        except OSError as error:
-            raise InvalidInputError(
-                f"{self.picture}: cannot be read ({error}); skip or replace it"
-            ) from error
+        return read_file(self.picture, MAX_PICTURE_BYTES)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from services.errors import SeitError, StoreError
 from services.pictures import EXTENSIONS
 from services.shards.store import Entry, Store
 from services.sources.archives import JOB_BYTES, ArchiveSource
-from services.sources.fields import Fields
+from services.sources.fields import MAX_TEXT_BYTES, Fields
 from services.sources.sample import (
     MAX_PICTURE_BYTES,
     Absent,
@@ -27,7 +27,6 @@ from services.sources.sample import (
 from services.sources.tar import DAMAGE, Member, members
 
 _PICTURES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
-_MAX_TEXT_BYTES = 1 << 22
 
 
 @dataclass
@@ -86,7 +85,7 @@ class WebDatasetSource(ArchiveSource):
         """Read a member into its sample, if it is wanted."""
         is_picture = extension.rpartition(".")[2] in _PICTURES and group.picture is None
         if not is_picture:
-            if extension in self._fields.extensions and member.size <= _MAX_TEXT_BYTES:
+            if extension in self._fields.extensions and member.size <= MAX_TEXT_BYTES:
                 group.texts[extension] = member.read()
             return
         if not member.whole:

@@ -20,6 +20,7 @@ DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAErr
 """What reading a damaged archive raises."""
 
 _BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(_BLOCK)
 _PIECE_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of a long name, or of a member's extended attributes
 _NO_CONTENT = (
@@ -53,15 +54,18 @@ class Member(NamedTuple):
 def members(file: IO[bytes]) -> Iterator[Member | str]:
     """Members but for folders, in their order; a string says what is damaged at that place.
 
+    Zeros are an archive's end, and as well a hole that a download left, or the seam of two
+    archives: what stands behind them is read.
     Raises one of `DAMAGE` where nothing more can be read.
     """
     stream = _unpacked(file)
     extended: dict[str, str] = {}
-    lost = 0  # bytes without a header since the last member
-    while True:
-        block = stream.read(_BLOCK)
-        if len(block) < _BLOCK or not any(block):
-            break
+    lost = zeros = 0  # bytes without a header since the last member, and zeros behind those
+    while len(block := stream.read(_BLOCK)) == _BLOCK:
+        if block == _ZEROS:
+            zeros += _BLOCK
+            continue
+        lost, zeros = lost + zeros, 0
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
@@ -91,9 +95,11 @@ def members(file: IO[bytes]) -> Iterator[Member | str]:
         extended = {}
     if lost:
         yield f"its last {lost} bytes hold no member that can be read"
+    elif zeros:
+        return
     elif not block:
         yield "it ends without the mark of an end: it may have been cut off"
-    elif len(block) < _BLOCK:
+    else:
         raise EOFError("it ends within a header")
 
 

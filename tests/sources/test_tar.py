@@ -114,3 +114,29 @@ def test_whatever_is_damaged_only_damage_is_raised(data: st.DataObject) -> None:
     del raw[data.draw(st.integers(len(raw) // 2, len(raw))) :]
     with contextlib.suppress(*DAMAGE):
         read(bytes(raw))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 20])
+def test_zeros_in_the_middle_are_no_end(tmp_path: Path, blocks: int) -> None:
+    """A hole that a download left, which `tarfile` takes for the end without a word."""
+    form = tarfile.USTAR_FORMAT
+    data = bytearray(write_tar(tmp_path / "x.tar", listed(8), form=form).read_bytes())
+    header = data.index(b"2.jpg\0")
+    data[header : header + blocks * 512] = bytes(blocks * 512)
+    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+        assert len(tar.getnames()) == 2
+    found, said = read(bytes(data))
+    whole = 3 + (blocks - 1) // 4  # a header and three blocks of content each
+    names = [f"{number}.jpg" for number in (0, 1, *range(whole, 8))]
+    assert [name for name, _ in found] == names
+    assert len(said) == 1
+    assert f"bytes before '{names[2]}' hold no member" in said[0]
+
+
+def test_archives_one_behind_the_other_are_read_and_the_seam_is_named(tmp_path: Path) -> None:
+    first, second = listed(2), [("a.jpg", b"a")]
+    data = b"".join(write_tar(tmp_path / "x.tar", one).read_bytes() for one in (first, second))
+    found, said = read(data)
+    assert found == first + second
+    assert "before 'a.jpg' hold no member" in said[0]
+    assert len(said) == 1

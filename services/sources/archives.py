@@ -22,7 +22,7 @@ class ArchiveSource(ABC):
 
     See `PictureSource`. A file that is damaged is a `Fault`, after what could be read of it; a
     storage that does not answer is a StoreError.
-    Raises: InvalidInputError where no file has one of the endings.
+    Raises: InvalidInputError where no file has one of the endings, or two differ in it alone.
     """
 
     kind: ClassVar[str]
@@ -39,6 +39,14 @@ class ArchiveSource(ABC):
                 f"{store.url or '/'} holds no file {', '.join(self.endings)}: there is nothing to "
                 "ingest; give the folder that holds them"
             )
+        stems: dict[str, str] = {}
+        for path in (entry.path for entry in entries):
+            other = stems.setdefault(self._stem(path), path)
+            if other != path:
+                raise InvalidInputError(
+                    f"{store.url or '/'} holds {other} and {path}, whose pictures would have the "
+                    "same keys: nothing was read; rename one of them"
+                )
         self.files = len(entries)
         self._jobs = list(_packed(entries, job_bytes))
         self.sizes = [sum(entry.bytes for entry in job) for job in self._jobs]

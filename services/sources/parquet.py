@@ -35,7 +35,7 @@ class ParquetSource(ArchiveSource):
 
     The picture is a column of bytes, or of structs with `bytes` as Hugging Face's datasets have it:
     `picture`, or the first of jpg, jpeg, png, webp, image, image_bytes, img, bytes that there is.
-    The key is the column `key` where there is one, else the number of the row.
+    The key is the column `key` where there is one and says something, else the number of the row.
     """
 
     kind = "parquet"
@@ -57,7 +57,9 @@ class ParquetSource(ArchiveSource):
         try:
             with open_file(self._store, entry.path, entry.bytes) as file:
                 self._columns(pq.ParquetFile(file).schema_arrow, self.place(entry))
-        except (pa.ArrowException, OSError):
+        except SeitError:
+            raise
+        except _DAMAGE:
             return  # damaged: a fault like any other, when it is read
 
     def pictures(self, entry: Entry) -> Iterator[Found]:
@@ -96,7 +98,10 @@ class ParquetSource(ArchiveSource):
             yield self._damaged(entry, what, error)
 
     def _row(self, entry: Entry, row: dict[str, Any], names: dict[str, str], at: int) -> Found:
-        key = clean_key(str(row[names["key"]])) if "key" in names else f"{at:08d}"
+        said = row[names["key"]] if "key" in names else None
+        if isinstance(said, bytes):
+            said = said.decode("utf-8", "backslashreplace")
+        key = f"{at:08d}" if said is None else clean_key(str(said))
         picture = row[names["picture"]]
         if isinstance(picture, dict):
             picture = picture.get("bytes")
@@ -119,6 +124,13 @@ class ParquetSource(ArchiveSource):
     def _columns(self, schema: pa.Schema, name: str) -> dict[str, str]:
         """Names of the columns for picture, key and caption; InvalidInputError where they lack."""
         wanted = (self._picture,) if self._picture else _PICTURES
+        named = (*wanted, _KEY, self._caption)
+        twice = [one for one in named if schema.names.count(one) > 1]
+        if twice:
+            raise InvalidInputError(
+                f"{name}: {schema.names.count(twice[0])} columns are called {twice[0]!r}: it is "
+                "not clear which is meant; rename the others"
+            )
         found = {one: schema.field(one).type for one in wanted if one in schema.names}
         held = [one for one, kind in found.items() if _holds_bytes(kind)]
         if not held:
@@ -131,9 +143,8 @@ class ParquetSource(ArchiveSource):
         if _KEY in schema.names:
             names["key"] = _KEY
         if self._caption:
-            texts = (pa.types.is_string, pa.types.is_large_string)
-            if self._caption not in schema.names or not any(
-                is_text(schema.field(self._caption).type) for is_text in texts
+            if self._caption not in schema.names or not _holds_text(
+                schema.field(self._caption).type
             ):
                 raise InvalidInputError(
                     f"{name}: no column {self._caption!r} of text for captions; it has"
@@ -145,5 +156,16 @@ class ParquetSource(ArchiveSource):
 
 def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
-        return any(one.name == "bytes" and _holds_bytes(one.type) for one in kind)
+        inner = [one.type for one in kind if one.name == "bytes"]
+        return len(inner) == 1 and _is_binary(inner[0])
+    return _is_binary(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -5,7 +5,6 @@ Read as a stream, a member at a time (`tar`); nothing is ever unpacked to disk.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -43,7 +42,8 @@ class WebDatasetSource(ArchiveSource):
     """Tars, also compressed ones; a sample is what follows one another under one name.
 
     A name ends at the first dot of the file's name, as WebDataset has it. Of several pictures of
-    a sample the first is taken. Files that are no picture (and not the caption) are passed over.
+    a sample the first is taken. Files that are no picture (and not the caption), or whose names
+    begin with a dot, are passed over.
     """
 
     kind = "webdataset"
@@ -61,9 +61,12 @@ class WebDatasetSource(ArchiveSource):
                     if isinstance(member, str):
                         yield Fault(entry.path, f"{self.place(entry)}: {member}", file=True)
                         continue
-                    name, _, extension = posixpath.basename(member.name).partition(".")
-                    folder = posixpath.dirname(member.name).removeprefix(".").strip("/")
-                    key = clean_key(posixpath.join(folder, name))
+                    *folders, file_name = member.name.split("/")
+                    name, _, extension = file_name.partition(".")
+                    if not name:
+                        continue  # hidden, as what macOS puts beside each file
+                    parts = (part for part in (*folders, name) if part not in ("", "."))
+                    key = clean_key("/".join(parts))
                     if group is None or group.key != key:
                         if group is not None:
                             yield from self._sample(entry, group)

@@ -177,6 +177,20 @@ class ShardCache:
         if held is not None:
             self._count(hits=1)
             return cast(EntryT, held)  # one key is ever opened in one way
+        try:
+            return self._found(root, dataset, file, name, opened, decode)
+        except OSError as error:  # the storage's own are told as such
+            raise self._folder.refused(error) from error
+
+    def _found(
+        self,
+        root: Store,
+        dataset: str,
+        file: NamedFile,
+        name: str,
+        opened: Callable[[Path], EntryT],
+        decode: Callable[[bytes, str], ArraysFile],
+    ) -> EntryT:
         with self._folder.lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
             held = self._held(name)
             if held is not None:  # another thread opened it while this one waited

@@ -49,17 +49,35 @@ class _Use:
 
 
 class EntryFolder:
-    """Entries of at most `limit` bytes, those that are being written included."""
+    """Entries of at most `limit` bytes, those that are being written included.
+
+    Raises: StoreError where no folder can be made.
+    """
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self._limit = path, limit
         self._locks = path / "locks"
-        self._locks.mkdir(parents=True, exist_ok=True)
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.refused(error) from error
+
+    def refused(self, error: OSError) -> StoreError:
+        """What is told of a folder that cannot be used."""
+        return StoreError(
+            f"cache folder {self.path}: {error}: no shard can be laid down there; give "
+            "another as SEIT_CACHE_DIR, or mend this one"
+        )
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Held by one thread of one process at a time."""
-        with open(self._locks / name, "ab") as file:
+        try:
+            file = open(self._locks / name, "ab")  # noqa: SIM115 - closed below
+        except FileNotFoundError:  # whoever tidies up old files has taken the folder
+            self._locks.mkdir(parents=True, exist_ok=True)
+            file = open(self._locks / name, "ab")  # noqa: SIM115
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 yield

@@ -135,6 +135,11 @@ class Gc:
     def run(self, out: Console) -> int:
         from services.shards.orphans import find_orphans, remove_orphans
 
+        if not self.min_age_hours >= 0:
+            raise InvalidInputError(
+                f"min_age_hours is {self.min_age_hours}, valid are 0 and more: nothing was looked "
+                "at; give the hours that an ingest may take"
+            )
         root, min_age_seconds = standing(self.root), self.min_age_hours * 3600
         orphans = find_orphans(root, self.dataset, min_age_seconds=min_age_seconds)
         if not orphans:
@@ -328,7 +333,9 @@ def _read_classes(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        return path.read_text("utf-8").splitlines()
+        # By line ends alone: `splitlines` would also cut a name at U+2028, and shift all behind it.
+        with path.open(encoding="utf-8-sig") as lines:
+            return [line.rstrip("\n") for line in lines]
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path} of class names") from error
     except (OSError, UnicodeError) as error:

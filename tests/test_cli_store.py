@@ -73,6 +73,26 @@ def test_a_release_goes_in_and_out(seit: Seit, root: Store, release: Path, tmp_p
         assert mine.labels.read_text() == theirs.labels.read_text()
 
 
+def test_names_of_classes_are_lines_whatever_stands_in_them(
+    seit: Seit, root: Store, release: Path, tmp_path: Path
+) -> None:
+    """A name with U+2028 or a form feed in it is one name; those behind it keep their labels."""
+    names = "\ufeffant\u2028s\r\nbee\x0c\x85\ncat"
+    (tmp_path / "names.txt").write_bytes(names.encode())
+    options = "--grid", "4", "6", "--classes", str(tmp_path / "names.txt")
+    assert seit("import-release", str(release), root.url, "toy", *options).code == 0
+    classes = load_manifest(root, "toy").manifest.classes
+    assert classes == ["ant\u2028s", "bee\x0c\x85", "cat"]
+
+
+@pytest.mark.parametrize("age", ["nan", "-1"])
+def test_an_age_that_no_file_has_is_refused(seit: Seit, root: Store, age: str) -> None:
+    write_dataset(root)
+    shown = seit("gc", root.url, "digits", "--min-age-hours", age)
+    assert shown.code == 2
+    assert "valid are 0 and more" in shown.err
+
+
 def test_an_export_replaces_only_what_it_is_told_to(seit: Seit, root: Store, release: Path) -> None:
     seit("import-release", str(release), root.url, "toy", "--grid", "4", "6")
     before = {path.name: path.read_bytes() for path in release.iterdir()}

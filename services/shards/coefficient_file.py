@@ -13,6 +13,7 @@ Each stream is compressed by itself: its numbers have a distribution of their ow
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import asdict
 from typing import Any
 
@@ -79,8 +80,8 @@ def rows_of_table(table: pa.Table, metadata: dict[bytes, bytes], rows: int, limi
     """Arrow array of the `rows` rows; FormatError, before memory is taken, past `limit` bytes."""
     try:
         said = json.loads(metadata.get(SHAPE_KEY, b""))
-        shape = MapShape(**said)
-    except (ValueError, TypeError) as error:
+        shape = MapShape(**{name: operator.index(side) for name, side in said.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"its description of the rows cannot be read: {error}") from error
     packer = pa.Codec("zstd")
     listed = table.to_pylist()

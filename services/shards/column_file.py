@@ -165,7 +165,7 @@ def _check_footer(file: pq.ParquetFile, chunks: Sequence[Chunk], part: Part) -> 
         raise FormatError("the description of its values is damaged: restore it")
     try:
         same = json.loads(described) == asdict(part)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"its description of the values cannot be read: {error}") from error
     if not same:
         raise FormatError(

@@ -81,7 +81,7 @@ def read_hashes(root: Store, dataset: str, asset: wire.Asset) -> HashArray:
         hashes = np.frombuffer(data, "<u8", offset=file.tell())
         if np.any(hashes[1:] < hashes[:-1]):
             raise ValueError("its values do not ascend")
-    except ValueError as error:
+    except Exception as error:  # of a damaged header numpy raises whatever its words lead to
         raise FormatError(
             f"{folder.url}/{asset.path}: not the hashes of a split's rows ({error}): restore the "
             "file"

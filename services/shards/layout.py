@@ -49,6 +49,8 @@ MAX_COMPRESSION_LEVEL = 19
 _FORMAT_KEY = b"seit.format"
 _TOKENS_KEY = b"seit.tokens"
 _CHECK_KEY = b"seit.check"
+# What JSON may lead to: numbers that are none, and lists in lists.
+_NOT_SO_DESCRIBED = (ValueError, KeyError, TypeError, OverflowError, RecursionError, binascii.Error)
 _PAGE_BYTES = 1 << 20
 _PAGE_SLACK = 1.05  # headers and level bytes, relative to the values
 _PARQUET_ENCODINGS = {
@@ -222,7 +224,7 @@ def _check_footer(
         encoding = Encoding(said["encoding"])
         packed = base64.b64decode(said["ranks"], validate=True)
         ranks = np.frombuffer(packed, "<u2").astype(np.uint16)
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except _NOT_SO_DESCRIBED as error:
         raise FormatError(f"its description of the tokens cannot be read: {error}") from error
     if (grid, codes) != ((spec.grid_height, spec.grid_width), spec.codes):
         raise FormatError(

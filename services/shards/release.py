@@ -32,9 +32,10 @@ from services.shards.release_files import (
     write_split,
 )
 from services.shards.store import Store
+from services.shards.validate import MAX_PIXELS
 from services.shards.writer import DEFAULT_SHARD_ROWS, ShardWriter, build_split
 from services.tokens.codebook import Codebook, token_spec
-from services.types import IntArray, TokenRows
+from services.types import MAX_GRID, IntArray, TokenRows
 from services.wire.seit import v1 as wire
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,11 @@ def import_release(
     grid: tokens (height, width). image_size: pixels that the tokenizer read, 0 where not known.
     classes: name of label i; may be empty. A file `NAME-val-token…` becomes split "validation".
     compression_level: of the shards, 1 to 19 (`layout.to_parquet`).
-    Errors as `release_files.read_split`; after one, no version is committed.
+    Raises InvalidInputError for sizes outside of their range, and the errors of
+    `release_files.read_split`; no version is committed then.
     """
     check_compression_level(compression_level)
+    _check_sizes(grid, image_size)
     codebook = Codebook.from_published(folder / _CODEBOOK)
     spec = token_spec(grid, codebook.codes, codebook.channels, image_size)
     splits: dict[str, wire.Split] = {}
@@ -106,6 +109,18 @@ def import_release(
         message=f"imported from the release in {folder.name}",
     )
     return commit(root, manifest)
+
+
+def _check_sizes(grid: tuple[int, int], image_size: tuple[int, int]) -> None:
+    for what, sizes, low, high in (
+        ("grid", grid, 1, MAX_GRID),
+        ("image_size", image_size, 0, MAX_PIXELS),
+    ):
+        if not all(low <= side <= high for side in sizes):
+            raise InvalidInputError(
+                f"{what} is {sizes}, valid are a height and a width of {low} to {high}: nothing "
+                "was read; give those of the release"
+            )
 
 
 def export_release(
@@ -213,7 +228,7 @@ def read_synonyms(path: Path, codes: int) -> IntArray:
     try:
         raw = json.loads(path.read_bytes())
         table = np.array([raw[str(code)] for code in range(codes)])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{path}: not lists of ids for codes 0..{codes - 1}: {error}") from error
     if table.ndim != 2 or table.dtype.kind != "i" or len(raw) != codes or table.size == 0:
         raise FormatError(f"{path}: {len(raw)} codes with {table.shape} synonyms for {codes} codes")

@@ -194,7 +194,7 @@ def _index_rows(stream: IO[bytes], path: Path) -> int:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(stream)]
         shape, _, dtype = reader(stream)
-    except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
+    except Exception as error:  # of a damaged header numpy raises whatever its words lead to
         raise FormatError(f"{path} is not a gzipped .npy file: {error}") from error
     if len(shape) != 1 or shape[0] < 2 or dtype != np.dtype("<i8"):
         raise FormatError(f"{path}: found {shape} {dtype}, expected N + 1 offsets of int64")
@@ -232,6 +232,8 @@ def _read_labels(stream: IO[bytes], rows: int, first: int, path: Path) -> IntArr
     labels = np.empty(rows, np.int64)
     for number, line in enumerate(lines):
         try:
+            if b"_" in line:
+                raise ValueError  # to Python 1_0 is ten
             labels[number] = label = int(line)
         except (ValueError, OverflowError):
             label = limit + 1

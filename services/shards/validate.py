@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -98,6 +99,7 @@ def check_manifest(manifest: wire.Manifest) -> None:
             _columns(shard, types)
         _code_counts(split, manifest.spec)
         _duplicates(split)
+        _coefficients(split, manifest.spec)
     _sums(manifest.splits, manifest.spec)
 
 
@@ -136,7 +138,7 @@ def _named(name: str, what: str) -> None:
 
 
 def _distinct(what: str, names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, times in Counter(names).items() if times > 1}
     if twice:
         raise FormatError(f"manifest: {what} {sorted(twice)} stands more than once")
 
@@ -201,6 +203,15 @@ def _duplicates(split: wire.Split) -> None:
                 f"manifest: {what}: {found} duplicates with {len(files)} files of hashes for "
                 f"{rows} rows; it has both, or neither where it is not known"
             )
+
+
+def _coefficients(split: wire.Split, spec: wire.TokenSpec) -> None:
+    stats = split.coefficients
+    if stats is not None and not len(stats.nonzeros) == len(stats.magnitudes) == spec.channels:
+        raise FormatError(
+            f"manifest: split {split.name}: coefficients of {len(stats.nonzeros)} and "
+            f"{len(stats.magnitudes)} channels; expected {spec.channels} of each"
+        )
 
 
 def format_of(manifest: wire.Manifest) -> int:

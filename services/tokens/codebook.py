@@ -163,15 +163,14 @@ class Codebook:
         check_format(metadata, "codebook", CODEBOOK_FORMAT)
         metric = metadata.get("metric", "")
         weight, original = tensors.pop("weight", None), tensors.pop("original", None)
-        kept = None if original is None else original.numpy()
-        odd = kept is not None and kept.dtype != np.int64
+        odd = original is not None and original.dtype != torch.int64
         if weight is None or tensors or odd or metric not in _METRICS:
             raise FormatError(
                 f"a codebook file holds a tensor `weight`, perhaps `original` (int64), and a "
                 f"metric, found {metric!r} and, beside them, {sorted(tensors) or 'nothing'}: "
                 "nothing was loaded"
             )
-        return cls(weight, _METRICS[metric], kept)
+        return cls(weight, _METRICS[metric], None if original is None else original.numpy())
 
     @classmethod
     def from_published(cls, path: str | Path) -> Codebook:

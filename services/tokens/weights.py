@@ -41,7 +41,7 @@ def read_safetensors(source: bytes | str | Path) -> tuple[dict[str, Tensor], dic
         ) from error
     (length,) = struct.unpack("<Q", data[:_HEADER_BYTES])
     header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + length])
-    return tensors, header.get("__metadata__", {})
+    return tensors, header.get("__metadata__") or {}
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

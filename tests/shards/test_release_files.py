@@ -192,6 +192,7 @@ def test_wrong_labels_are_named(files: ReleaseSplit) -> None:
         "goes on after": [*lines, "3"],
         "line 3 is b'cat": [*lines[:2], "cat", *lines[3:]],
         "line 4 is b'-2": [*lines[:3], "-2", *lines[4:]],
+        "line 1 is b'1_0": ["1_0", *lines[1:]],
         "line 5 is": [*lines[:4], "9" * 30, *lines[5:]],
     }
     for message, changed in cases.items():

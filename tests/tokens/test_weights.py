@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.errors import FormatError, NotFoundError
+from services.tokens.codebook import Codebook
 from services.tokens.weights import read_safetensors, read_torch, state_dict_of, to_safetensors
 
 
@@ -114,6 +117,26 @@ def test_what_the_machine_refuses_is_no_damage(
         assert "more memory than there is" in str(raised.value)
     else:
         assert raised.value is error
+
+
+def test_text_metadata_may_be_null() -> None:
+    data = to_safetensors({"a": torch.ones(1)}, {"seit": "x"})
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length]) | {"__metadata__": None}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    forged = struct.pack("<Q", len(text)) + text + data[8 + length :]
+    assert read_safetensors(forged)[1] == {}
+    with pytest.raises(FormatError, match="no mark of this program"):
+        Codebook.from_bytes(forged)
+
+
+def test_original_ids_of_another_type_are_refused() -> None:
+    words = {"seit": "codebook", "format": "1", "metric": "cosine"}
+    for kind in (torch.bfloat16, torch.int32, torch.float64):
+        tensors = {"weight": torch.ones(4, 2), "original": torch.ones(4, dtype=kind)}
+        with pytest.raises(FormatError, match=r"`original` \(int64\)"):
+            Codebook.from_bytes(to_safetensors(tensors, words))
 
 
 def test_state_dict_of_a_checkpoint() -> None:

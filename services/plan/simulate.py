@@ -28,6 +28,7 @@ _FETCHES = 4  # shards that a process fetches at a time (services/stream/ahead.p
 _QUALITY_STEPS = 8
 _QUALITY_ROWS = 2**20  # looked at for the shuffle's quality, at most
 _MAX_SHARDS = 2 * 10**7
+_MOST = 2**63 - 1  # of a number that is counted with
 
 Progress = Callable[[int, int], None]
 
@@ -83,10 +84,12 @@ class Scenario:
     rates: Rates = Rates()
 
     def __post_init__(self) -> None:
-        for name in ("rows", "shard_rows", "nodes", "gpus", "cache_bytes", "gpu_rows", "epochs"):
-            if not getattr(self, name) > 0:
+        counted = "rows", "shard_rows", "nodes", "gpus", "cache_bytes", "gpu_rows", "epochs"
+        for name in (*counted, "cached_bytes"):
+            if not 0 < getattr(self, name) <= _MOST:
                 raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, expected more than 0: no run is like that"
+                    f"{name} is {getattr(self, name)}, expected more than 0 and at most "
+                    f"{_MOST:.3g}: no run is like that; correct it"
                 )
         if self.gpus % self.nodes:
             raise InvalidInputError(

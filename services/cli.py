@@ -142,6 +142,7 @@ class Serve:
         import uvicorn
 
         from services.stats.app import create_app
+        from services.stats.patience import Patient
         from services.stats.streams import open_runs
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
@@ -151,6 +152,7 @@ class Serve:
         gc.freeze()  # to look over what the program is made of holds up answers for 0.1 s
         config = uvicorn.Config(
             app,
+            http=Patient,
             log_level="warning",
             access_log=False,
             limit_concurrency=_CONNECTIONS,

@@ -198,7 +198,7 @@ def test_create_knows_its_own_object_when_the_answer_was_lost(faulty_s3, s3_stor
 
 def test_a_server_without_conditional_writes_is_noticed(faulty_s3, s3_store: Store) -> None:
     faulty_s3.lenient = True
-    with pytest.raises(StoreError, match="ignores `If-None-Match.* copy the dataset"):
+    with pytest.raises(StoreError, match=r"ignores `If-None-Match.* copy the dataset"):
         s3_store.check_exclusive()
     faulty_s3.lenient = False
     assert s3_store.list() == []

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.shards.store import Store, open_store
+from services.tokens.weights import check_records
 from trainers.models.weights import TORCH_SUFFIXES, read_url
 from trainers.reports import read_json
 
@@ -157,9 +158,10 @@ def load_checkpoint(store: Store, name: str) -> Checkpoint:
     where = f"{store.url}/{name}"
     if not store.exists(name):
         raise NotFoundError(f"there is no checkpoint {where}: check the folder and the step")
-    data = store.read(name)
+    data = io.BytesIO(store.read(name))
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        check_records(data)
+        loaded = torch.load(data, map_location="cpu", weights_only=True)
     except MemoryError:
         raise  # may say nothing of the file
     # As in `read_torch`: of damaged bytes torch raises whatever they lead to.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -65,11 +67,18 @@ def read_torch(path: str | Path) -> object:
 
     A file that holds pickled objects of other classes is refused with `FormatError`, because to
     load it means to run code from it; the message says how its owner can save it again. So is one
-    that is damaged, however torch stumbles over it.
+    that is damaged, however torch stumbles over it, or whose tensors are not those that were saved.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"no file {path}: nothing was loaded; check the path")
+    try:
+        check_records(path)
+    except FormatError as error:
+        raise FormatError(
+            f"{path}: {error}: nothing was loaded; copy the file again or, if its owner saved it"
+            " without checksums (torch.serialization.set_crc32_options), have it saved with them"
+        ) from error
     try:
         loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
@@ -93,6 +102,29 @@ def read_torch(path: str | Path) -> object:
             f"alone: {remedy}"
         ) from error
     return loaded
+
+
+def check_records(source: Path | BinaryIO) -> None:
+    """Hold what `torch.save` wrote against the checksums that it gave its records.
+
+    `torch.load` itself compares none, and gives flipped bits of a tensor as its values. Files from
+    before 2020 have no checksums; of what is no such file at all `torch.load` tells.
+    Raises: FormatError.
+    """
+    try:
+        if not zipfile.is_zipfile(source):
+            return
+        with zipfile.ZipFile(source) as archive:
+            damaged = archive.testzip()
+    except (MemoryError, PermissionError):
+        raise  # says nothing of the file's bytes
+    except Exception as error:  # whatever damaged bytes lead to, and torch.load may pass over
+        raise FormatError(f"its records cannot be listed ({type(error).__name__})") from error
+    finally:
+        if not isinstance(source, Path):
+            source.seek(0)
+    if damaged:
+        raise FormatError(f"the bytes of {damaged} do not have the checksum that they were given")
 
 
 def state_dict_of(loaded: object, name: str) -> dict[str, Tensor]:

@@ -157,3 +157,28 @@ def test_saving_twice_gives_the_same_bytes() -> None:
     assert read == metadata
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_no_flipped_bit_of_a_tensor_passes_unseen(tmp_path: Path) -> None:
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model.pt"
+    torch.save({"weight": weight}, path)
+    whole = path.read_bytes()
+    at = whole.index(weight.numpy().tobytes())
+    for bit in range(weight.nbytes * 8):
+        spoilt = bytearray(whole)
+        spoilt[at + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoilt)
+        with pytest.raises(FormatError, match="do not have the checksum"):
+            read_torch(path)
+
+
+def test_a_file_that_was_saved_without_checksums_says_how_to_save_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.ones(9)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(FormatError, match="set_crc32_options"):
+        read_torch(path)

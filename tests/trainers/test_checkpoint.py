@@ -140,6 +140,24 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         checkpoints.load(9)
 
 
+def test_no_flipped_bit_of_a_tensor_passes_unseen(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=9)
+    weight = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    checkpoints.save(replace(state(1), model={"weight": weight}))
+    checkpoints.close()
+    file = tmp_path / "checkpoints/step-00000001.pt"
+    whole = file.read_bytes()
+    at = whole.index(weight.numpy().tobytes())
+    for bit in range(0, weight.nbytes * 8, 97):
+        spoilt = bytearray(whole)
+        spoilt[at + bit // 8] ^= 1 << bit % 8
+        file.write_bytes(spoilt)
+        with pytest.raises(FormatError, match=r"do not have the checksum.* resume from the one"):
+            checkpoints.load(1)
+    file.write_bytes(whole)
+    assert torch.equal(checkpoints.load(1).model["weight"], weight)
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path

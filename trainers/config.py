@@ -180,8 +180,9 @@ class ClusterConfig:
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     head_start: int = 16
-    """Steps that each worker makes itself while Ray starts its tasks and actors (count): the first
-    batch is there at once. Fewer large ones before actors on CPUs, none before those on GPUs."""
+    """Steps that each worker, or a shared stream's service, makes itself while Ray starts its tasks
+    and actors (count): the first batch comes sooner. Fewer large ones before actors on CPUs, none
+    before those on GPUs."""
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""

@@ -8,14 +8,11 @@ by the same functions.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING
 
 from services.errors import InvalidInputError
 from services.plan import cursor
@@ -23,26 +20,18 @@ from services.stream.augmentation import (
     augment_batch,
     augment_share,
     augmenter_for,
-    take_threads,
 )
 from services.stream.batch import StreamBatch, unpack_batch
-from services.stream.fetch import fetch_shares, groups, opened, share_rows
+from services.stream.fetch import opened
 from services.stream.meter import Meter
-from services.stream.order import THREADS, in_order, merged
+from services.stream.order import THREADS, in_order
 from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import Sources
+from services.stream.threads import in_threads
 from services.wire.seit import v1 as wire
 
-if TYPE_CHECKING:
-    from services.stream.ending import Ending
-
 logger = logging.getLogger(__name__)
-
-_GROUPS_AHEAD = 2  # of steps that are read together: one is consumed while the next is made
-_HEAD_ROWS_AUGMENTED = 16_384  # what one process augments while actors start, some 5 s
-_HEAD_ROWS_ADAPTED = 1024  # the same where TokenAdapt's networks run
-_HEAD_AHEAD = 2  # at a time, each on as many cores as an actor: more would slow the actors' start
 
 
 class Stream:
@@ -125,7 +114,11 @@ class Stream:
 
     def __iter__(self) -> Iterator[StreamBatch]:
         steps = range(self.start, self.stop)
-        made = self._in_threads(steps) if self._pool is None else self._with_ray()
+        if self._pool is None:
+            place, augment = (self._made, self.rank, self.world), partial(augment_share, self._made)
+            made = in_threads(*place, steps, self._prefetch, augment)
+        else:
+            made = self._with_ray()
         if self._augment_on is not None:
             made = self._augmented(made, self._augment_on)
         if self._pool is None:
@@ -151,11 +144,14 @@ class Stream:
         if sharing is not None and step < self.stop:
             from services.stream.member import ApartError, join
             from services.stream.shared import AHEAD
+            from services.stream.starting import head_steps
 
             place, left = (self._made, self.rank, self.world), range(step, self.stop)
             try:
                 member = join(*place, left, pool, self._trainer_cpus, sharing)
                 self.meter.shared("shared")
+                own = head_steps(self._made, self.world, pool)
+                self.meter.taken_over(member.start + own)
                 asked = in_order(member.batch, left, AHEAD, member.end)
                 with member, closing(asked) as shares:
                     for batch in shares:
@@ -172,81 +168,15 @@ class Stream:
         yield from self._by_itself(step, pool)
 
     def _by_itself(self, step: int, pool: Pool) -> Generator[StreamBatch, None, None]:
-        steps = range(step, self.stop)
-        own = head_steps(self._made, self.world, pool)
-        here, there = steps[:own], steps[own:]
         from services.stream.ending import Ending
-        from services.stream.pipeline import free_cpus
+        from services.stream.starting import head_steps, started_here
 
-        ending = Ending()
-        if not here:
-            return self._on_cluster(there, pool, ending)
-
-        # Refused now, not when the first batch of theirs is due and a part has been trained.
-        free_cpus(pool, self.world, self._trainer_cpus, augments=not self._made.only_cuts)
-        begun = self._head_start(here, pool)
-        if not there:
-            return begun
-        self.meter.taken_over(there.start)
-        return merged(steps, there, begun, self._on_cluster(there, pool, ending), ending.end)
-
-    def _on_cluster(
-        self, steps: range, pool: Pool, ending: Ending
-    ) -> Generator[StreamBatch, None, None]:
-        from services.stream.pipeline import tables
-
-        place, how = (self._made, self.rank, self.world), (self._trainer_cpus, self._prefetch)
-        with closing(tables(*place, steps, pool, *how, ending)) as made:
+        self.meter.taken_over(step + head_steps(self._made, self.world, pool))
+        place, steps = (self._made, self.rank, self.world), range(step, self.stop)
+        how = self._trainer_cpus, self._prefetch
+        with closing(started_here(*place, steps, pool, *how, Ending())) as made:
             for table in made:
                 yield unpack_batch(table)
-
-    def _head_start(self, steps: range, pool: Pool) -> Generator[StreamBatch, None, None]:
-        """Batches that this process makes itself; then it holds nothing of the node's cache."""
-        try:
-            with closing(self._in_threads(steps, instead_of=pool)) as made:
-                yield from islice(made, len(steps) - 1)
-                last = next(made)
-        finally:
-            opened(self._made.fetched).let_go()
-        yield last
-
-    def _in_threads(
-        self, steps: range, *, instead_of: Pool | None = None
-    ) -> Generator[StreamBatch, None, None]:
-        request, ended = self._made, threading.Event()
-        read = partial(fetch_shares, look_ahead=instead_of is None, ended=ended)
-
-        def prepare(part: Sequence[int]) -> list[StreamBatch]:
-            shares = read(request.fetched, part, self.rank, self.world)
-            return [augment_share(request, share) for share in shares]
-
-        def end() -> None:
-            ended.set()
-            opened(request.fetched).end()
-
-        if request.only_cuts:
-            parts = groups(request.fetched, self.world, steps)
-            made = in_order(prepare, parts, _GROUPS_AHEAD, end)
-        else:  # the recipe takes far longer than what reading several together saves
-            alone = ([step] for step in steps)
-            if instead_of is None:
-                made = in_order(prepare, alone, self._prefetch, end)
-            else:
-                begin = partial(take_threads, instead_of.threads)
-                made = in_order(prepare, alone, min(self._prefetch, _HEAD_AHEAD), end, begin)
-        with closing(made):
-            for batches in made:
-                yield from batches
-
-
-def head_steps(request: StreamRequest, world: int, pool: Pool) -> int:
-    """Steps that each process of `world` makes itself while Ray starts; see Pool.head_start."""
-    if request.only_cuts:
-        return pool.head_start
-    if pool.gpus:  # a run's batches are augmented on one kind of device
-        return 0
-    rows = _HEAD_ROWS_ADAPTED if request.tokenadapt else _HEAD_ROWS_AUGMENTED
-    return min(pool.head_start, max(1, rows // share_rows(request.fetched, world)))
 
 
 def _augmenters(pool: Pool | None, augment_on: str | None) -> int:

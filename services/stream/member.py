@@ -44,10 +44,13 @@ class ApartError(Exception):
 
 
 class Member:
-    """A place among the consumers of a service; a context, which leaves it at the end."""
+    """A place among the consumers of a service; a context, which leaves it at the end.
 
-    def __init__(self, service: Any, name: str, sharing: Sharing) -> None:
-        self._service, self._name = service, name
+    start: the first step that the service made.
+    """
+
+    def __init__(self, service: Any, name: str, sharing: Sharing, start: int) -> None:
+        self._service, self._name, self.start = service, name, start
         self._interval = sharing.idle_seconds / _BEATS
         self._closed = threading.Event()
 
@@ -157,7 +160,7 @@ def _member(
             " shared stream chose %d, which holds",
             *(request.rows.name, rank, sharing.lag, kept.lag),
         )
-    return Member(service, me, sharing)
+    return Member(service, me, sharing, kept.start)
 
 
 def _said(kept: Kept) -> str:

@@ -88,7 +88,8 @@ class Meter:
                 self._rows_after_first += rows
                 stalled = waited_seconds
                 if step == self._starts:
-                    stalled, self._starting_seconds = 0.0, waited_seconds
+                    stalled = 0.0
+                    self._starting_seconds += waited_seconds
                 share = self._storage_share(stalled, account)
                 flow.stall_seconds += stalled
                 flow.stall_storage_seconds += stalled * share

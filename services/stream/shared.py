@@ -19,9 +19,9 @@ import ray
 import xxhash
 
 from services.stream.ending import Ending
-from services.stream.pipeline import tables
 from services.stream.pool import Pool, Sharing
 from services.stream.request import StreamRequest
+from services.stream.starting import started_here
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ NAMESPACE = "seit"
 AHEAD = 4
 """Steps that a consumer asks for at a time, and that are made before anyone asks."""
 
-_FORMAT = 1  # of the questions and answers: programs that differ in it do not meet
+_FORMAT = 2  # of the questions and answers: programs that differ in it do not meet
 _DEAD_AFTER = 1 / 4  # of the idle time, unheard: a consumer that died, not one that is slow
 _LOOKS = 12  # at the clock, while the idle time goes by
 _STOP_SECONDS = 10.0  # for the pipeline to end by itself
@@ -39,11 +39,15 @@ _STOP_SECONDS = 10.0  # for the pipeline to end by itself
 
 @dataclass(frozen=True)
 class Kept:
-    """The steps that a service gives out: oldest <= step <= newest; newest was asked for."""
+    """The steps that a service gives out: oldest <= step <= newest; newest was asked for.
+
+    start: the first that it made.
+    """
 
     oldest: int
     newest: int
     lag: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ class StreamService:
         # A consumer's wishes are up to AHEAD steps, in any order: none of them may push out
         # another one of the same consumer.
         oldest = self._newest - self._sharing.lag - (AHEAD - 1)
-        return Kept(max(self._steps.start, oldest), self._newest, self._sharing.lag)
+        start = self._steps.start
+        return Kept(max(start, oldest), self._newest, self._sharing.lag, start)
 
     def _produce(
         self,
@@ -184,7 +189,7 @@ class StreamService:
     ) -> None:
         try:
             how = pool, trainer_cpus, AHEAD, self._ending
-            with closing(tables(request, rank, world, steps, *how)) as made:
+            with closing(started_here(request, rank, world, steps, *how)) as made:
                 for step, table in zip(steps, made, strict=True):
                     if not self._wait_for_wish(step):
                         return
@@ -194,8 +199,10 @@ class StreamService:
                             self._shares[step] = share
                         self._changed.notify_all()
         except Exception as error:  # noqa: BLE001 - told to everyone who asks
-            logger.warning("the shared stream of %s failed: %s", request.rows.name, error)
             with self._changed:
+                if self._over:
+                    return  # `_watch` ended it in the middle
+                logger.warning("the shared stream of %s failed: %s", request.rows.name, error)
                 self._failed = f"its pipeline failed: {first_line(error)}"
                 self._changed.notify_all()
 

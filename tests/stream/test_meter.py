@@ -28,6 +28,21 @@ STEPS = 14
 seconds = st.floats(0, 1e4)
 
 
+def test_every_start_is_left_out_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared stream's, and that of the pipeline with which a consumer of it goes on alone."""
+    clock = [0.0]
+    monkeypatch.setattr("services.stream.meter.time.monotonic", lambda: clock[0])
+    meter = Meter("a/train", 0, 1, 99)
+    for step, waited in enumerate([3.0, 1.0, 50.0, 1.0, 70.0, 1.0]):
+        if step in (1, 3):
+            meter.taken_over(step + 1)
+        clock[0] += waited
+        meter.delivered(step, 6, waited)
+    flow = meter.snapshot()
+    assert flow.stall_seconds == 3.0
+    assert flow.rows_per_second == pytest.approx(5 * 6 / 3.0)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(seconds, seconds, seconds, st.integers(0, 99)), min_size=1, max_size=20),

@@ -25,10 +25,11 @@ from services.errors import CapacityError, IntegrityError, InvalidInputError, No
 from services.plan.epoch import OrderSpec
 from services.stream import forget
 from services.stream.cluster import connect
-from services.stream.loader import Stream, head_steps
+from services.stream.loader import Stream
 from services.stream.pipeline import build, reserve
 from services.stream.pool import Beside, Pool
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
+from services.stream.starting import head_steps
 from services.stream.table import head_of
 from services.wire.seit import v1 as wire
 from tests.stream.conftest import CHANNELS, CODES, write_small

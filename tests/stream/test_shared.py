@@ -189,6 +189,24 @@ def test_a_slow_consumer_is_told_and_goes_on_alone(
     assert (fast.flow().shared, fast.flow().state) == ("shared", "finished")
 
 
+def test_a_shared_stream_begins_before_its_actors_do_and_makes_that_once(world: Any) -> None:
+    request = world.request("finetune")
+    here = list(Stream(request, stop=16))
+    # Its actors never come: they wait for a node that the cluster does not get.
+    pool = Pool(cpus=9.0, grows_to_cpus=20.0, head_start=16)
+    streams = [shared(request, 500, 8, pool=pool) for _ in range(2)]
+    one, other = (iter(stream) for stream in streams)
+    first, second = take(one, 8), take(other, 8)
+    first += take(one, 8)
+    second += take(other, 8)
+    assert equal(first, here)
+    assert equal(second, here)
+    assert [a.account for a in first] == [b.account for b in second]
+    assert [stream.flow().shared for stream in streams] == ["shared", "shared"]
+    for batches in (one, other):
+        batches.close()  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_who_joins_near_shares_and_who_joins_far_away_does_not(
     world: Any, caplog: pytest.LogCaptureFixture

@@ -149,7 +149,7 @@ class ClusterConfig:
     """Training workers (count); they share out the blocks of a step evenly."""
     min_workers: int = 0
     """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`. Each
-    number from there to `workers` divides the blocks of a step."""
+    number between divides a step's blocks."""
     cpus_per_worker: float = 1.0
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0
@@ -180,9 +180,8 @@ class ClusterConfig:
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     head_start: int = 16
-    """Steps that each worker, or a shared stream's service, makes itself while Ray starts its tasks
-    and actors (count): the first batch comes sooner. Fewer large ones before actors on CPUs, none
-    before those on GPUs."""
+    """Steps that each worker, or a shared stream's service, makes itself while tasks and actors
+    start (count). Fewer large ones before actors on CPUs, none before those on GPUs."""
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,
     length and workers, and lag at most so many steps behind the fastest; 0 for one's own stream."""
@@ -280,14 +279,13 @@ class Run:
             " base_power), from which the rate falls to it",
         )
         blocks = self.order.global_batch // self.order.block
-        odd = [world for world in self.worlds if blocks % world]
+        odd = ", ".join(str(world) for world in self.worlds if blocks % world)
         require(
             not odd,
             "cluster.workers" if not self.cluster.min_workers else "cluster.min_workers..workers",
             self.cluster.workers if not self.cluster.min_workers else list(self.worlds),
             f"numbers that all divide the {blocks} blocks of a step (order.global_batch /"
-            f" order.block), which {', '.join(map(str, odd))} do not; 12 blocks do for 1 to 4"
-            " workers, 60 for 1 to 6, 168 for 6 to 8",
+            f" order.block), which {odd} do not: 12 blocks do for 1 to 4 workers, 168 for 6 to 8",
         )
 
     @property

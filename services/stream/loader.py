@@ -101,6 +101,7 @@ class Stream:
             augmenters=_augmenters(pool, self._augment_on),
         )
         self.cursor(start)  # refuses more sources than a position can name
+        self._begun = False
 
     def cursor(self, step: int) -> bytes:
         """Position after `step` consumed steps: at most 4 KB, valid for any number of workers."""
@@ -113,6 +114,14 @@ class Stream:
         return self.meter.snapshot()
 
     def __iter__(self) -> Iterator[StreamBatch]:
+        """Its batches, once. Raises: InvalidInputError the second time."""
+        if self._begun:
+            raise InvalidInputError(
+                f"the stream of {self.request.rows.name} is read for the second time: it would give"
+                f" steps {self.start} to {self.stop} again and count each row twice. It runs"
+                " through all its epochs by itself: read it in one loop, or open another stream"
+            )
+        self._begun = True
         steps = range(self.start, self.stop)
         if self._pool is None:
             place, augment = (self._made, self.rank, self.world), partial(augment_share, self._made)

@@ -111,6 +111,14 @@ def test_the_meter_counts_what_was_delivered(world: Any) -> None:
     assert (flow.steps, flow.state) == (EPOCH_STEPS, "finished")
 
 
+def test_a_stream_is_read_once(world: Any) -> None:
+    stream = Stream(world.request("eval"))
+    rows = sum(int(batch.weight.sum()) for batch in stream)
+    with pytest.raises(InvalidInputError, match=r"second time.*open another stream"):
+        iter(stream)
+    assert stream.flow().rows == rows
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_threads_that_one_takes_are_its_own(number: int) -> None:
     before = torch.get_num_threads()

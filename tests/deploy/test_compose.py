@@ -1,5 +1,5 @@
-"""What docker-compose.yml's containers run before Ray starts in them: the words themselves, on this
-machine instead of in a container.
+"""What docker-compose.yml's containers run before their program starts: the words themselves, on
+this machine; and what compose may be asked to understand.
 """
 
 from __future__ import annotations
@@ -95,3 +95,31 @@ def test_the_image_gives_its_user_the_folders_at_which_volumes_are_mounted() -> 
         named = [one.split(":") for one in services()[name]["volumes"] if one[0].isalpha()]
         assert named
         assert {place for _, place in named} <= set(line.split()), name
+
+
+@pytest.mark.parametrize("mounted", ["nothing", "tokens", "a folder, where there was no such file"])
+def test_only_an_api_without_a_file_of_tokens_asks_for_none(tmp_path: Path, mounted: str) -> None:
+    """Docker makes a folder where a file to mount does not exist: that is no way in for all."""
+    place = tmp_path / "tokens"
+    if mounted == "nothing":
+        place.symlink_to("/dev/null")
+    elif mounted == "tokens":
+        place.write_text("{}")
+    else:
+        place.mkdir()
+    words = [
+        word.replace("$$", "$").replace("/run/seit", str(tmp_path))
+        for word in services()["api"]["entrypoint"]
+    ]
+    said = subprocess.run([*words, "env"], env={"PATH": os.environ["PATH"]}, capture_output=True)
+    asked = f"SEIT_STATS_TOKENS={place}" in said.stdout.decode().splitlines()
+    assert asked == (mounted != "nothing")
+
+
+@pytest.mark.parametrize(
+    "file", sorted([ROOT / "docker-compose.yml", *ROOT.glob("deploy/**/compose*.yml")])
+)
+def test_every_compose_can_read_what_variables_stand_for(file: Path) -> None:
+    """Debian's docker-compose knows a default and a refusal, and nothing else behind a name."""
+    words = re.findall(r"(?<!\$)\$\{([^}]*)\}", file.read_text())
+    assert [one for one in words if not re.fullmatch(r"\w+(:?[-?].*)?", one)] == []

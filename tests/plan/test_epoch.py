@@ -287,8 +287,8 @@ def test_a_billion_rows_cost_the_memory_of_their_shards_only() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": -1}, "seed=-1 is outside of"),
-        ({"seed": 2**64}, "seed=18446744073709551616 is outside of"),
+        ({"seed": -1}, "seed is -1, it must be in"),
+        ({"seed": 2**64}, "seed is 18446744073709551616, it must be in"),
         ({"global_batch_rows": 0}, "global_batch_rows=0 is outside of"),
         ({"block_rows": 0}, "block_rows=0 is outside of"),
         ({"lanes": -2}, "lanes=-2 is outside of"),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.errors import StoreError
 from services.shards import tally
 from services.shards.store import LocalStore
 from services.stream.account import Account
@@ -108,7 +109,7 @@ def test_states(world: Any) -> None:
 
     missing = world.request("crop", cache_dir=str(world.cache / "missing"))
     (world.cache / "missing").write_text("no folder")
-    with pytest.raises(OSError, match="missing"):
+    with pytest.raises(StoreError, match="missing"):
         Stream(missing)
 
 

@@ -148,8 +148,8 @@ class ClusterConfig:
     workers: int = 1
     """Training workers (count); they share out the blocks of a step evenly."""
     min_workers: int = 0
-    """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`. Each
-    number between divides a step's blocks."""
+    """Fewest workers (count) with which the run goes on when nodes leave; 0 for `workers`. Where
+    their number does not divide a step's blocks, some take a block more than others."""
     cpus_per_worker: float = 1.0
     """CPU cores that a worker asks for."""
     gpus_per_worker: float = 0.0
@@ -279,13 +279,12 @@ class Run:
             " base_power), from which the rate falls to it",
         )
         blocks = self.order.global_batch // self.order.block
-        odd = ", ".join(str(world) for world in self.worlds if blocks % world)
         require(
-            not odd,
-            "cluster.workers" if not self.cluster.min_workers else "cluster.min_workers..workers",
-            self.cluster.workers if not self.cluster.min_workers else list(self.worlds),
-            f"numbers that all divide the {blocks} blocks of a step (order.global_batch /"
-            f" order.block), which {odd} do not: 12 blocks do for 1 to 4 workers, 168 for 6 to 8",
+            blocks % self.cluster.workers == 0,
+            "cluster.workers",
+            self.cluster.workers,
+            f"a divisor of the {blocks} blocks of a step (order.global_batch / order.block): shares"
+            " of unequal size take as long as the largest, which fewer workers would do alike",
         )
 
     @property

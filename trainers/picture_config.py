@@ -138,7 +138,9 @@ class PictureRun(Run):
                 valid = f"{field.default} here: pictures have no stream of tokens"
                 require(value == field.default, name, value, valid)
         order, accumulate = self.order, self.loop.grad_accum
-        blocks = [order.global_batch // order.block // world for world in self.worlds]
+        whole = order.global_batch // order.block
+        shares = {share for world in self.worlds for share in (whole // world, -(-whole // world))}
+        blocks = sorted(shares)
         require(
             not self.mixes or all(count % accumulate == 0 for count in blocks),
             "loop.grad_accum",

@@ -200,20 +200,22 @@ class RowPlan(ABC):
         return source, np.where(shards < 0, -1, shards - self.source_shards[source])
 
     def rank_slots(self, rank: int, world: int) -> range:
-        """The slots of each step that belong to one of `world` workers: a contiguous share."""
-        if world < 1 or self.blocks_per_step % world:
+        """The slots of each step that belong to one of `world` workers: a contiguous share, one
+        slot larger for some where the blocks do not divide.
+        """
+        if not 1 <= world <= self.blocks_per_step:
             raise InvalidInputError(
-                f"world={world} does not divide the {self.blocks_per_step} blocks of a step: "
-                "workers would get unequal shares; "
-                f"run on one of {_divisors(self.blocks_per_step)} workers, or change block_rows"
+                f"world={world} is outside of [1, {self.blocks_per_step}], the blocks of a step: a"
+                " worker would have nothing to do; run on fewer workers, or take a smaller"
+                " block_rows"
             )
         if not 0 <= rank < world:
             raise InvalidInputError(
                 f"rank={rank} is outside of [0, {world}): it would read nobody's share; "
                 "pass the worker's rank"
             )
-        share = self.blocks_per_step // world
-        return range(rank * share, (rank + 1) * share)
+        begin, end = (one * self.blocks_per_step // world for one in (rank, rank + 1))
+        return range(begin, end)
 
     def _present(self, turn: IntArray, slots: IntArray) -> IntArray:
         """(J,) how many rows of each block exist: all, except at the end of an epoch's last step.

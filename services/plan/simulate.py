@@ -96,6 +96,11 @@ class Scenario:
                 f"{self.gpus} GPUs on {self.nodes} nodes: nodes would have unequal shares of a "
                 "step; give a multiple of the nodes"
             )
+        if self.order.blocks_per_step % self.gpus:
+            raise InvalidInputError(
+                f"{self.gpus} GPUs do not divide the {self.order.blocks_per_step} blocks of a step:"
+                " all would wait for those with the larger shares; give a divisor, or other blocks"
+            )
         if -(-self.rows // self.shard_rows) > _MAX_SHARDS:
             raise InvalidInputError(
                 f"{self.rows} rows in shards of {self.shard_rows} are more than {_MAX_SHARDS:,} "

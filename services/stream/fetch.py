@@ -63,14 +63,16 @@ def opened(request: RowsRequest) -> Sources:
         return _open(request)
 
 
-def share_rows(request: RowsRequest, world: int) -> int:
-    """Rows of each rank's share of a step. InvalidInputError for a world that cannot share."""
-    return len(opened(request).plan.rank_slots(0, world)) * request.order.block_rows
+def share_rows(request: RowsRequest, rank: int, world: int) -> int:
+    """Rows of a rank's share of each step. InvalidInputError for a world that cannot share."""
+    return len(opened(request).plan.rank_slots(rank, world)) * request.order.block_rows
 
 
-def groups(request: RowsRequest, world: int, steps: Sequence[int]) -> Iterator[Sequence[int]]:
+def groups(
+    request: RowsRequest, rank: int, world: int, steps: Sequence[int]
+) -> Iterator[Sequence[int]]:
     """Steps that a rank of `world` reads together, in order."""
-    size = max(1, GROUP_ROWS // share_rows(request, world))
+    size = max(1, GROUP_ROWS // share_rows(request, rank, world))
     return (steps[at : at + size] for at in range(0, len(steps), size))
 
 

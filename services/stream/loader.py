@@ -83,7 +83,15 @@ class Stream:
                 f" end at step {stop}, after which nothing is left to read; ask for more epochs or,"
                 " where a new version of the data has fewer rows, for the version before"
             )
-        plan.rank_slots(rank, world)  # refuses a world that does not divide the blocks
+        plan.rank_slots(rank, world)  # refuses more workers than blocks
+        if plan.blocks_per_step % world and rank == 0:
+            largest = -(-plan.blocks_per_step // world)
+            logger.warning(
+                "stream %s: %d workers share the %d blocks of a step unequally; a step takes as"
+                " long as with %d, who would have %d each",
+                *(request.rows.name, world, plan.blocks_per_step),
+                *(-(-plan.blocks_per_step // largest), largest),
+            )
         self.request, self.rank, self.world = request, rank, world
         self._augment_on = None if request.only_cuts else augment_on
         self._made = request  # what pool or threads make
@@ -159,7 +167,7 @@ class Stream:
             try:
                 member = join(*place, left, pool, self._trainer_cpus, sharing)
                 self.meter.shared("shared")
-                own = head_steps(self._made, self.world, pool)
+                own = head_steps(self._made, self.rank, self.world, pool)
                 self.meter.taken_over(member.start + own)
                 asked = in_order(member.batch, left, AHEAD, member.end)
                 with member, closing(asked) as shares:
@@ -180,7 +188,7 @@ class Stream:
         from services.stream.ending import Ending
         from services.stream.starting import head_steps, started_here
 
-        self.meter.taken_over(step + head_steps(self._made, self.world, pool))
+        self.meter.taken_over(step + head_steps(self._made, self.rank, self.world, pool))
         place, steps = (self._made, self.rank, self.world), range(step, self.stop)
         how = self._trainer_cpus, self._prefetch
         with closing(started_here(*place, steps, pool, *how, Ending())) as made:

@@ -96,7 +96,7 @@ def tables(
     ending: by which another thread than the consumer's ends them all.
     Raises: CapacityError; what fetching and augmenting raise.
     """
-    rows = share_rows(request.fetched, world)
+    rows = share_rows(request.fetched, rank, world)
     for part, task_steps in executions(rows, steps.start, steps.stop):
         if ending.ended:
             return

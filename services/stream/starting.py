@@ -28,14 +28,14 @@ _ROWS_AUGMENTED = 16_384  # what one process augments while actors start, some 5
 _ROWS_ADAPTED = 1024  # the same where TokenAdapt's networks run
 
 
-def head_steps(request: StreamRequest, world: int, pool: Pool) -> int:
-    """Steps that each process of `world` makes itself while Ray starts; see Pool.head_start."""
+def head_steps(request: StreamRequest, rank: int, world: int, pool: Pool) -> int:
+    """Steps that a rank's process makes itself while Ray starts; see Pool.head_start."""
     if request.only_cuts:
         return pool.head_start
     if pool.gpus:  # a run's batches are augmented on one kind of device
         return 0
     rows = _ROWS_ADAPTED if request.tokenadapt else _ROWS_AUGMENTED
-    return min(pool.head_start, max(1, rows // share_rows(request.fetched, world)))
+    return min(pool.head_start, max(1, rows // share_rows(request.fetched, rank, world)))
 
 
 def started_here(
@@ -49,7 +49,7 @@ def started_here(
     ending: Ending,
 ) -> Generator[pa.Table, None, None]:
     """`tables` of the same, those of the first `head_steps` made by this process."""
-    own = head_steps(request, world, pool)
+    own = head_steps(request, rank, world, pool)
     here, there = steps[:own], steps[own:]
     on_cluster = tables(request, rank, world, there, pool, trainer_cpus, prefetch, ending)
     if not here:

@@ -29,7 +29,7 @@ class StepsDatasource(Datasource):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._request, self._rank, self._world = request, rank, world
-        self.share_rows = share_rows(request, world)
+        self.share_rows = share_rows(request, rank, world)
         own = opened(request)
         blank = blank_share(self.share_rows, own.size, own.mask_size, own.map_shape)
         self.share_bytes: int = pack_share(blank).nbytes
@@ -67,7 +67,7 @@ class StepsDatasource(Datasource):
 
 def _fetch(request: RowsRequest, rank: int, world: int, steps: Sequence[int]) -> Iterator[pa.Table]:
     """Shares of some steps."""
-    for group in groups(request, world, steps):
+    for group in groups(request, rank, world, steps):
         for share in fetch_shares(request, group, rank, world):
             yield pack_share(share)
 

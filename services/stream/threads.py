@@ -45,7 +45,7 @@ def in_threads(
         opened(request.fetched).end()
 
     if request.only_cuts:
-        made = in_order(prepare, groups(request.fetched, world, steps), _GROUPS_AHEAD, end)
+        made = in_order(prepare, groups(request.fetched, rank, world, steps), _GROUPS_AHEAD, end)
     else:  # the recipe takes far longer than what reading several together saves
         alone = ([step] for step in steps)
         if instead_of is None:

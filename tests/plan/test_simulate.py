@@ -127,7 +127,7 @@ def test_a_cache_of_half_the_share_hits_nearly_half() -> None:
         ({"cached_bytes": 1e300}, "cached_bytes is 1e"),
         ({"cache_bytes": 10**30}, "at most 9.22e"),
         ({"rows": 10**12}, "use larger shards"),
-        ({"gpus": 6}, "world=6 does not divide"),
+        ({"gpus": 6}, "6 GPUs do not divide"),
     ],
 )
 def test_what_no_run_can_be_is_refused(changes: dict[str, float], says: str) -> None:

@@ -50,7 +50,7 @@ def test_each_epoch_holds_every_row_once_and_says_which(world: Any) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["mtm", "finetune", "scratch"])
-@pytest.mark.parametrize("workers", [2, 3, 6])
+@pytest.mark.parametrize("workers", [2, 3, 4, 5, 6])
 def test_ranks_share_out_the_same_steps(world: Any, recipe: str, workers: int) -> None:
     request = world.request(recipe)
     whole = list(Stream(request, stop=3))
@@ -96,11 +96,22 @@ def test_another_seed_is_another_order_and_is_refused_by_a_saved_position(world:
         resume_step(other.rows, Stream(request).cursor(2))
 
 
-def test_workers_that_do_not_divide_the_blocks_are_refused_with_those_that_would(
-    world: Any,
+def test_unequal_shares_are_said_to_be_no_faster_than_fewer_workers(
+    world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(InvalidInputError, match=r"1, 2, 3(,| and) 6"):
-        Stream(world.request("eval"), world=4)
+    for workers in (1, 2, 3, 6):
+        Stream(world.request("eval"), world=workers)
+    assert not caplog.messages
+    sizes = [len(next(iter(Stream(world.request("eval"), rank=r, world=4)))) for r in range(4)]
+    assert max(sizes) == 2 * min(sizes)
+    assert len(caplog.messages) == 1
+    assert "4 workers share the 6 blocks of a step unequally" in caplog.messages[0]
+    assert "as long as with 3, who would have 2 each" in caplog.messages[0]
+
+
+def test_more_workers_than_blocks_are_refused(world: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"world=7 is outside of \[1, 6\]"):
+        Stream(world.request("eval"), world=7)
 
 
 def test_the_meter_counts_what_was_delivered(world: Any) -> None:

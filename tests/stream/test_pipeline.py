@@ -215,7 +215,7 @@ def test_a_head_start_before_actors_is_what_one_process_can_do_meanwhile(
         for batch in (28, 2800, 280_000):
             order = replace(request.rows.order, global_batch_rows=batch, block_rows=batch // 4)
             larger = replace(request, rows=replace(request.rows, order=order))
-            steps = head_steps(larger, 2, Pool(head_start=16, gpus=gpus))
+            steps = head_steps(larger, 0, 2, Pool(head_start=16, gpus=gpus))
             assert steps <= most
             assert not most or steps == 1 or steps * batch / 2 <= rows
             assert steps in (0, 16) or (steps + 1) * batch / 2 > rows

@@ -53,8 +53,10 @@ def steps_done(out: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def undisturbed_losses(source: StreamRequest, out: Path, epochs: int) -> dict[int, float]:
-    words = command(source, out, epochs, "--cluster.no-ray")
+def undisturbed_losses(
+    source: StreamRequest, out: Path, epochs: int, *order: str
+) -> dict[int, float]:
+    words = command(source, out, epochs, "--cluster.no-ray", *order)
     subprocess.run(words, check=True, timeout=300)
     found = losses(out)
     assert sorted(found) == list(range(1, EPOCH * epochs + 1))
@@ -86,14 +88,25 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
 
 @pytest.mark.slow  # three groups of workers, one after the other
 @pytest.mark.parametrize("head", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("workers", "order"),
+    [(2, ()), (3, ("--order.block", "32", "--order.lanes", "3"))],
+    ids=["2, 1, 2", "3, 2 who share three blocks unequally, 3"],
+)
 def test_workers_leave_and_return(
-    head: Cluster, token_stream: StreamRequest, tmp_path: Path
+    head: Cluster,
+    token_stream: StreamRequest,
+    tmp_path: Path,
+    workers: int,
+    order: tuple[str, ...],
 ) -> None:
-    """2 workers on two nodes, then 1 when a node dies, then 2 again on a node that joins."""
+    """A worker on each node, one fewer when a node dies, then all again on a node that joins."""
     made, out, log = head, tmp_path / "run", tmp_path / "log"
-    made.start("127.0.0.3", 2, "--address", made.address)
+    for number in range(1, workers):
+        made.start(f"127.0.0.{2 + number}", 2, "--address", made.address)
     words = command(
-        *(token_stream, out, 3, "--cluster.workers", "2", "--cluster.min-workers", "1"),
+        *(token_stream, out, 3, "--cluster.workers", str(workers), *order),
+        *("--cluster.min-workers", str(workers - 1)),
         *("--cluster.cpus-per-worker", "1.5", "--cluster.augment-cpus-per-actor", "0.25"),
         *("--cluster.fetch-tasks", "1"),
     )
@@ -104,14 +117,14 @@ def test_workers_leave_and_return(
         return int(told.get("workers", 0))
 
     with started(made, words, log) as process:
-        until(lambda: steps_done(out) >= 30, "30 steps", 120)
-        assert worlds() == 2
+        until(lambda: steps_done(out) >= 30, "30 steps", 180)
+        assert worlds() == workers
         made.kill("127.0.0.3")
-        until(lambda: worlds() == 1, "a group of 1", 120)
-        made.start("127.0.0.4", 2, "--address", made.address)
+        until(lambda: worlds() == workers - 1, "a group of one fewer", 120)
+        made.start("127.0.0.9", 2, "--address", made.address)
         assert process.wait(300) == 0, log.read_text()[-4000:]
     found = losses(out)
-    expected = undisturbed_losses(token_stream, tmp_path / "alone", 3)
+    expected = undisturbed_losses(token_stream, tmp_path / "alone", 3, *order)
     assert found.keys() == expected.keys()
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-3), step

@@ -73,6 +73,7 @@ def test_overrides_of_a_recipe_can_be_replaced_and_emptied(
         (["--augment.overrides", "adapt.share"], "'adapt.share' has no value"),
         (["--augment.overrides", "adapt.share", "much"], "much"),
         (["--cluster.no-ray", "--cluster.workers", "2"], "1 with --cluster.no-ray"),
+        (["--cluster.workers", "5"], "a divisor of the 32 blocks of a step"),
     ],
 )
 def test_wrong_options_end_with_code_2(
@@ -120,6 +121,12 @@ def test_published_learning_rates(name: str, peak: float) -> None:
     optim = run.optim
     rate = peak_rate(optim.base_lr, run.order.global_batch, optim.base_batch, optim.base_power)
     assert rate == pytest.approx(peak)
+
+
+def test_an_elastic_run_may_have_any_number_of_workers_between(tmp_path: Path) -> None:
+    run = mtm.mtm_base()
+    elastic = replace(run, cluster=replace(run.cluster, workers=16, min_workers=3))
+    assert list(elastic.worlds) == list(range(3, 17))
 
 
 def test_identity_leaves_out_the_machine_and_the_upkeep(tmp_path: Path) -> None:

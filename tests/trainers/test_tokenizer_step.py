@@ -132,15 +132,18 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_ranks_train_like_one(tmp_path: Path, images: Path) -> None:
-    """Revived codes included: candidates come from all ranks, in the order of the rows. Mixup, too:
-    rows are blended inside their block, also where some of the step do not exist."""
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_ranks_train_like_one(tmp_path: Path, images: Path, world: int) -> None:
+    """Also where one has more of a step's four blocks than the others. Revived codes included:
+    candidates come from all ranks, in the order of the rows. Mixup, too: rows are blended inside
+    their block, also where some of the step do not exist."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     tokenizer_worker(tokenizer_run(alone, images), place())
     threads = torch.get_num_threads()
-    other = mp.spawn(train_other_rank, args=(2, str(pair), str(images)), join=False)
-    train_rank(0, 2, str(pair), str(images))
-    assert other.join(60)
+    args = world, str(pair), str(images)
+    other = mp.spawn(train_other_rank, args=args, nprocs=world - 1, join=False)
+    train_rank(0, *args)
+    assert any(other.join(60) for _ in range(1, world))  # true once all have ended
     torch.set_num_threads(threads)
     for ours, theirs in zip(recorded(pair), recorded(alone), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)

@@ -177,7 +177,7 @@ def _json(file: Path) -> Mapping[str, Any]:
     _check_file(file)
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets without end
         raise FormatError(f"{file} is not JSON ({error}): download it again") from error
     if not isinstance(found, dict):
         raise FormatError(f"{file} is not a JSON object: download it again")

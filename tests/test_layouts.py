@@ -129,6 +129,10 @@ def test_descriptions_that_do_not_hold_are_refused(tmp_path: Path) -> None:
         list_pictures(inaturalist(tmp_path / "out", images=out))
     with pytest.raises(FormatError, match="COCO"):
         list_pictures(inaturalist(tmp_path / "unlike", annotations=[]))
+    deep = inaturalist(tmp_path / "deep")
+    (deep / "train2018.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(FormatError, match="is not JSON"):
+        list_pictures(deep)
     two = inaturalist(inaturalist(tmp_path / "two", 2018), 2019)
     with pytest.raises(InvalidInputError, match="2018, 2019"):
         list_pictures(two)

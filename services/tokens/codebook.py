@@ -170,6 +170,7 @@ class Codebook:
                 f"metric, found {metric!r} and, beside them, {sorted(tensors) or 'nothing'}: "
                 "nothing was loaded"
             )
+        _check_finite(weight)
         return cls(weight, _METRICS[metric], None if original is None else original.numpy())
 
     @classmethod
@@ -181,7 +182,19 @@ class Codebook:
                 f"{path} does not hold one (K, D) tensor: nothing was loaded; "
                 "give the release's codebook.ckpt"
             )
+        _check_finite(weight)
         return cls(weight.detach().float())
+
+
+def _check_finite(weight_KD: Tensor) -> None:
+    """Of what is loaded, before it stands on a device, which would have to be waited for."""
+    spoilt = torch.nonzero(~torch.isfinite(weight_KD).all(1)).flatten().tolist()
+    if spoilt:
+        raise FormatError(
+            f"{len(spoilt)} of the codebook's {len(weight_KD)} codes, {spoilt[0]} first, are no"
+            " finite numbers, and no vector has a distance to those: nothing was loaded; copy the"
+            " file again, or train the tokenizer anew"
+        )
 
 
 def token_spec(

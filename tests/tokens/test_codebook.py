@@ -99,6 +99,19 @@ def test_files_of_another_kind_or_a_newer_format_are_refused(
         Codebook.from_published(tmp_path / "codebook.ckpt")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_codes_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    weight = torch.randn(9, 4)
+    weight[5, 2] = value
+    torch.save(weight, tmp_path / "codebook.ckpt")
+    for load in (
+        lambda: Codebook.from_bytes(Codebook(weight).to_bytes()),
+        lambda: Codebook.from_published(tmp_path / "codebook.ckpt"),
+    ):
+        with pytest.raises(FormatError, match="1 of the codebook's 9 codes, 5 first"):
+            load()
+
+
 @pytest.mark.parametrize(
     "weight", [torch.zeros(3), torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros(3, 4).long()]
 )

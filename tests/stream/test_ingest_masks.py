@@ -17,6 +17,7 @@ from services.masks import decode_mask, list_masked, read_mask
 from services.plan.epoch import OrderSpec
 from services.shards.cache import ShardCache
 from services.shards.manifest import list_versions, load_manifest
+from services.shards.orphans import find_orphans
 from services.shards.reader import DatasetReader
 from services.shards.store import open_store
 from services.stream.ingest import IngestConfig, ingest
@@ -125,13 +126,19 @@ def test_a_few_faulty_masks_are_skipped_and_listed(tmp_path: Path, tokenizer: Pa
 
 
 @pytest.mark.slow
-def test_many_faulty_masks_stop_the_job_and_leave_nothing(tmp_path: Path, tokenizer: Path) -> None:
+def test_many_faulty_masks_stop_the_job_and_leave_nothing_that_is_read(
+    tmp_path: Path, tokenizer: Path
+) -> None:
     folder = pairs(tmp_path / "ade") / "annotations" / "training"
     for number in (3, 4):
         (folder / f"{number}.png").write_bytes(b"no mask")
     with pytest.raises(InvalidInputError, match=r"of 28 pictures cannot be read, more than 1%"):
         ingest(config(tmp_path, tokenizer))
-    assert open_store(str(tmp_path / "data")).list() == []
+    root = open_store(str(tmp_path / "data"))
+    assert list_versions(root, "ade") == []
+    # Shards may be another run's, too: they go by their age.
+    orphans = find_orphans(root, "ade", min_age_seconds=0)
+    assert {f"ade/{file.path}" for file in orphans} == set(root.list())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

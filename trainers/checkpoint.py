@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,7 +216,9 @@ def _locked(folder: Path) -> Iterator[None]:
         _lock(handle, folder)
         yield
     finally:
-        os.close(handle)  # and what it holds is free, as after a death
+        with suppress(OSError):  # where there are no locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked has a copy of it
+        os.close(handle)
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -34,6 +34,7 @@ class Job:
     shuffle mixes.
     workers: loader processes beside the trainer's, 0 for none. cpus: of the Ray cluster.
     head_start: steps that a stream behind actors makes in its own process meanwhile, at most.
+    share_lag: steps that the consumers of a stream made for all may be apart, 0 for one alone.
     epochs: how many; limit: batches after which a stream ends, 0 for whole epochs.
     state: file with a saved position to start from, "" for a plain start.
     result: file that receives the figures.
@@ -55,6 +56,7 @@ class Job:
     workers: int = 0
     cpus: int = 2
     head_start: int = 16
+    share_lag: int = 0
     epochs: int = 1
     limit: int = 0
     state: str = ""

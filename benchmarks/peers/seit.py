@@ -23,7 +23,7 @@ from services.shards.store import open_store
 from services.shards.writer import DEFAULT_SHARD_ROWS, ShardWriter, build_split
 from services.stream.batch import StreamBatch
 from services.stream.loader import Stream, resume_step
-from services.stream.pool import Pool
+from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, SourceRequest, StreamRequest
 from services.tokens.codebook import Codebook
 from services.types import TokenRows
@@ -104,13 +104,14 @@ class Loader:
         state: Any,
         pool: Pool | None = None,
         asked: StreamRequest | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         asked = asked or request(job)
         start = 0
         if state:
             start, _ = resume_step(asked.rows, state["cursor"].numpy().tobytes())
         steps = _EPOCHS * -(-job.rows // job.batch)
-        self._stream = Stream(asked, start=start, stop=steps, pool=pool)
+        self._stream = Stream(asked, start=start, stop=steps, pool=pool, sharing=sharing)
         self._batches: Iterator[StreamBatch] = iter(self._stream)
         self._step = start
 

@@ -7,7 +7,7 @@ from typing import Any
 from peers import seit
 from peers.cluster import start
 from peers.job import Job
-from services.stream.pool import Pool
+from services.stream.pool import Pool, Sharing
 
 
 def prepare(job: Job) -> None:
@@ -19,4 +19,5 @@ class Loader(seit.Loader):
 
     def __init__(self, job: Job, state: Any) -> None:
         pool = Pool(actors=job.workers, cpus=1.0, head_start=job.head_start)
-        super().__init__(job, state, pool, seit.pretraining(job))
+        sharing = Sharing(job.share_lag) if job.share_lag else None
+        super().__init__(job, state, pool, seit.pretraining(job), sharing)

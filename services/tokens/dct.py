@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.errors import InvalidInputError
@@ -123,9 +122,9 @@ class DCT(nn.Module):
         nn.init.zeros_(self.quantizer.embedding.weight)
         frequency = torch.tensor([float(sum(at)) for at in zigzag(config.block)[: config.keep]])
         steps = (config.step * (1 + config.slope * frequency)).repeat(PLANES)
-        filters = dct_filters(config.block, config.keep)[:, None].repeat(PLANES, 1, 1, 1)
         # All three follow from the config, so they are not saved.
-        self.register_buffer("filters", filters, persistent=False)  # (D, 1, S, S)
+        filters = dct_filters(config.block, config.keep)
+        self.register_buffer("filters", filters, persistent=False)  # (Q, S, S)
         self.register_buffer("steps", steps.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("colours", torch.tensor(_YCBCR), persistent=False)
 
@@ -151,9 +150,16 @@ class DCT(nn.Module):
         return self.of_planes(torch.einsum("pc,nchw->nphw", self.colours, images_N3HW - 0.5))
 
     def of_planes(self, planes_N3HW: Tensor) -> Tensor:
-        """`coefficients` of Y, Cb and Cr around 0, of any whole number of blocks."""
-        blocks = F.conv2d(planes_N3HW, self.filters, stride=self.config.block, groups=PLANES)
-        return blocks.div(self.steps).round()
+        """`coefficients` of Y, Cb and Cr around 0, of any whole number of blocks.
+
+        By products of matrices: GPUs round what enters a convolution to 10 bits, and a coefficient
+        of a thousand would come out as another whole number than on a CPU.
+        """
+        count, planes, height, width = planes_N3HW.shape
+        side = self.config.block
+        blocks = planes_N3HW.reshape(count, planes, height // side, side, width // side, side)
+        found = torch.einsum("nphywx,qyx->npqhw", blocks, self.filters).flatten(1, 2)
+        return found.div(self.steps).round()
 
     def pixels(self, coefficients_NDhw: Tensor) -> Tensor:
         """Inverse of `coefficients` up to rounding and what `keep` left out, clamped to [0, 1]."""
@@ -163,12 +169,10 @@ class DCT(nn.Module):
 
     def planes(self, coefficients_NDhw: Tensor) -> Tensor:
         """Inverse of `of_planes`, as `pixels` is: (N, D, h, w) -> (N, 3, H, W) around 0."""
-        return F.conv_transpose2d(
-            coefficients_NDhw * self.steps,
-            self.filters,
-            stride=self.config.block,
-            groups=PLANES,
-        )
+        count, _, high, wide = coefficients_NDhw.shape
+        scaled = (coefficients_NDhw * self.steps).reshape(count, PLANES, -1, high, wide)
+        blocks = torch.einsum("npqhw,qyx->nphywx", scaled, self.filters)
+        return blocks.flatten(4, 5).flatten(2, 3)
 
     @torch.no_grad()
     def encode(self, images_N3HW: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.errors import InvalidInputError
 from services.tokens.dct import DCT, DCTConfig, dct_filters, zigzag
@@ -54,6 +55,27 @@ def test_pixels_come_back_up_to_rounding(block: int, keep: int, least_db: float)
     assert coefficients.shape == (3, 3 * keep, 32 // block, 48 // block)
     assert torch.equal(coefficients, coefficients.round())
     assert psnr(model.pixels(coefficients), images).min() > least_db
+
+
+class Operations(TorchDispatchMode):
+    """Names of all that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_runs_that_a_gpu_computes_from_ten_bits() -> None:
+    """TF32, which torch allows convolutions by default and products of matrices not."""
+    model = DCT(DCTConfig((32, 48), codes=4))
+    with Operations() as ran:
+        model.pixels(model.coefficients(pictures(1, 32, 48)))
+    assert {"aten::bmm", "aten::mm"} & ran.seen
+    assert [name for name in ran.seen if "conv" in name] == []
 
 
 def test_a_fitted_codebook_beats_a_smaller_one_and_is_repeatable() -> None:

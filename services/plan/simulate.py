@@ -50,9 +50,9 @@ class Rates:
     node_bytes: bytes/s that a node's network gives.
     """
 
-    start_seconds: float = 1.458
+    start_seconds: float = 1.088
     decode_rows: float = 573_426
-    serve_rows: float = 529_654
+    serve_rows: float = 505_817
     stored_bytes: float = 1008.93
     request_seconds: float = 0.05
     request_bytes: float = 80e6

@@ -25,8 +25,8 @@ WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @contextlib.contextmanager
-def served(app: Any) -> Iterator[int]:
-    """Port of a server that takes few connections."""
+def served(app: Any) -> Iterator[uvicorn.Server]:
+    """A server that takes few connections."""
     config = uvicorn.Config(
         app, http=Patient, port=0, log_level="error", limit_concurrency=MOST, lifespan="off"
     )
@@ -36,18 +36,23 @@ def served(app: Any) -> Iterator[int]:
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield server
     finally:
         server.should_exit = True
         thread.join()
+
+
+def port_of(server: uvicorn.Server) -> int:
+    number: int = server.servers[0].sockets[0].getsockname()[1]
+    return number
 
 
 @pytest.fixture
 def port(root: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Of the service, which waits shortly."""
     monkeypatch.setattr(patience, "REQUEST_SECONDS", WAIT)
-    with served(create_app(root, load_settings({}))) as number:
-        yield number
+    with served(create_app(root, load_settings({}))) as server:
+        yield port_of(server)
 
 
 async def large(scope: Any, receive: Any, send: Any) -> None:
@@ -64,7 +69,8 @@ def test_an_answer_that_is_not_read_is_cut_and_one_that_is_comes_whole(
 ) -> None:
     monkeypatch.setattr(patience, "ANSWER_SECONDS", WAIT)
     asked = WHOLE.replace(b"/healthz", path)
-    with served(large) as port, contextlib.ExitStack() as stack:
+    with served(large) as server, contextlib.ExitStack() as stack:
+        port = port_of(server)
         silent = [stack.enter_context(connect(port)) for _ in range(MOST)]
         for client in silent:
             client.sendall(asked)
@@ -76,6 +82,9 @@ def test_an_answer_that_is_not_read_is_cut_and_one_that_is_comes_whole(
                 client.sendall(asked)
                 found = length(client, LARGE)
         assert found > LARGE
+        while server.server_state.connections:  # until the last of them is cut
+            assert time.monotonic() - began < 40
+            time.sleep(0.05)
         for client in silent:
             assert length(client) < LARGE
 

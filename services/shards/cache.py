@@ -177,21 +177,9 @@ class ShardCache:
         if held is not None:
             self._count(hits=1)
             return cast(EntryT, held)  # one key is ever opened in one way
-        try:
-            return self._found(root, dataset, file, name, opened, decode)
-        except OSError as error:  # the storage's own are told as such
-            raise self._folder.refused(error) from error
-
-    def _found(
-        self,
-        root: Store,
-        dataset: str,
-        file: NamedFile,
-        name: str,
-        opened: Callable[[Path], EntryT],
-        decode: Callable[[bytes, str], ArraysFile],
-    ) -> EntryT:
-        with self._folder.lock(f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"):
+        # What the system refuses is the folder's: the storage's errors are told as such.
+        lock = f"fetch-{int(file.xxh3[:8], 16) % _LOCKS}"
+        with self._folder.usable(), self._folder.lock(lock):
             held = self._held(name)
             if held is not None:  # another thread opened it while this one waited
                 self._count(hits=1)

@@ -57,17 +57,19 @@ class EntryFolder:
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self._limit = path, limit
         self._locks = path / "locks"
-        try:
+        with self.usable():
             self._locks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self.refused(error) from error
 
-    def refused(self, error: OSError) -> StoreError:
-        """What is told of a folder that cannot be used."""
-        return StoreError(
-            f"cache folder {self.path}: {error}: no shard can be laid down there; give "
-            "another as SEIT_CACHE_DIR, or mend this one"
-        )
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """What the system refuses meanwhile becomes a StoreError that names the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cache folder {self.path}: {error}: no shard can be laid down there; give "
+                "another as SEIT_CACHE_DIR, or mend this one"
+            ) from error
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -180,7 +180,7 @@ class ClusterConfig:
     fetch_tasks: int = 2
     """Fetch tasks of each worker's stream at a time (count), a process each."""
     head_start: int = 16
-    """Steps that each worker, or a shared stream's service, makes itself while tasks and actors
+    """Steps that each worker makes itself while tasks and actors, or a shared stream's service,
     start (count). Fewer large ones before actors on CPUs, none before those on GPUs."""
     share_lag: int = 0
     """Share one augmented stream with the cluster's jobs of the same data, order, augmentation,

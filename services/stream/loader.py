@@ -24,7 +24,7 @@ from services.stream.augmentation import (
 from services.stream.batch import StreamBatch, unpack_batch
 from services.stream.fetch import opened
 from services.stream.meter import Meter
-from services.stream.order import THREADS, in_order
+from services.stream.order import THREADS
 from services.stream.pool import Pool, Sharing
 from services.stream.request import RowsRequest, StreamRequest
 from services.stream.sources import Sources
@@ -159,18 +159,14 @@ class Stream:
         assert pool is not None
         step = self.start
         if sharing is not None and step < self.stop:
-            from services.stream.member import ApartError, join
-            from services.stream.shared import AHEAD
-            from services.stream.starting import head_steps
+            from services.stream.member import ApartError, shared_batches
 
-            place, left = (self._made, self.rank, self.world), range(step, self.stop)
+            left, cpus = range(step, self.stop), self._trainer_cpus
+            shares = shared_batches(
+                self._made, self.rank, self.world, left, pool, cpus, sharing, self.meter
+            )
             try:
-                member = join(*place, left, pool, self._trainer_cpus, sharing)
-                self.meter.shared("shared")
-                own = head_steps(self._made, self.rank, self.world, pool)
-                self.meter.taken_over(member.start + own)
-                asked = in_order(member.batch, left, AHEAD, member.end)
-                with member, closing(asked) as shares:
+                with closing(shares):
                     for batch in shares:
                         step = batch.step + 1
                         yield batch

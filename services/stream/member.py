@@ -1,5 +1,8 @@
 """A consumer of a shared stream: it finds the service, or starts it, and takes its steps from it.
 
+A service is a process that has to start, and so are its actors: a consumer makes the first steps
+itself meanwhile, as it does before a pipeline of its own.
+
 Whatever goes wrong there, `ApartError` says why; the consumer then goes on with a pipeline of its
 own from its own step. Batches depend on step and rank alone, so they stay the same to the bit.
 """
@@ -10,7 +13,9 @@ import logging
 import threading
 import time
 import uuid
-from types import TracebackType
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -18,9 +23,13 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from services.stream.batch import StreamBatch, unpack_batch
+from services.stream.meter import Meter
+from services.stream.order import in_order
+from services.stream.pipeline import free_cpus
 from services.stream.pool import Pool, Sharing
 from services.stream.request import StreamRequest
 from services.stream.shared import (
+    AHEAD,
     NAMESPACE,
     Answer,
     Kept,
@@ -29,12 +38,14 @@ from services.stream.shared import (
     first_line,
     service_name,
 )
+from services.stream.starting import head_start, head_steps
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 1.0  # for a step, after which the service is asked again
 _FIND_SECONDS = 60.0  # for a service that ends to make room for a new one
 _AGAIN_SECONDS = 0.2
+_AT_ONCE_SECONDS = 0.25  # in which a service that runs already answers
 _BEATS = 12  # signs of life in the idle time
 _THREADS = 64  # of the service: wishes that wait at a time
 
@@ -44,22 +55,25 @@ class ApartError(Exception):
 
 
 class Member:
-    """A place among the consumers of a service; a context, which leaves it at the end.
+    """A place among the consumers of a service, with signs of life until it is left.
 
-    start: the first step that the service made.
+    start: the first step that the service makes; those before it are each consumer's own.
+    ended: set where nothing more is wanted: who waits for a batch gives up within a second.
     """
 
-    def __init__(self, service: Any, name: str, sharing: Sharing, start: int) -> None:
-        self._service, self._name, self.start = service, name, start
+    def __init__(
+        self, service: Any, name: str, sharing: Sharing, start: int, ended: threading.Event
+    ) -> None:
+        self._service, self._name, self.start, self._ended = service, name, start, ended
         self._interval = sharing.idle_seconds / _BEATS
-        self._closed = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def batch(self, step: int) -> StreamBatch:
         """The batch of a step; several threads may ask for different ones.
 
         Raises: ApartError where the service lets it go, failed or died.
         """
-        while not self._closed.is_set():
+        while not self._ended.is_set():
             try:
                 wish = self._service.ask.remote(self._name, step, _WAIT_SECONDS)
                 answer: Answer = ray.get(wish)
@@ -76,21 +90,9 @@ class Member:
                 raise ApartError(f"the shared stream is gone ({answer.why})")
         raise ApartError("this trainer has left the shared stream")
 
-    def end(self) -> None:
-        """Want nothing more: who waits for a batch gives up within a second."""
-        self._closed.set()
-
-    def __enter__(self) -> Member:
-        threading.Thread(target=self._beat, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
+    def leave(self) -> None:
+        """Want nothing more."""
+        self._ended.set()
         if not ray.is_initialized():
             return
         try:
@@ -99,11 +101,11 @@ class Member:
             return  # dead, or busy: it misses our signs of life soon
 
     def _beat(self) -> None:
-        while not self._closed.wait(self._interval) and ray.is_initialized():
+        while not self._ended.wait(self._interval) and ray.is_initialized():
             self._service.hear.remote(self._name)
 
 
-def join(
+def shared_batches(
     request: StreamRequest,
     rank: int,
     world: int,
@@ -111,6 +113,60 @@ def join(
     pool: Pool,
     trainer_cpus: float,
     sharing: Sharing,
+    meter: Meter,
+) -> Generator[StreamBatch, None, None]:
+    """The batch of each of `steps`, in order, from the service that makes this stream.
+
+    Raises: ApartError once the next one has to be made by this consumer's own pipeline;
+    CapacityError where the cluster has no room for the actors: no service is started then.
+    """
+    free_cpus(pool, world, trainer_cpus, augments=not request.only_cuts)
+    ended = threading.Event()
+
+    def join() -> Member:
+        member = _join(request, rank, world, steps, pool, trainer_cpus, sharing, ended)
+        meter.shared("shared")
+        meter.taken_over(member.start)
+        return member
+
+    def goes_on(step: int) -> bool:
+        """Whether it is settled that the service makes `step`, or will make none for us."""
+        return joining.done() and (bool(joining.exception()) or joining.result().start <= step)
+
+    with ThreadPoolExecutor(1, "seit-join") as joiner:
+        joining: Future[Member] = joiner.submit(join)
+        try:
+            step = steps.start
+            own = steps[: head_steps(request, rank, world, pool)]
+            wait([joining], _AT_ONCE_SECONDS)
+            if own and not goes_on(step):
+                with closing(head_start(request, rank, world, own, pool, AHEAD)) as here:
+                    for table in here:
+                        yield unpack_batch(table)
+                        step += 1
+                        if goes_on(step):
+                            break
+            if step == steps.stop:
+                return
+            member = joining.result()
+            left = range(step, steps.stop)
+            with closing(in_order(member.batch, left, AHEAD, ended.set)) as asked:
+                yield from asked
+        finally:
+            ended.set()
+            if not joining.exception():
+                joining.result().leave()
+
+
+def _join(
+    request: StreamRequest,
+    rank: int,
+    world: int,
+    steps: range,
+    pool: Pool,
+    trainer_cpus: float,
+    sharing: Sharing,
+    ended: threading.Event,
 ) -> Member:
     """Join the service that makes this stream; the first one starts it, on its own node.
 
@@ -130,37 +186,49 @@ def join(
         ),
     )
     me, began = uuid.uuid4().hex, time.monotonic()
-    while True:
+    while not ended.is_set():
         try:
             service = options.remote(request, rank, world, steps, pool, trainer_cpus, sharing)
-            welcome: Welcome = ray.get(service.join.remote(me, steps.start))
+            welcome = _welcome(service, me, steps.start, ended)
         except RayError as error:
             if time.monotonic() - began > _FIND_SECONDS:
                 raise ApartError(
                     f"no shared stream could be started ({first_line(error)})"
                 ) from error
         else:
+            if welcome is None:
+                break
             if welcome.state == "outside":
                 raise ApartError(
                     f"the shared stream keeps {_said(welcome.kept)}; a trainer may join at those,"
                     f" or at most {welcome.kept.lag} later"
                 )
             if welcome.state == "inside":
-                return _member(service, me, request, rank, sharing, welcome.kept)
+                _warn_of_lag(request, rank, sharing, welcome.kept)
+                return Member(service, me, sharing, welcome.kept.start, ended)
             ray.kill(service)
-        time.sleep(_AGAIN_SECONDS)  # until its name is free
+        ended.wait(_AGAIN_SECONDS)  # until its name is free
+    raise ApartError("this trainer has left the shared stream")
 
 
-def _member(
-    service: Any, me: str, request: StreamRequest, rank: int, sharing: Sharing, kept: Kept
-) -> Member:
+def _welcome(service: Any, me: str, step: int, ended: threading.Event) -> Welcome | None:
+    """What a service says to who wants `step` next, once it has started; None if none is wanted."""
+    asked = service.join.remote(me, step)
+    while not ended.is_set():
+        if ray.wait([asked], timeout=_AGAIN_SECONDS)[0]:
+            welcome: Welcome = ray.get(asked)
+            return welcome
+    service.leave.remote(me)
+    return None
+
+
+def _warn_of_lag(request: StreamRequest, rank: int, sharing: Sharing, kept: Kept) -> None:
     if kept.lag != sharing.lag:
         logger.warning(
             "stream %s, rank %d: --cluster.share-lag is %d here, but the one who started the"
             " shared stream chose %d, which holds",
             *(request.rows.name, rank, sharing.lag, kept.lag),
         )
-    return Member(service, me, sharing, kept.start)
 
 
 def _said(kept: Kept) -> str:

@@ -44,8 +44,8 @@ class Pool:
         take no logical CPU: one always finds room, even where actors that came back after a node's
         death hold all that is left, and would else wait for its rows, and it for their CPUs.
     beside: actors on CPUs that work at the same time as those with GPUs; None for none.
-    head_start: steps that a consumer, or the service of a shared stream, makes itself while Ray
-        lays its tasks down and starts their processes: seconds in which nothing would come. Where
+    head_start: steps that a consumer makes itself while Ray lays its tasks down and starts their
+        processes, or that of a shared stream's service: seconds in which nothing would come. Where
         actors on CPUs augment, it makes so many at most, and no more than it can while they start;
         where actors on GPUs do, none.
     grows_to_cpus, grows_to_gpus: what the cluster may come to have, with nodes that its autoscaler

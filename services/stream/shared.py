@@ -19,9 +19,10 @@ import ray
 import xxhash
 
 from services.stream.ending import Ending
+from services.stream.pipeline import tables
 from services.stream.pool import Pool, Sharing
 from services.stream.request import StreamRequest
-from services.stream.starting import started_here
+from services.stream.starting import head_steps
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ NAMESPACE = "seit"
 AHEAD = 4
 """Steps that a consumer asks for at a time, and that are made before anyone asks."""
 
-_FORMAT = 2  # of the questions and answers: programs that differ in it do not meet
+_FORMAT = 3  # of the questions and answers: programs that differ in it do not meet
 _DEAD_AFTER = 1 / 4  # of the idle time, unheard: a consumer that died, not one that is slow
 _LOOKS = 12  # at the clock, while the idle time goes by
 _STOP_SECONDS = 10.0  # for the pipeline to end by itself
@@ -41,7 +42,7 @@ _STOP_SECONDS = 10.0  # for the pipeline to end by itself
 class Kept:
     """The steps that a service gives out: oldest <= step <= newest; newest was asked for.
 
-    start: the first that it made.
+    start: the first that it makes. Those before it, while it starts, each consumer makes itself.
     """
 
     oldest: int
@@ -96,10 +97,12 @@ class StreamService:
         trainer_cpus: float,
         sharing: Sharing,
     ) -> None:
-        self._sharing, self._steps = sharing, steps
+        self._sharing, self._first = sharing, steps.start
+        steps = steps[head_steps(request, rank, world, pool) :]
+        self._start = steps.start
         self._changed = threading.Condition()
         self._shares: dict[int, ray.ObjectRef[Any]] = {}
-        self._newest = steps.start
+        self._newest = self._first
         self._heard: dict[str, float] = {}
         self._left: set[str] = set()
         self._last_heard = time.monotonic()
@@ -175,8 +178,8 @@ class StreamService:
         # A consumer's wishes are up to AHEAD steps, in any order: none of them may push out
         # another one of the same consumer.
         oldest = self._newest - self._sharing.lag - (AHEAD - 1)
-        start = self._steps.start
-        return Kept(max(start, oldest), self._newest, self._sharing.lag, start)
+        oldest = max(self._first, oldest)
+        return Kept(oldest, self._newest, self._sharing.lag, self._start)
 
     def _produce(
         self,
@@ -189,7 +192,7 @@ class StreamService:
     ) -> None:
         try:
             how = pool, trainer_cpus, AHEAD, self._ending
-            with closing(started_here(request, rank, world, steps, *how)) as made:
+            with closing(tables(request, rank, world, steps, *how)) as made:
                 for step, table in zip(steps, made, strict=True):
                     if not self._wait_for_wish(step):
                         return
@@ -209,7 +212,9 @@ class StreamService:
     def _wait_for_wish(self, step: int) -> bool:
         """Until someone is near `step`; False if the service ends."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or step <= self._newest + AHEAD)
+            self._changed.wait_for(
+                lambda: self._over or step <= max(self._newest, self._start) + AHEAD
+            )
             return not self._over
 
     def _watch(self, myself: Any) -> None:

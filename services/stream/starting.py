@@ -57,14 +57,14 @@ def started_here(
         return
     # Refused now, not when the first batch of theirs is due and a part has been trained.
     free_cpus(pool, world, trainer_cpus, augments=not request.only_cuts)
-    begun = _head_start(request, rank, world, here, pool, prefetch)
+    begun = head_start(request, rank, world, here, pool, prefetch)
     if there:
         yield from merged(steps, there, begun, on_cluster, ending.end)
     else:
         yield from begun
 
 
-def _head_start(
+def head_start(
     request: StreamRequest, rank: int, world: int, steps: range, pool: Pool, prefetch: int
 ) -> Generator[pa.Table, None, None]:
     """What this process makes itself; then it holds nothing of the node's cache."""

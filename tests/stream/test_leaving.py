@@ -51,6 +51,19 @@ def test_a_stream_whose_actors_find_no_room_can_be_left(world: Any, pool: Pool) 
     until(lambda: not executors())
 
 
+def test_a_shared_stream_that_is_left_before_its_service_stands_counts_for_nothing(
+    world: Any,
+) -> None:
+    request, pool = world.request("finetune"), Pool(head_start=4)
+    batches = iter(Stream(request, stop=500, pool=pool, sharing=Sharing(4, 300.0)))
+    assert next(batches).step == 0
+    batches.close()  # type: ignore[attr-defined]
+    service = ray.get_actor(service_name(request, 0, 1, 500, pool), NAMESPACE)
+    # A service with a consumer that lives would refuse a step as far as this one.
+    until(lambda: ray.get(service.join.remote("someone", 400)).state == "over")
+    ray.kill(service)
+
+
 def test_an_interrupt_ends_the_wait_for_a_shared_batch_that_nobody_makes(world: Any) -> None:
     request, pool = world.request("finetune"), Pool(head_start=0, **NOWHERE)
     batches = iter(Stream(request, stop=500, pool=pool, sharing=Sharing(4, 30.0)))

@@ -20,13 +20,14 @@ import ray
 import torch
 from ray.util.state import list_actors
 
-from services.errors import InvalidInputError
+from services.errors import CapacityError, InvalidInputError, NotFoundError
 from services.stream.batch import StreamBatch
 from services.stream.cluster import connect
 from services.stream.loader import Stream
 from services.stream.pool import Pool, Sharing
-from services.stream.request import StreamRequest
-from services.stream.shared import AHEAD, service_name
+from services.stream.request import SourceRequest, StreamRequest
+from services.stream.shared import AHEAD, NAMESPACE, service_name
+from tests.stream.conftest import write_small
 from tests.stream.test_loader import same
 from tests.system.stream_job import digest, write_request
 
@@ -77,7 +78,8 @@ def kill(actors: list[Any]) -> None:
 
 
 def shared(request: StreamRequest, stop: int, lag: int, **changes: Any) -> Stream:
-    changes = {"pool": Pool(), "sharing": Sharing(lag, IDLE), **changes}
+    """Of which the service makes all, if `changes` say nothing else."""
+    changes = {"pool": Pool(head_start=0), "sharing": Sharing(lag, IDLE), **changes}
     return Stream(request, stop=stop, **changes)
 
 
@@ -152,12 +154,12 @@ def test_two_jobs_get_every_batch_and_it_is_made_once(world: Any, tmp_path: Path
 def test_the_stream_outlives_the_job_that_began_it(world: Any, tmp_path: Path) -> None:
     request = world.request("finetune")
     told = [(batch.step, digest(batch)) for batch in Stream(request, stop=200)]
-    with Job(request, tmp_path, 16, 0, 200) as founder, Job(request, tmp_path, 16, 0, 200) as other:
-        assert founder.take(2) == told[:2]
-        assert other.take(2) == told[:2]
+    with Job(request, tmp_path, 32, 0, 200) as founder, Job(request, tmp_path, 32, 0, 200) as other:
+        assert founder.take(20) == told[:20]  # the first ones it makes itself
+        assert other.take(20) == told[:20]
         workers = {actor.pid for actor in alive("MapWorker")}
         assert founder.end() == "shared"
-        assert other.take(198) == told[2:]
+        assert other.take(180) == told[20:]
         assert {actor.pid for actor in alive("MapWorker")} <= workers
         assert other.end() == "shared"
 
@@ -189,22 +191,41 @@ def test_a_slow_consumer_is_told_and_goes_on_alone(
     assert (fast.flow().shared, fast.flow().state) == ("shared", "finished")
 
 
-def test_a_shared_stream_begins_before_its_actors_do_and_makes_that_once(world: Any) -> None:
+def test_who_shares_makes_its_first_batches_itself_while_the_service_starts(world: Any) -> None:
     request = world.request("finetune")
-    here = list(Stream(request, stop=16))
+    here = list(Stream(request, stop=17))
     # Its actors never come: they wait for a node that the cluster does not get.
     pool = Pool(cpus=9.0, grows_to_cpus=20.0, head_start=16)
-    streams = [shared(request, 500, 8, pool=pool) for _ in range(2)]
+    streams = [shared(request, 500, 8, pool=pool, start=start) for start in (0, 1)]
     one, other = (iter(stream) for stream in streams)
     first, second = take(one, 8), take(other, 8)
     first += take(one, 8)
-    second += take(other, 8)
-    assert equal(first, here)
-    assert equal(second, here)
-    assert [a.account for a in first] == [b.account for b in second]
-    assert [stream.flow().shared for stream in streams] == ["shared", "shared"]
+    until(lambda: bool(alive("StreamService")))
+    second += take(other, 7)  # of the service's first one, not of its own start
+    assert equal(first, here[:16])
+    assert equal(second, here[1:16])
+    until(lambda: [stream.flow().shared for stream in streams] == ["shared", "shared"])
+    (service,) = [ray.get_actor(service_name(request, 0, 1, 500, pool), NAMESPACE)]
+    kept = ray.get(service.join.remote("someone", 5)).kept
+    assert (kept.oldest, kept.start) == (0, 16)
     for batches in (one, other):
         batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["as it comes", "after the service's"])
+def test_own_batches_end_where_those_of_the_service_begin(world: Any, waits: bool) -> None:
+    request, pool = world.request("finetune"), Pool(head_start=3)
+    here = list(Stream(request, stop=12))
+    first = shared(request, 12, 8, pool=pool)
+    batches = iter(first)
+    found = take(batches, 1)
+    if waits:
+        until(lambda: first.flow().shared == "shared")
+    joiner = shared(request, 12, 8, pool=pool, start=2)
+    assert equal(list(iter(joiner)), here[2:])
+    assert joiner.flow().shared == "shared"
+    assert equal(found + list(batches), here)
+    assert first.flow().shared == "shared"
 
 
 @pytest.mark.slow
@@ -266,9 +287,27 @@ def test_a_killed_service_leaves_both_with_the_same_batches(world: Any, recipe: 
         assert flow.state == "finished"
 
 
-def test_a_lost_pipeline_is_told_by_its_own_error(world: Any) -> None:
-    with pytest.raises(Exception, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has at most 3"):
-        take(iter(shared(world.request(), 9, 5, pool=Pool(actors=5), trainer_cpus=1.0)), 1)
+def test_actors_that_find_no_room_are_refused_before_a_service_starts(world: Any) -> None:
+    request, pool = world.request(), Pool(actors=5)
+    with pytest.raises(
+        CapacityError, match=r"need 2\.5 CPUs and 0 GPUs; the cluster has at most 3"
+    ):
+        take(iter(shared(request, 9, 5, pool=pool, trainer_cpus=1.0)), 1)
+    with pytest.raises(ValueError, match="Failed to look up actor"):
+        ray.get_actor(service_name(request, 0, 1, 9, pool), NAMESPACE)
+
+
+def test_a_pipeline_that_fails_is_told_by_its_own_error(world: Any, tmp_path: Path) -> None:
+    small = write_small(tmp_path / "root", "gone", [20, 30], classes=["a"])
+    source = SourceRequest(str(tmp_path / "root"), "gone", 1, small.digest, "train")
+    request = world.request("crop", sources=(source,), cache_dir=str(tmp_path / "new"))
+    (tmp_path / "root" / "gone" / small.shards[0].path).unlink()
+    stream = shared(request, 8, 4)
+    with pytest.raises(NotFoundError, match=small.shards[0].path):
+        list(stream)
+    said = stream.flow().shared
+    assert "the shared stream is gone (its pipeline failed: " in said
+    assert small.shards[0].path in said
 
 
 @pytest.mark.slow

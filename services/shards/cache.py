@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from services.shards.checked import NamedFile
 from services.shards.column_entry import CachedColumn, ColumnEntryFile
 from services.shards.column_file import Part, read_part
 from services.shards.entry import ArraysFile, CachedShard, EntryFile, MappedEntry
+from services.shards.open_entries import OpenEntries
 from services.shards.open_files import most_open_files
 from services.shards.store import Store
 from services.shards.tally import note
@@ -40,9 +39,7 @@ logger = logging.getLogger(__name__)
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
 _FETCHES = 2  # the first, and one more after a bad checksum
 _DECODES = 2  # at a time in a process; more would multiply the memory, not the speed
-_KEPT_SHARE = 2  # a process holds at most half of the limit, so that another can bring something in
-_RECENT_SHARE = 8  # and, of what nobody asked it to keep, an eighth
-_OPEN_SHARE = 2  # and with at most half of the files that the system lets it open
+_OPEN_SHARE = 2  # entries take at most half of the files that the system lets a process open
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,8 @@ class ShardCache:
             )
         self._limit = limit_bytes
         self._folder = EntryFolder(Path(directory), limit_bytes)
-        self._most_open = max(1, most_open_files() // _OPEN_SHARE)
         self._guard, self._decoding = threading.Lock(), threading.Semaphore(_DECODES)
-        self._open: OrderedDict[str, MappedEntry] = OrderedDict()  # by use, the last one last
-        self._kept: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
+        self._open = OpenEntries(limit_bytes, max(1, most_open_files() // _OPEN_SHARE))
         self._verified: dict[str, int] = {}  # inode of each entry that was found sound
         self._quarantined: set[str] = set()
         self._counts = dict.fromkeys(
@@ -129,17 +124,12 @@ class ShardCache:
         """
         named = frozenset(_file_name(root, dataset, file.xxh3) for file in files)
         with self._guard:
-            before = self._kept.get(reader, frozenset())
-            self._kept[reader] = named
-            over = before.difference(*self._kept.values())
-            for name in [name for name in self._open if _file_of(name) in over]:
-                del self._open[name]
+            self._open.keep(reader, named)
 
     def let_go(self) -> None:
         """Hold nothing but what was named to `keep`, so that others may evict it at any time."""
         with self._guard:
-            for name in self._recent():
-                del self._open[name]
+            self._open.drop_recent()
 
     def holds(self, root: Store, dataset: str, shard: wire.Shard) -> bool:
         """Whether this process has the shard's entry open; it may be gone by the next call."""
@@ -199,7 +189,8 @@ class ShardCache:
                     self._verified[name] = entry.inode
                     del laid
                     pa.default_memory_pool().release_unused()  # Arrow would keep it for later
-            self._hold(name, entry)
+            with self._guard:
+                self._open.add(name, entry)
         return entry
 
     def _held(self, name: str) -> MappedEntry | None:
@@ -208,34 +199,11 @@ class ShardCache:
             if entry is None:
                 return None
             if not entry.touch(self._folder.path / name):
-                del self._open[name]  # evicted: holding on to it would keep its disk space taken
+                self._open.drop(name)  # evicted: holding on to it would keep its disk space taken
                 self._verified.pop(name, None)
                 return None
-            self._open.move_to_end(name)
+            self._open.used(name)
             return entry
-
-    def _hold(self, name: str, entry: MappedEntry) -> None:
-        """Keep the mapping for the next call, and drop those that are too many."""
-        with self._guard:
-            self._open[name] = entry
-            self._open.move_to_end(name)
-            self._drop(self._recent(), self._limit // _RECENT_SHARE)
-            self._drop(list(self._open), self._limit // _KEPT_SHARE)
-            while len(self._open) > self._most_open:
-                self._open.popitem(last=False)
-
-    def _recent(self) -> list[str]:
-        """Open entries that nobody asked to keep; the caller holds the guard."""
-        kept = frozenset().union(*self._kept.values())
-        return [name for name in self._open if _file_of(name) not in kept]
-
-    def _drop(self, names: list[str], most: int) -> None:
-        """Let go of these, the first ones first, until they are `most` bytes or a single one."""
-        held = sum(self._open[name].file_bytes for name in names)
-        for name in names[:-1]:
-            if held <= most:
-                return
-            held -= self._open.pop(name).file_bytes
 
     def _open_entry(self, name: str, opened: Callable[[Path], EntryT]) -> EntryT | None:
         """The entry if it stands and is sound; a damaged one is removed."""
@@ -276,7 +244,7 @@ class ShardCache:
 
     def _evicted(self, name: str) -> None:
         with self._guard:
-            self._open.pop(name, None)
+            self._open.drop(name)
             self._verified.pop(name, None)
 
 
@@ -287,8 +255,3 @@ def _file_name(root: Store, dataset: str, digest: str) -> str:
 
 def _entry_name(root: Store, dataset: str, key: str) -> str:
     return _file_name(root, dataset, key) + SUFFIX
-
-
-def _file_of(name: str) -> str:
-    """The file's part of an entry's name: an entry may be of a part of the file."""
-    return "-".join(name.removesuffix(SUFFIX).split("-")[:2])

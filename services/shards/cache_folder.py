@@ -4,6 +4,8 @@
   the temporary file: one that nobody holds is of a writer that died, and is removed.
 - Who makes room, begins a file or names it holds the write lock; nobody holds it while content is
   made and written, so several shards are laid down side by side.
+- The write lock's file tells how many bytes the entries take, at most: to look through the folder
+  for each new one would cost more than to fetch it, where there are thousands.
 - Locks are flocks, which the system takes back from a dead process. They are given back by hand,
   not with their file: a process that was forked meanwhile holds a copy of it.
 
@@ -31,6 +33,7 @@ from services.shards.entry import ArraysFile, MappedEntry
 SUFFIX = ".rows"
 _UNFINISHED = ".tmp"
 _IDLE_DATASET_SECONDS = 600.0
+_DIGITS = 20  # of the bytes that all entries take: of one length, so that a write is whole
 
 EntryT = TypeVar("EntryT", bound=MappedEntry)
 
@@ -57,6 +60,7 @@ class EntryFolder:
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self._limit = path, limit
         self._locks = path / "locks"
+        self._looked_through = False
         with self.usable():
             self._locks.mkdir(parents=True, exist_ok=True)
 
@@ -72,19 +76,22 @@ class EntryFolder:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Held by one thread of one process at a time."""
+    def lock(self, name: str) -> Iterator[int]:
+        """Held by one thread of one process at a time. Gives the handle of the lock's file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            file = open(self._locks / name, "ab")  # noqa: SIM115 - closed below
+            file = os.open(self._locks / name, flags, 0o666)
         except FileNotFoundError:  # whoever tidies up old files has taken the folder
             self._locks.mkdir(parents=True, exist_ok=True)
-            file = open(self._locks / name, "ab")  # noqa: SIM115
-        with file:
+            file = os.open(self._locks / name, flags, 0o666)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
-                yield
+                yield file
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            os.close(file)
 
     def lay_down(
         self,
@@ -122,8 +129,8 @@ class EntryFolder:
         self, temporary: Path, size: int, evicted: Callable[[str], None]
     ) -> Iterator[BinaryIO]:
         """A new file of that size that is locked, and so safe from those who clean up."""
-        with self.lock("write"):
-            self._make_room(size, evicted)
+        with self.lock("write") as account:
+            self._make_room(size, evicted, account)
             target = open(temporary, "xb")  # noqa: SIM115 - closed below, without the write lock
             fcntl.flock(target, fcntl.LOCK_EX)
             target.truncate(size)  # others make room for all of it
@@ -134,27 +141,43 @@ class EntryFolder:
                 fcntl.flock(target, fcntl.LOCK_UN)
                 target.close()
 
-    def _make_room(self, wanted: int, evicted: Callable[[str], None]) -> None:
-        """Remove entries until `wanted` more bytes fit; the caller holds the write lock."""
-        entries, unfinished = [], 0
-        for path in self.path.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # found damaged, and removed, by a reader
-                if path.suffix == _UNFINISHED:
-                    unfinished += _bytes_being_written(path)
-                elif path.suffix == SUFFIX:
-                    stat = path.stat()
-                    entries.append(_Use(path.name, stat.st_size, stat.st_mtime))
-        excess = sum(entry.bytes for entry in entries) + unfinished + wanted - self._limit
-        if excess <= 0:
-            return
+    def _make_room(self, wanted: int, evicted: Callable[[str], None], account: int) -> None:
+        """Remove entries until `wanted` more bytes fit; the caller holds the write lock.
+
+        account: the lock's file. It tells too much where others than eviction took entries away,
+        and nothing once it was taken away itself. The folder is then looked through, and once by
+        each process, which clears away what the dead left.
+        """
+        told = os.pread(account, _DIGITS, 0)
+        there = int(told) if told.isdigit() and self._looked_through else None
+        if there is None or there + wanted > self._limit:
+            there = self._look_through(wanted, evicted)
+            self._looked_through = True
+        os.pwrite(account, b"%0*d" % (_DIGITS, there + wanted), 0)
+
+    def _look_through(self, wanted: int, evicted: Callable[[str], None]) -> int:
+        """Bytes of all entries, of which some have made room for `wanted` more."""
+        entries, there = [], 0
+        with os.scandir(self.path) as found:
+            for file in found:
+                with contextlib.suppress(FileNotFoundError):  # damaged, and removed, by a reader
+                    if file.name.endswith(_UNFINISHED):
+                        there += _bytes_being_written(file.path)
+                    elif file.name.endswith(SUFFIX):
+                        stat = file.stat()
+                        entries.append(_Use(file.name, stat.st_size, stat.st_mtime))
+        there += sum(entry.bytes for entry in entries)
+        if there + wanted <= self._limit:
+            return there
         idle_first = [(entry, False) for entry in _eviction_order(entries)]
         in_use = [(entry, True) for entry in sorted(entries, key=lambda entry: entry.used)]
         for entry, force in idle_first + in_use:
-            if excess <= 0:
-                return
+            if there + wanted <= self._limit:
+                break
             if self._evict(entry.name, force):
                 evicted(entry.name)
-                excess -= entry.bytes
+                there -= entry.bytes
+        return there
 
     def _evict(self, name: str, force: bool) -> bool:
         path = self.path / name
@@ -168,14 +191,14 @@ class EntryFolder:
         return True
 
 
-def _bytes_being_written(path: Path) -> int:
+def _bytes_being_written(path: str) -> int:
     """Size that an unfinished file will have; 0 for one whose writer died, which is removed."""
     with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return os.fstat(file.fileno()).st_size
-        path.unlink()
+        os.unlink(path)
         return 0
 
 

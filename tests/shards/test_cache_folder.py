@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -115,3 +116,50 @@ with folder.lock("write"):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "mine"), done.stderr
+
+
+def lay_down(folder: EntryFolder, name: str, file: EntryFile, spec: wire.TokenSpec) -> list[str]:
+    """Names of the entries that had to go for it."""
+    evicted: list[str] = []
+    folder.lay_down(name, file, opener(spec), evicted.append)
+    return evicted
+
+
+def test_a_folder_is_not_looked_through_for_each_entry(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any
+) -> None:
+    """With thousands in it, that took ten times as long as to fetch the next one."""
+    looked: list[str] = []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("os.scandir", "os.listdir") and str(arguments[0]) == str(tmp_path):
+            looked.append(event)
+
+    file = EntryFile(read(make_rows, spec, 0), spec)
+    users = [EntryFolder(tmp_path, 100 * file.bytes) for _ in range(2)]
+    sys.addaudithook(note)  # stays, and says nothing of other folders
+    for number in range(100):
+        assert lay_down(users[number % 2], f"{number}.rows", file, spec) == []
+    assert len(looked) == len(users)  # each once: the dead may have left something
+    assert len(lay_down(users[0], "one more.rows", file, spec)) == 1
+    assert len(names(tmp_path)) == 100
+
+
+@pytest.mark.parametrize("gone", ["entries", "account"])
+def test_what_others_take_away_neither_fills_the_folder_nor_counts_as_there(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any, gone: str
+) -> None:
+    file = EntryFile(read(make_rows, spec, 0), spec)
+    users = [EntryFolder(tmp_path, 4 * file.bytes) for _ in range(2)]
+    for number in range(3):
+        assert lay_down(users[number % 2], f"{number}.rows", file, spec) == []
+    if gone == "entries":
+        for number in range(3):
+            (tmp_path / f"{number}.rows").unlink()
+        expected = [0, 0, 0, 0, 1, 1]
+    else:
+        shutil.rmtree(tmp_path / "locks")
+        expected = [0, 1, 1, 1, 1, 1]
+    for number, evicted in enumerate(expected):
+        assert len(lay_down(users[number % 2], f"new {number}.rows", file, spec)) == evicted
+        assert len(names(tmp_path)) <= 4

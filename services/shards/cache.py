@@ -194,7 +194,7 @@ class ShardCache:
         return entry
 
     def _held(self, name: str) -> MappedEntry | None:
-        with self._guard:
+        with self._guard, self._folder.usable():
             entry = self._open.get(name)
             if entry is None:
                 return None

@@ -33,6 +33,7 @@ from services.shards.entry import ArraysFile, MappedEntry
 SUFFIX = ".rows"
 _UNFINISHED = ".tmp"
 _IDLE_DATASET_SECONDS = 600.0
+_TRIES = 4  # to lay an entry down where somebody tidies up meanwhile
 _DIGITS = 20  # of the bytes that all entries take: of one length, so that a write is whole
 
 EntryT = TypeVar("EntryT", bound=MappedEntry)
@@ -105,24 +106,43 @@ class EntryFolder:
         evicted: called with the name of each entry that had to make room.
         Errors as those of the content; StoreError if the folder does not take it.
         """
-        temporary = self.path / f".{secrets.token_hex(8)}{_UNFINISHED}"
-        try:
-            with self._begun(temporary, file.bytes, evicted) as target:
-                file.write(target)
-                target.flush()
-                with self.lock("write"):
-                    fcntl.flock(target, fcntl.LOCK_UN)
-                    # Opened, and so in use, before others can see it and choose it for eviction.
-                    entry = opened(temporary)
-                    os.replace(temporary, self.path / name)
-                return entry
-        except OSError as error:
-            raise StoreError(
-                f"cache folder {self.path}: {error}; it needs {file.bytes} bytes more: "
-                "free space, or lower the cache's limit"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        tries = _TRIES
+        while True:
+            tries -= 1
+            temporary = self.path / f".{secrets.token_hex(8)}{_UNFINISHED}"
+            try:
+                return self._laid_down(temporary, name, file, opened, evicted)
+            except FileNotFoundError as error:  # taken by whoever tidies up, or its folder
+                if not tries:
+                    raise StoreError(
+                        f"cache folder {self.path}: {error}: somebody takes files away as they are"
+                        " written; let them leave it alone, or give another as SEIT_CACHE_DIR"
+                    ) from error
+            except OSError as error:
+                raise StoreError(
+                    f"cache folder {self.path}: {error}; it needs {file.bytes} bytes more: "
+                    "free space, or lower the cache's limit"
+                ) from error
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _laid_down(
+        self,
+        temporary: Path,
+        name: str,
+        file: ArraysFile,
+        opened: Callable[[Path], EntryT],
+        evicted: Callable[[str], None],
+    ) -> EntryT:
+        with self._begun(temporary, file.bytes, evicted) as target:
+            file.write(target)
+            target.flush()
+            with self.lock("write"):
+                fcntl.flock(target, fcntl.LOCK_UN)
+                # Opened, and so in use, before others can see it and choose it for eviction.
+                entry = opened(temporary)
+                os.replace(temporary, self.path / name)
+            return entry
 
     @contextlib.contextmanager
     def _begun(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -331,15 +332,30 @@ def _joined_classes(
 ) -> tuple[tuple[str, ...], list[IntArray | None]]:
     """Class names of a mixture, and for each source its labels' new numbers, None for the same.
 
-    Classes are one where their names are. Where a source has no names, all keep their numbers.
+    Classes are one where their names are; of several of one name in a source (ImageNet has two
+    cranes), the first are one, the second, and so on. Where a source has no names, all keep their
+    numbers.
     """
     if not all(listed):
         return max(listed, key=len), [None for _ in listed]
-    joined = tuple(dict.fromkeys(name for names in listed for name in names))
-    number = {name: at for at, name in enumerate(joined)}
+    told_apart = [_told_apart(names) for names in listed]
+    number: dict[tuple[str, int], int] = {}
+    for names in told_apart:
+        for name in names:
+            number.setdefault(name, len(number))
     tables: list[IntArray | None] = []
-    for names in listed:
+    for names in told_apart:
         table = np.array([number[name] for name in names], np.int64)
         same = np.array_equal(table, np.arange(len(names)))
         tables.append(None if same else table)
-    return joined, tables
+    return tuple(name for name, _ in number), tables
+
+
+def _told_apart(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name, and how many of the same stand before it."""
+    before: Counter[str] = Counter()
+    told = []
+    for name in names:
+        told.append((name, before[name]))
+        before[name] += 1
+    return told

@@ -192,3 +192,26 @@ def test_a_round_has_as_many_rows_as_all_sources(world: Any) -> None:
     assert opened(replace(rows, weights=(1.0, 1.0, 1.0))).plan.steps_per_epoch == (
         stream.steps_per_epoch
     )
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_classes_that_share_a_name_stay_two(world: Any, tmp_path: Any, mixed: bool) -> None:
+    """ImageNet has two cranes, a bird and a machine, and two maillots."""
+    lists = [("crane", "owl", "crane", "maillot")] + [("lorry", "crane", "crane", "crane")] * mixed
+    small = [
+        write_small(tmp_path, f"d{at}", [40], classes=names, seed=at)
+        for at, names in enumerate(lists)
+    ]
+    sources = tuple(SourceRequest(str(tmp_path), one.name, 1, one.digest, "train") for one in small)
+    request = world.request("eval", sources=sources)
+    # The first of a name in one dataset is the first of that name in the other.
+    assert opened(request.rows).classes == lists[0] + ("lorry", "crane") * mixed
+    meant = np.concatenate(
+        [small[0].labels] + [np.array([4, 0, 2, 5])[s.labels] for s in small[1:]]
+    )
+    seen: set[int] = set()
+    for batch in Stream(request, stop=12):
+        there = batch.rows >= 0
+        assert (batch.label.numpy()[there] == meant[batch.rows[there]]).all()
+        seen |= set(batch.label.numpy()[there].tolist())
+    assert seen == set(meant.tolist())

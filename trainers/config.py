@@ -284,7 +284,7 @@ class Run:
             "cluster.workers",
             self.cluster.workers,
             f"a divisor of the {blocks} blocks of a step (order.global_batch / order.block): shares"
-            " of unequal size take as long as the largest, which fewer workers would do alike",
+            " of unequal size take as long as the largest, and the other workers wait",
         )
 
     @property

@@ -86,11 +86,12 @@ class Stream:
         plan.rank_slots(rank, world)  # refuses more workers than blocks
         if plan.blocks_per_step % world and rank == 0:
             largest = -(-plan.blocks_per_step // world)
+            enough = -(-plan.blocks_per_step // largest)
             logger.warning(
                 "stream %s: %d workers share the %d blocks of a step unequally; a step takes as"
-                " long as with %d, who would have %d each",
-                *(request.rows.name, world, plan.blocks_per_step),
-                *(-(-plan.blocks_per_step // largest), largest),
+                " long as the largest share of %d%s",
+                *(request.rows.name, world, plan.blocks_per_step, largest),
+                f", and {enough} workers would take no longer" * (enough < world),
             )
         self.request, self.rank, self.world = request, rank, world
         self._augment_on = None if request.only_cuts else augment_on

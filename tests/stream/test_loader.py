@@ -96,17 +96,27 @@ def test_another_seed_is_another_order_and_is_refused_by_a_saved_position(world:
         resume_step(other.rows, Stream(request).cursor(2))
 
 
-def test_unequal_shares_are_said_to_be_no_faster_than_fewer_workers(
-    world: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("blocks", "workers", "said"),
+    [
+        (6, 4, "the largest share of 2, and 3 workers would take no longer"),
+        (32, 15, "the largest share of 3, and 11 workers would take no longer"),
+        (8, 3, "the largest share of 3"),  # fewer would have 4, at least
+    ],
+)
+def test_unequal_shares_are_said_to_take_as_long_as_the_largest(
+    world: Any, caplog: pytest.LogCaptureFixture, blocks: int, workers: int, said: str
 ) -> None:
-    for workers in (1, 2, 3, 6):
-        Stream(world.request("eval"), world=workers)
+    request = world.request("eval", order=replace(world.order, global_batch_rows=4 * blocks))
+    for one in range(1, blocks + 1):
+        if blocks % one == 0:
+            Stream(request, world=one)
     assert not caplog.messages
-    sizes = [len(next(iter(Stream(world.request("eval"), rank=r, world=4)))) for r in range(4)]
-    assert max(sizes) == 2 * min(sizes)
-    assert len(caplog.messages) == 1
-    assert "4 workers share the 6 blocks of a step unequally" in caplog.messages[0]
-    assert "as long as with 3, who would have 2 each" in caplog.messages[0]
+    streams = [Stream(request, rank=rank, world=workers) for rank in range(workers)]
+    sizes = [len(next(iter(stream))) // 4 for stream in streams]
+    assert (max(sizes), max(sizes) - min(sizes)) == (-(-blocks // workers), 1)
+    assert [message.partition("as long as ")[2] for message in caplog.messages] == [said]
+    assert f"{workers} workers share the {blocks} blocks of a step unequally" in caplog.messages[0]
 
 
 def test_more_workers_than_blocks_are_refused(world: Any) -> None:

@@ -51,6 +51,9 @@ def shares_of(weights: Sequence[float]) -> IntArray:
             f"the weights of a mixture are {list(weights)}: each must be finite and above 0, or a "
             "source would never be read; leave that source out instead"
         )
+    # By a power of two, which changes no digit: the sum of the largest numbers is none otherwise.
+    unit = math.frexp(max(weights))[1]
+    given, weights = weights, [math.ldexp(weight, -unit) for weight in weights]
     total = math.fsum(weights)
     # Rounded, so that weights in other units (2 to 1, 0.2 to 0.1) do not tip a tie of remainders.
     exact = [round(weight / total * CYCLE, 6) for weight in weights]
@@ -61,7 +64,7 @@ def shares_of(weights: Sequence[float]) -> IntArray:
     if 0 in shares:
         small = shares.index(0)
         raise InvalidInputError(
-            f"weight {weights[small]:g} of source {small} is {weights[small] / total:.2g} of all: "
+            f"weight {given[small]:g} of source {small} is {weights[small] / total:.2g} of all: "
             f"at least {1 / CYCLE:.2g} is valid, or the source gets no block of {CYCLE} and would "
             "never be read; raise its weight (weights are the rows where none are given), or "
             "leave it out"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import defaultdict
 from dataclasses import dataclass
@@ -135,6 +136,9 @@ def test_shares_hold_to_one_block_of_a_cycle(weights: list[int]) -> None:
         assert abs(share - Fraction(weight, sum(weights)) * CYCLE) < 1 + Fraction(1, 10**6)
     for scale in (0.1, 1 / 3, 1e6):
         np.testing.assert_array_equal(shares_of([weight * scale for weight in weights]), shares)
+    for power in (-1060, 1014):  # as far as numbers go: of some, the sum is beyond
+        scaled = [math.ldexp(weight, power) for weight in weights]
+        np.testing.assert_array_equal(shares_of(scaled), shares)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,27 @@ def test_a_mixture_is_even_over_any_stretch(
     assert np.abs(ahead.sum(axis=1)).max() < 12
 
 
+@pytest.mark.parametrize(
+    ("lanes", "most"),
+    [(8, 12), (12, 12), (32, 12), (256, 12), (13, 16.25), (48, 60), (144, 180), (233, 291.25)],
+)
+@pytest.mark.parametrize("weights", [(3386, 795), (1205, 1488, 1488), (653, 3528)])
+def test_no_source_gets_far_ahead_over_a_whole_cycle(
+    weights: tuple[int, ...], lanes: int, most: float
+) -> None:
+    """As docs/stream.md says. Where a turn's places nearly repeat, as with 48 lanes after three
+    turns and with 144 after one, a source's odd block does, too."""
+    rows = 64 * lanes  # as many blocks as its lanes want: none is without rows
+    plan = MixturePlan([np.array([rows])] * len(weights), OrderSpec(5, lanes, 1, lanes, 2), weights)
+    steps, slots = np.divmod(np.arange(CYCLE * lanes), lanes)
+    source = plan.place(plan.blocks(steps, slots)[1][:, 0])[0].reshape(CYCLE, lanes)
+    for number, share in enumerate(plan.shares):
+        each = (source == number).sum(axis=1) - lanes * share / CYCLE  # blocks of a turn
+        ahead = np.append(0, each.cumsum())
+        assert np.abs(each).max() <= 1 + 1e-9
+        assert ahead.max() - ahead.min() <= most
+
+
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_a_cycle_has_each_source_by_its_share_in_every_lane(lanes: int) -> None:
     turns = 37

@@ -1,14 +1,17 @@
-"""Folders that somebody else filled: each place below them once, and files that are files."""
+"""Folders that others use: each place in them once, files that are files, a process at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import NoReturn
 
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, StoreError
 
 
 def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -65,3 +68,41 @@ def check_file(path: str | Path, most: int | None = None) -> None:
         raise InvalidInputError(
             f"{path}: {stat.st_size} bytes, more than {most}: it was not read; shrink or skip it"
         )
+
+
+@contextmanager
+def alone(folder: Path, taken: str, seconds: float = 0.0) -> Iterator[bool]:
+    """Make the folder, and keep out of it who asks for the same, as long as this process lives.
+
+    Gives whether they are kept out: on a file system without locks nobody is.
+    taken: what is said where another one is there, and stays longer than `seconds`.
+    Raises: StoreError then, and where there can be no such folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} is no folder that could be written to ({error}): nothing was written; give"
+            " another"
+        ) from error
+    try:
+        yield _lock(handle, taken, seconds)
+    finally:
+        with suppress(OSError):  # where there are no locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked has a copy of it
+        os.close(handle)
+
+
+def _lock(handle: int, taken: str, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise StoreError(taken) from error
+        except OSError:
+            return False  # no locks here
+        time.sleep(seconds / 100)

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services.masks": LEAVES | {"services.folders", "services.pictures"},
     "services.sources": LEAVES
     | {"services.folders", "services.pictures", "services.masks", "services.shards.store"},
-    "services.shards": LEAVES | {"services.tokens", "services.plan"},
+    "services.shards": LEAVES | {"services.folders", "services.tokens", "services.plan"},
     "services.augment": LEAVES | {"services.tokens", "services.plan"},
     "services.stream": LEAVES
     | {

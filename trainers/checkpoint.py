@@ -10,18 +10,14 @@ Files are written by a thread from a copy in host memory, so training goes on me
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +25,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
+from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.folders import alone
 from services.shards.store import Store, open_store
 from services.tokens.weights import check_records
 from trainers.models.weights import TORCH_SUFFIXES, read_url
@@ -194,48 +191,16 @@ def owned(
     One that is there is waited for a little: a worker that is being started again may still be
     ending. On an object store, or a file system without locks, nobody is kept out.
 
-    Raises: as `claim`; StoreError if another process stays.
+    Raises: as `claim`; StoreError if another process stays, or there can be no such folder.
     """
     file = open_store(out).local_path(RUN)
-    with nullcontext() if file is None else _locked(file.parent):
+    taken = (
+        f"another process trains into {out}: both would write the same checkpoints and figures, so"
+        " nothing was written; wait for its end, stop it, or give another --out"
+    )
+    with nullcontext() if file is None else alone(file.parent, taken, _HELD_SECONDS):
         claim(out, identity, may_differ)
         yield
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise StoreError(
-            f"{folder} is no folder that a run could be kept in ({error}): nothing was written;"
-            " give another --out"
-        ) from error
-    try:
-        _lock(handle, folder)
-        yield
-    finally:
-        with suppress(OSError):  # where there are no locks
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked has a copy of it
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    end = time.monotonic() + _HELD_SECONDS
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > end:
-                raise StoreError(
-                    f"another process trains into {folder}: both would write the same checkpoints"
-                    " and figures, so nothing was written; wait for its end, stop it, or give"
-                    " another --out"
-                ) from error
-        except OSError:
-            return None  # no locks here
-        time.sleep(_HELD_SECONDS / 100)
 
 
 def claim(out: str, identity: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import safetensors.numpy
 import torch
 
 from services.errors import FormatError, InvalidInputError
+from services.folders import alone
 from services.shards.cache import ShardCache
 from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
 from services.shards.manifest import LoadedManifest, commit, load_manifest, put_asset, read_asset
@@ -41,6 +43,7 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _CODEBOOK, _SYNONYMS = "codebook.ckpt", "synonyms.json"
+_UNFINISHED = ".seit-export-"
 _SPLIT_NAMES = {"val": "validation"}  # the release's name of a split: ours
 
 Progress = Callable[[int, int], None]
@@ -136,20 +139,16 @@ def export_release(
     """Write a dataset's splits, codebook and synonyms in the release format.
 
     overwrite: a release that stands in the folder, all files of it, gives way to the new one, once
-    that is written. After an error the older one stands as it was.
+    that is written. After an error the older one stands as it was. What a process that was killed
+    left of its own goes.
 
     Keys, source sizes and class names have no place in it. Raises InvalidInputError for more
     codes than the format can hold (511), splits that would have the same files, and a folder that
-    holds a release without `overwrite`; and the errors of DatasetReader.
+    holds a release without `overwrite`; StoreError where another process exports into it, or it
+    cannot be made; and the errors of DatasetReader.
     """
     manifest = load_manifest(root, dataset, version).manifest
     stems = _stems(manifest)
-    present = standing_files(folder)
-    if present and not overwrite:
-        raise InvalidInputError(
-            f"{folder} holds a release already ({present[0].name} and others, {len(present)} "
-            "files): give another folder, or --overwrite to replace it"
-        )
     total = sum(shard.rows for split in manifest.splits for shard in split.shards)
     done = 0
 
@@ -160,16 +159,28 @@ def export_release(
             done += len(rows)
             progress(done, total)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".seit-export-", dir=folder) as made:
-        for split, stem in zip(manifest.splits, stems, strict=True):
-            reader = DatasetReader(
-                root, dataset, split=split.name, cache=cache, version=manifest.version
+    taken = (
+        f"another process exports into {folder}: the files of both would be mixed, so this one"
+        " wrote nothing; wait for its end, or give another folder"
+    )
+    with alone(folder, taken) as nobody_else:
+        present = standing_files(folder)
+        if present and not overwrite:
+            raise InvalidInputError(
+                f"{folder} holds a release already ({present[0].name} and others, {len(present)} "
+                "files): give another folder, or --overwrite to replace it"
             )
-            files = ReleaseSplit(Path(made), stem)
-            write_split(files, told(reader.iter_rows()), len(reader), reader.spec.codes)
-        _write_assets(root, manifest, Path(made))
-        _replace(folder, Path(made))
+        for left in folder.glob(f"{_UNFINISHED}*") if nobody_else else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as made:
+            for split, stem in zip(manifest.splits, stems, strict=True):
+                reader = DatasetReader(
+                    root, dataset, split=split.name, cache=cache, version=manifest.version
+                )
+                files = ReleaseSplit(Path(made), stem)
+                write_split(files, told(reader.iter_rows()), len(reader), reader.spec.codes)
+            _write_assets(root, manifest, Path(made))
+            _replace(folder, Path(made))
     return [ReleaseSplit(folder, stem) for stem in stems]
 
 

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,18 +17,26 @@ import pytest
 import safetensors.numpy
 import torch
 
-from services.errors import FormatError, IntegrityError, InvalidInputError, NotFoundError
+from services.errors import (
+    FormatError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+)
 from services.shards.cache import ShardCache
 from services.shards.manifest import commit, list_versions, load_manifest, put_asset, read_asset
 from services.shards.reader import DatasetReader
 from services.shards.release import export_release, import_release, read_synonyms
 from services.shards.release_files import ReleaseSplit, write_split
-from services.shards.store import Store
+from services.shards.store import Store, open_store
 from services.shards.writer import build_split, write_shard
 from services.tokens.codebook import Codebook
 from services.types import TokenRows
 from services.wire.seit import v1 as wire
 from tests.shards.conftest import SPEC
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -227,6 +237,56 @@ def test_an_export_that_ends_midway_leaves_no_release_of_two_halves(
         ({"train": 3, "validation": 3}, ["codebook", "synonyms"]),
         ({"train": 4}, ["codebook"]),
     )
+
+
+_EXPORTER = """
+import sys
+from pathlib import Path
+from services.shards.cache import ShardCache
+from services.shards.release import export_release
+from services.shards.store import open_store
+def told(done, total):
+    print("midway", flush=True)
+    sys.stdin.readline()
+root, out, cache = sys.argv[1:]
+export_release(open_store(root), "ds", Path(out), ShardCache(cache, 1), progress=told)
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_and_a_living_one_stays(
+    tmp_path: Path, make_rows: Callable[[int, int], TokenRows]
+) -> None:
+    root, out = open_store(str(tmp_path / "root")), tmp_path / "out"
+    commit_splits(root, make_rows(3, 0), ["train"], ["codebook"])
+    pipe, caches = subprocess.PIPE, iter("abc")
+
+    def export() -> list[ReleaseSplit]:
+        return export_release(root, "ds", out, ShardCache(tmp_path / "c", 1), overwrite=True)
+
+    def left() -> list[str]:
+        return [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+    def midway() -> subprocess.Popen[str]:
+        places = root.url, str(out), str(tmp_path / next(caches))
+        command = [sys.executable, "-c", _EXPORTER, *places]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "midway\n"
+        return process
+
+    with midway() as killed:
+        killed.kill()
+    (of_killed,) = left()
+    with midway() as living:
+        (of_living,) = left()
+        assert of_living != of_killed
+        with pytest.raises(StoreError, match="another process exports into"):
+            export()
+        assert left() == [of_living]
+        living.communicate("\n" * 9)
+    assert living.returncode == 0
+    assert left() == []
+    assert len(export()) == 1
 
 
 @pytest.mark.parametrize(

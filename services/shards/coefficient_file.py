@@ -6,7 +6,8 @@
     size       int64   bytes of the stream
     data       binary  the stream, as one zstd frame
 
-Key-value metadata beside a column file's own: `seit.coefficients`, JSON with the shape of a row.
+Key-value metadata beside a column file's own: `seit.coefficients`, JSON with the shape of a row,
+and `seit.coefficients.check`, its xxh3-64, which files of 0.2.0 and before lack.
 Each stream is compressed by itself: its numbers have a distribution of their own.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from services.errors import FormatError
 from services.shards.coefficients import (
@@ -32,7 +34,7 @@ from services.shards.coefficients import (
     to_streams,
 )
 
-SHAPE_KEY = b"seit.coefficients"
+SHAPE_KEY, SHAPE_CHECK_KEY = b"seit.coefficients", b"seit.coefficients.check"
 
 _SCHEMA = pa.schema(
     [
@@ -64,7 +66,9 @@ def streams_table(values: Any) -> tuple[pa.Table, dict[bytes, bytes]]:
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     described = json.dumps(asdict(rows.shape)).encode()
-    return pa.Table.from_arrays(arrays, schema=_SCHEMA), {SHAPE_KEY: described}
+    check = xxhash.xxh3_64_hexdigest(described).encode()
+    said = {SHAPE_KEY: described, SHAPE_CHECK_KEY: check}
+    return pa.Table.from_arrays(arrays, schema=_SCHEMA), said
 
 
 def check_streams(file: pq.ParquetFile) -> None:
@@ -78,8 +82,12 @@ def check_streams(file: pq.ParquetFile) -> None:
 
 def rows_of_table(table: pa.Table, metadata: dict[bytes, bytes], rows: int, limit: int) -> Any:
     """Arrow array of the `rows` rows; FormatError, before memory is taken, past `limit` bytes."""
+    described = metadata.get(SHAPE_KEY, b"")
+    check = xxhash.xxh3_64_hexdigest(described).encode()
+    if metadata.get(SHAPE_CHECK_KEY, check) != check:
+        raise FormatError("the description of its rows' shape is damaged: restore it")
     try:
-        said = json.loads(metadata.get(SHAPE_KEY, b""))
+        said = json.loads(described)
         shape = MapShape(**{name: operator.index(side) for name, side in said.items()})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"its description of the rows cannot be read: {error}") from error

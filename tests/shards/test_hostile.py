@@ -99,15 +99,34 @@ def test_what_a_column_says_of_itself() -> None:
     ],
 )
 def test_what_coefficients_say_of_their_shape(shape: str) -> None:
-    """Beside the description that has a checksum."""
     part = Part("dct", "coefficients", "0" * 32, 0, 2)
     maps = np.random.default_rng(0).integers(-3, 3, (2, 12, 4, 4))
     good = part_file(pa.array(to_rows(sparse(maps, 4)), pa.binary()), part)
     text = part.describe().decode()
     right = '{"components": 3, "height": 4, "width": 4, "kept": 4}'
-    read_part(signed(good, "seit.column", text, {"seit.coefficients": right}), part, "part")
+
+    def saying(shape: str) -> bytes:
+        check = xxhash.xxh3_64_hexdigest(shape.encode())
+        said = {"seit.coefficients": shape, "seit.coefficients.check": check}
+        return signed(good, "seit.column", text, said)
+
+    read_part(saying(right), part, "part")
     with pytest.raises(FormatError, match="cannot be read"):
-        read_part(signed(good, "seit.column", text, {"seit.coefficients": shape}), part, "part")
+        read_part(saying(shape), part, "part")
+
+
+def test_a_shape_of_coefficients_that_was_damaged() -> None:
+    """Another shape of as many blocks fits the streams as well: only its checksum tells."""
+    part = Part("dct", "coefficients", "0" * 32, 0, 2)
+    maps = np.random.default_rng(0).integers(-3, 3, (2, 12, 4, 4))
+    good = part_file(pa.array(to_rows(sparse(maps, 4)), pa.binary()), part)
+    right, other = (b'"height": %d, "width": %d' % sides for sides in ((4, 4), (2, 8)))
+    assert right in good
+    with pytest.raises(FormatError, match="shape is damaged"):
+        read_part(good.replace(right, other), part, "part")
+    _, values = read_part(good, part, "part")
+    before = good.replace(b"seit.coefficients.check", b"seit.coefficients.other")  # as of 0.2.0
+    assert np.array_equal(read_part(before, part, "part")[1], values)
 
 
 @pytest.mark.parametrize("header", HEADERS)

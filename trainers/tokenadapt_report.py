@@ -22,7 +22,7 @@ from services.augment.tokenadapt import TokenAdapt, codebook_digest
 from services.errors import InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture
 from services.plan.draws import check_seed
-from services.shards.store import read_url
+from services.shards.store import open_store, read_url
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import Codebook
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
@@ -130,7 +130,7 @@ def measure(config: ReportConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     _draw(told, config.out / "report.png")
-    (config.out / "report.json").write_text(strict_json(told, indent=2) + "\n")
+    open_store(str(config.out)).write("report.json", (strict_json(told, indent=2) + "\n").encode())
     return told
 
 

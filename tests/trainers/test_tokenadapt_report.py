@@ -51,7 +51,11 @@ def test_it_leaves_figures_and_pictures(
     found = []
     for batch in ("2", "5"):  # five pictures are held out
         out = tmp_path / batch
-        code = main(words(files, images, out, "--batch", batch, "--views.mixup-alpha", "0.5"))
+        out.mkdir()
+        (out / "report.json").write_text("an older one")
+        with (out / "report.json").open() as reader:
+            code = main(words(files, images, out, "--batch", batch, "--views.mixup-alpha", "0.5"))
+            assert reader.read() == "an older one"  # whole, whenever it is read
         assert code == 0
         for name in ("report.png", "augmentations.png"):
             with Image.open(out / name) as picture:

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, NotFoundError
 from services.folders import check_file, read_file, walk
 from services.masks import list_masked
 from services.pictures import list_pictures, open_picture, picture_size
+from services.shards.store import open_store
+from services.sources.listed import ListedSource
+from services.sources.parquet import ParquetSource
 from services.sources.plain import PlainSource
-from services.sources.sample import Sample
-from tests.sources.archived import picture
+from services.sources.sample import PictureSource, Sample
+from services.sources.webdataset import WebDatasetSource
+from tests.sources.archived import picture, samples, write_parquet, write_tar
 
 
 def put(path: Path, number: int = 0) -> Path:
@@ -37,6 +41,35 @@ def test_a_link_that_leads_round_gives_each_picture_once(tmp_path: Path) -> None
     masked = list_masked(tmp_path / "in", tmp_path / "masks")
     assert [one.key for one in masked.splits["train"]] == keys
     assert sorted(masked.masks) == keys
+
+
+def test_links_to_folders_are_followed_by_every_source(tmp_path: Path) -> None:
+    """To data that lies elsewhere, round in a circle, and to nothing."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "in"
+    put(elsewhere / "1.jpg", 1)
+    write_tar(elsewhere / "1.tar", samples([1]))
+    write_parquet(elsewhere / "1.parquet", [1])
+    put(root / "cat/0.jpg")
+    write_tar(root / "cat/0.tar", samples([0]))
+    write_parquet(root / "cat/0.parquet", [0])
+    (root / "cat/linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(root)
+    for name in ("tar", "parquet"):
+        (root / f"cat/gone.{name}").symlink_to("nothing")
+    store, listed = open_store(str(root)), list_pictures(root)
+    pictures = ["cat/0.jpg", "cat/linked/1.jpg"]
+    sources: list[tuple[PictureSource, list[str]]] = [
+        (PlainSource(root, 10), pictures),
+        (ListedSource("classes", listed.classes, listed.splits, 10), pictures),
+        (WebDatasetSource(store), ["cat/0/000000000", "cat/linked/1/000000001"]),
+        (ParquetSource(store), ["cat/0/000000000", "cat/linked/1/000000000"]),
+    ]
+    for source, wanted in sources:
+        found = [one for job in range(len(source.sizes)) for one in source.read(job)]
+        assert [one.key for one in found if isinstance(one, Sample)] == wanted, source.kind
+        assert len(found) == 2
+    with pytest.raises(NotFoundError, match=r"no folder .*nowhere"):
+        WebDatasetSource(open_store(str(tmp_path / "nowhere")))
 
 
 def test_folders_are_given_in_order_and_those_taken_out_are_not_entered(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from services.errors import InvalidInputError
-from services.shards.store import Entry, Store
+from services.folders import walk
+from services.shards.store import Entry, LocalStore, Store, refuse_missing
 from services.sources.sample import Fault, Found, Sample, Unit, check_key
 
 JOB_BYTES = 1 << 29
@@ -22,7 +24,8 @@ class ArchiveSource(ABC):
 
     See `PictureSource`. A file that is damaged is a `Fault`, after what could be read of it; a
     storage that does not answer is a StoreError.
-    Raises: InvalidInputError where no file has one of the endings, or two differ in it alone.
+    Raises: NotFoundError for no folder; InvalidInputError where no file has one of the endings, or
+    two differ in it alone.
     """
 
     kind: ClassVar[str]
@@ -33,7 +36,7 @@ class ArchiveSource(ABC):
 
     def __init__(self, store: Store, captions: bool, job_bytes: int = JOB_BYTES) -> None:
         self._store, self.captions = store, captions
-        entries = [entry for entry in store.scan() if self.holds(entry.path)]
+        entries = [entry for entry in _listed(store) if self.holds(entry.path)]
         if not entries:
             raise InvalidInputError(
                 f"{store.url or '/'} holds no file {', '.join(self.endings)}: there is nothing to "
@@ -87,6 +90,22 @@ class ArchiveSource(ABC):
     @abstractmethod
     def pictures(self, entry: Entry) -> Iterator[Found]:
         """What a file holds, in its order; keys are names within the file."""
+
+
+def _listed(store: Store) -> list[Entry]:
+    """All files, by path. Links to folders are followed, as where pictures are files themselves;
+    `Store.scan` does not: what is tidied up by it must stand in the folder.
+    """
+    if not isinstance(store, LocalStore):
+        return store.scan()
+    refuse_missing(store, "archives of pictures")
+    found = []
+    for place, _, names in walk(store.url):
+        for full in (os.path.join(place, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # a link to nothing, or removed since
+                stat = os.stat(full)
+                found.append(Entry(os.path.relpath(full, store.url), stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda entry: entry.path)
 
 
 def _packed(entries: Sequence[Entry], job_bytes: int) -> Iterator[list[Entry]]:

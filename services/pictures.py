@@ -274,9 +274,9 @@ def decode_picture(data: bytes, name: str, height: int, width: int, border: int 
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits; transparency is dropped.
     Raises `InvalidInputError` for anything that is not a whole picture of a known format, or
-    claims more than `MAX_PIXELS` pixels.
+    claims more than `MAX_PIXELS` pixels, its own or made `width` wide.
     """
-    with _opened(data, name) as image:
+    with _opened(data, name, width) as image:
         inside = (border, border, image.width - border, image.height - border)
         rgb = _to_rgb(image).crop(inside) if border else _to_rgb(image)
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
@@ -284,11 +284,16 @@ def decode_picture(data: bytes, name: str, height: int, width: int, border: int 
 
 
 @contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The picture of a file's bytes; damage that shows inside the context is named, too."""
+def _opened(data: bytes, name: str, width: int = 1) -> Iterator[Image.Image]:
+    """The picture of a file's bytes; damage that shows inside the context is named, too.
+
+    width: that it is brought to, before its height is: a column of pixels, which costs a file
+    nothing, would take so many times its memory.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
-            pixels = image.width * image.height
+            pixels = max(image.width, width) * image.height
+            claimed = f"{image.width}x{image.height}"
             if pixels <= MAX_PIXELS:
                 yield image
                 return
@@ -297,8 +302,8 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
             f"{name}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
         ) from error
     raise InvalidInputError(
-        f"{name}: claims {pixels} pixels, more than {MAX_PIXELS}: refused as a decompression "
-        "bomb; shrink or skip it"
+        f"{name}: claims {claimed}, which made at least {width} wide are {pixels} pixels, more than"
+        f" {MAX_PIXELS}: refused as a decompression bomb; shrink or skip it"
     )
 
 

@@ -186,6 +186,27 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
         read_picture(tmp_path / "absent", 8, 8)
 
 
+def test_a_column_of_pixels_is_not_widened_to_gigabytes() -> None:
+    """Its file is small, and so is it: until it is brought to a width."""
+    stream = io.BytesIO()
+    Image.new("L", (1, 500_000)).save(stream, "PNG")
+    assert decode_picture(stream.getvalue(), "thin.png", 8, 8).shape == (3, 8, 8)
+    with pytest.raises(InvalidInputError, match=r"thin\.png: claims 1x500000, .* 256 wide .*bomb"):
+        decode_picture(stream.getvalue(), "thin.png", 256, 256)
+
+
+def test_an_animation_with_a_damaged_header_is_refused_at_once() -> None:
+    """A bit of the canvas's height is flipped: it is 1,048,640 pixels high for frames of 64."""
+    frames = [Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in (0, 100, 200)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:])
+    data = bytearray(stream.getvalue())
+    assert decode_picture(bytes(data), "a.webp", 256, 256).shape == (3, 256, 256)
+    data[29] ^= 1 << 4
+    with pytest.raises(InvalidInputError, match=r"a\.webp: claims 64x1048640"):
+        decode_picture(bytes(data), "a.webp", 256, 256)
+
+
 @pytest.mark.parametrize("limit", [44, 22, 10])
 def test_decompression_bombs_are_refused(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     # Ours alone, then also Pillow's warning and its error (at twice its limit).

@@ -28,6 +28,9 @@ _FETCHES = 4  # shards that a process fetches at a time (services/stream/ahead.p
 _QUALITY_STEPS = 8
 _QUALITY_ROWS = 2**20  # looked at for the shuffle's quality, at most
 _MAX_SHARDS = 2 * 10**7
+_MAX_BLOCKS = 2**17  # of a step, and so trainers and nodes: half a minute, in 2.5 GB of memory
+_MAX_BATCH_ROWS = 2**24
+_MAX_FOLLOWED = 10**8  # shards and lanes over all epochs: minutes
 _MOST = 2**63 - 1  # of a number that is counted with
 
 Progress = Callable[[int, int], None]
@@ -101,10 +104,25 @@ class Scenario:
                 f"{self.gpus} GPUs do not divide the {self.order.blocks_per_step} blocks of a step:"
                 " all would wait for those with the larger shares; give a divisor, or other blocks"
             )
-        if -(-self.rows // self.shard_rows) > _MAX_SHARDS:
+        shards, lanes = -(-self.rows // self.shard_rows), self.order.lanes
+        blocks, batch = self.order.blocks_per_step, self.order.global_batch_rows
+        if shards > _MAX_SHARDS:
             raise InvalidInputError(
                 f"{self.rows} rows in shards of {self.shard_rows} are more than {_MAX_SHARDS:,} "
                 "shards: the plan itself would take gigabytes; use larger shards"
+            )
+        if blocks > _MAX_BLOCKS or batch > _MAX_BATCH_ROWS:
+            raise InvalidInputError(
+                f"a step of {batch:,} rows in {blocks:,} blocks for {self.gpus:,} GPUs, expected at"
+                f" most {_MAX_BATCH_ROWS:,} rows in {_MAX_BLOCKS:,} blocks: following it would take"
+                " hours and all memory; simulate a part, as many times fewer rows on as many times"
+                " fewer nodes"
+            )
+        if self.epochs * (shards + lanes) > _MAX_FOLLOWED:
+            raise InvalidInputError(
+                f"{self.epochs:,} epochs of {shards:,} shards in {lanes:,} lanes are more than"
+                f" {_MAX_FOLLOWED:,} to follow: it would take hours; give fewer epochs (the last of"
+                " three stands for all later ones), or larger shards"
             )
 
 

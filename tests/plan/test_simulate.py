@@ -128,6 +128,9 @@ def test_a_cache_of_half_the_share_hits_nearly_half() -> None:
         ({"cache_bytes": 10**30}, "at most 9.22e"),
         ({"rows": 10**12}, "use larger shards"),
         ({"gpus": 6}, "6 GPUs do not divide"),
+        ({"order": OrderSpec(0, 2**23, 8, 4, 3)}, "in 1,048,576 blocks .* at most"),
+        ({"order": OrderSpec(0, 2**25, 2**20, 4, 3)}, "step of 33,554,432 rows"),
+        ({"epochs": 10**6}, "1,000,000 epochs of 600 shards in 4 lanes"),
     ],
 )
 def test_what_no_run_can_be_is_refused(changes: dict[str, float], says: str) -> None:

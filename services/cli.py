@@ -143,6 +143,7 @@ class Serve:
 
         from services.stats.app import create_app
         from services.stats.patience import Patient
+        from services.stats.seldom import Seldom
         from services.stats.streams import open_runs
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
@@ -158,6 +159,7 @@ class Serve:
             limit_concurrency=_CONNECTIONS,
             server_header=False,
         )
+        logging.getLogger("uvicorn.error").addFilter(Seldom())
         with contextlib.suppress(KeyboardInterrupt):  # a service's usual end
             uvicorn.Server(config).run(sockets)
         return 0

@@ -26,6 +26,9 @@ class Ahead:
 
     fetch: fetches one, or finds it there. What the fetches cost is kept for `cost`. Errors stay
     where they are: whoever needs the shard meets them again, and says them.
+
+    Several readers share it; each is named by its own event `ended`, those who never end by None.
+    What one of them gives up is still fetched where another one wants it.
     """
 
     def __init__(self, fetch: Callable[[Place], object]) -> None:
@@ -33,15 +36,21 @@ class Ahead:
         self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="seit-ahead")
         self._guard = threading.Lock()
         self._running: dict[Place, Future[StoreError | None]] = {}
+        self._wanted: dict[Place, set[threading.Event | None]] = {}  # by whom, of those running
         self._cost = Reading()
 
-    def begin(self, places: Iterable[Place]) -> list[Future[StoreError | None]]:
+    def begin(
+        self, places: Iterable[Place], ended: threading.Event | None = None
+    ) -> list[Future[StoreError | None]]:
         """Start fetching what is not under way; returns without waiting."""
         with self._guard:
+            begun = []
             for place in places:
                 if place not in self._running:
                     self._running[place] = self._pool.submit(self._one, place)
-            return [self._running[place] for place in places if place in self._running]
+                self._wanted.setdefault(place, set()).add(ended)
+                begun.append(self._running[place])
+            return begun
 
     def wait(self, places: list[Place], ended: threading.Event | None = None) -> None:
         """Fetch them, side by side, and return when all stand in the cache or have failed.
@@ -50,7 +59,7 @@ class Ahead:
         given up, and it is left to whoever needs them to say so.
         ended: set when nobody wants them any more; then CancelledError, once `cancel` is called.
         """
-        for future in self.begin(places):
+        for future in self.begin(places, ended):
             try:
                 failed = future.result() is not None
             except CancelledError:
@@ -58,15 +67,19 @@ class Ahead:
             if ended is not None and ended.is_set():
                 raise CancelledError
             if failed:
-                self.cancel(places)
+                self.cancel(ended, places)
                 return
 
-    def cancel(self, places: Iterable[Place] | None = None) -> None:
-        """Do not begin to fetch these, all by default, that have not begun."""
+    def cancel(
+        self, ended: threading.Event | None = None, places: Iterable[Place] | None = None
+    ) -> None:
+        """Want these no more, all by default; what nobody else wants is not begun."""
         with self._guard:
             for place in list(self._running) if places is None else places:
-                if place in self._running and self._running[place].cancel():
-                    del self._running[place]
+                wanted = self._wanted.get(place, set())
+                wanted.discard(ended)
+                if place in self._running and not wanted and self._running[place].cancel():
+                    self._forget(place)
 
     def cost(self) -> Reading:
         """What was read since the last call."""
@@ -83,5 +96,8 @@ class Ahead:
         finally:
             with self._guard:
                 self._cost += tally.reading() - before
-                del self._running[place]
+                self._forget(place)
         return None
+
+    def _forget(self, place: Place) -> None:
+        del self._running[place], self._wanted[place]

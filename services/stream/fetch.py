@@ -94,7 +94,8 @@ def fetch_shares(
     but for bytes and retries, which stand in the first one's.
 
     look_ahead: begin to fetch what is due later. Not where another process soon takes over.
-    ended: set when nobody wants them any more: CancelledError then, from a wait for shards.
+    ended: of the stream, set when it wants them no more: CancelledError then, from a wait for
+        shards. Several streams of a process, each with its own, do not disturb each other.
     """
     began, before = time.perf_counter(), tally.reading()
     sources = opened(request)
@@ -104,7 +105,7 @@ def fetch_shares(
     epochs_TN = np.repeat(epochs_TJ, request.order.block_rows, axis=1)
     taken = sources.take(rows_TN.reshape(-1), epochs_TN.reshape(-1), ended)
     if look_ahead:
-        sources.look_ahead(steps[-1], slots)
+        sources.look_ahead(steps[-1], slots, ended)
     cost = asdict(tally.reading() - before + sources.cost_ahead())
     spent = (time.perf_counter() - began) / len(steps)
     size = rows_TN.shape[1]

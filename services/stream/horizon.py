@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from services.plan import epoch
 from services.plan.epoch import RowPlan
 from services.types import IntArray
+
+_Reader: TypeAlias = tuple[object, range]  # (a stream, the slots of one of its ranks)
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,23 @@ class Horizon:
         self._plan, self._last = plan, last_step
         self._distance = max(1, epoch.LOOK_AHEAD_ROWS // plan.order.global_batch_rows)
         self._stride = max(1, self._distance // 4)
-        self._due: dict[range, dict[int, IntArray]] = {}  # by slots and step
+        self._due: dict[_Reader, dict[int, IntArray]] = {}  # by reader and step
 
-    def at(self, step: int, slots: range) -> Needs | None:
+    def forget(self, stream: object) -> None:
+        """Nothing is needed by this stream any more."""
+        for reader in [reader for reader in self._due if reader[0] is stream]:
+            del self._due[reader]
+
+    def at(self, step: int, slots: range, stream: object = None) -> Needs | None:
         """What is needed once a rank has come to a step; None if that was asked not long ago.
 
-        slots: those of the rank, as `RowPlan.rank_slots` gives them.
+        slots: those of the rank, as `RowPlan.rank_slots` gives them. stream: of several at a time,
+        each somewhere else; None for the one whose ranks this process reads for as they come.
         """
         now = step // self._stride * self._stride
         later = now + self._distance
-        due = self._due.setdefault(slots, {})
+        reader = stream, slots
+        due = self._due.setdefault(reader, {})
         if later in due:
             return None
         # Kept a stride longer than need be: another thread may be a few steps behind.
@@ -51,9 +61,10 @@ class Horizon:
             if at not in due:
                 last = at if self._last is None else min(at, self._last)
                 due[at] = self._plan.open_shards(last, slots)
-        # Ranks go along together: who is elsewhere has ended, or has another share by now.
+        # Its ranks go along together: who is elsewhere has ended, or has another share by now.
         far = 2 * self._distance
-        for other in [other for other, its in self._due.items() if abs(max(its) - later) > far]:
-            del self._due[other]
+        for other, its in list(self._due.items()):
+            if other[0] is stream and abs(max(its) - later) > far:
+                del self._due[other]
         every = [shards for due in self._due.values() for shards in due.values()]
         return Needs(due[later], np.unique(np.concatenate(every)))

@@ -158,7 +158,7 @@ class Sources:
     def take(self, rows: IntArray, epochs: IntArray, ended: threading.Event | None = None) -> Taken:
         """Rows of the plan in the order asked. rows, epochs: (N,), each row's number and epoch.
 
-        ended: set when nobody wants them any more; see `end`.
+        ended: of the stream, set when it wants them no more; see `end`.
         Raises: CancelledError then; IntegrityError for a shard whose bytes on storage are wrong,
         unless the request skips damaged ones; FormatError, NotFoundError and StoreError of the
         reader.
@@ -181,22 +181,26 @@ class Sources:
         lost = tuple(self._damaged.values()) if (shard < 0).any() else ()
         return replace(taken, rows=np.where(shard < 0, -1, rows), lost=lost)
 
-    def look_ahead(self, step: int, slots: range) -> None:
+    def look_ahead(self, step: int, slots: range, ended: threading.Event | None = None) -> None:
         """Begin to fetch the shards that a rank needs some steps later, and let go of those that
-        it is done with. slots: of the rank.
+        it is done with. slots: of the rank. ended: of its stream, see `end`.
         """
         with self._looking:
-            needs = self._horizon.at(step, slots)
+            if ended is not None and ended.is_set():
+                return
+            needs = self._horizon.at(step, slots, ended)
             if needs is None:
                 return
             source, shard = self.plan.source_of(needs.all)
             for number, reader in enumerate(self._readers):
                 reader.keep(shard[source == number].tolist())
-        self._ahead.begin(self._missing(*self.plan.source_of(needs.later)))
+            self._ahead.begin(self._missing(*self.plan.source_of(needs.later)), ended)
 
-    def end(self) -> None:
-        """Fetch nothing more ahead that has not begun: whoever looked ahead has ended."""
-        self._ahead.cancel()
+    def end(self, ended: threading.Event) -> None:
+        """Fetch nothing more that only the stream wanted whose event this is; it is set."""
+        with self._looking:
+            self._horizon.forget(ended)
+            self._ahead.cancel(ended)
 
     def let_go(self) -> None:
         """Hold nothing of the node's cache any more that was not looked ahead for."""

@@ -42,7 +42,7 @@ def in_threads(
 
     def end() -> None:
         ended.set()
-        opened(request.fetched).end()
+        opened(request.fetched).end(ended)
 
     if request.only_cuts:
         made = in_order(prepare, groups(request.fetched, rank, world, steps), _GROUPS_AHEAD, end)

@@ -60,7 +60,7 @@ def test_what_nobody_wants_any_more_is_not_begun() -> None:
     for _ in range(FETCHES):
         assert storage.begun.acquire(timeout=60)
     ended.set()
-    ahead.cancel()
+    ahead.cancel(ended)
     storage.may_end.set()
     assert heard.wait(60)
     waiter.join()
@@ -70,17 +70,22 @@ def test_what_nobody_wants_any_more_is_not_begun() -> None:
 
 
 def test_another_reader_goes_on_when_one_ends() -> None:
-    """Both read the same shards: what was given up for one, the other fetches where it lacks."""
-    storage = Storage()
+    """Both want the same shards: none of them is given up, or fetched twice."""
+    storage, ended = Storage(), threading.Event()
     ahead = Ahead(storage.fetch)
-    waiter = threading.Thread(target=ahead.wait, args=(PLACES,))
+    ahead.begin(PLACES, ended)
+    waiter = threading.Thread(target=ahead.wait, args=(PLACES, threading.Event()))
     waiter.start()
     for _ in range(FETCHES):
         assert storage.begun.acquire(timeout=60)
-    ahead.cancel()
+    own = [(1, shard) for shard in range(9)]
+    ahead.begin(own, ended)
+    ended.set()
+    ahead.cancel(ended)
     storage.may_end.set()
     waiter.join(60)
     assert not waiter.is_alive()
+    assert storage.asked == Counter(PLACES)
 
 
 def test_the_end_comes_before_the_wait_for_those_at_work() -> None:

@@ -56,6 +56,28 @@ def test_ranks_of_an_earlier_world_are_forgotten() -> None:
     assert set(needs.all) <= set(np.concatenate(alone))
 
 
+def test_streams_far_apart_are_followed_each_by_itself() -> None:
+    """Neither is taken for the other, at the same place or elsewhere, nor needed once it ended."""
+    plan = Plan(np.full(4000, 50), order())
+    together, one, slots = Horizon(plan, None), Horizon(plan, None), plan.rank_slots(0, 1)
+    streams = {"near": 0, "beside": 0, "far": 7000}
+    for step in range(3000):
+        alone = one.at(step, slots)
+        found = {name: together.at(start + step, slots, name) for name, start in streams.items()}
+        for name in ("near", "beside"):
+            assert (found[name] is None) == (alone is None)
+            if alone is not None:
+                assert set(alone.later) == set(found[name].later)
+                assert set(alone.all) <= set(found[name].all)
+    for name in ("beside", "far"):
+        together.forget(name)
+    alone, needs = _last(one, range(3000, 6000), slots), None
+    for step in range(3000, 6000):
+        needs = together.at(step, slots, "near") or needs
+    assert needs is not None
+    assert set(needs.all) == set(alone.all)
+
+
 def test_a_finite_plan_is_followed_to_its_end() -> None:
     plan = SequentialPlan(np.full(500, 480), order())
     last = plan.steps_per_epoch - 1

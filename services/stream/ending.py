@@ -9,9 +9,12 @@ that has others.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray._private import auto_init_hook
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 if TYPE_CHECKING:
@@ -46,6 +49,20 @@ class Ending:
     def end(self) -> None:
         """End them, those that begin later too: who waits for a block meets the end of all."""
         _ended.add(self._name)
+
+
+def outlive_ray() -> None:
+    """Let this process leave a stream after it has shut Ray down, quietly and at once.
+
+    Ray's threads tidy up after the execution then: they would start another cluster to do so (which
+    a process that joined one has no use for), and warn of each figure that finds nobody.
+    """
+    auto_init_hook.enable_auto_connect = False
+    logging.getLogger("ray.data._internal.stats").addFilter(_is_up)
+
+
+def _is_up(record: logging.LogRecord) -> bool:
+    return bool(ray.is_initialized())
 
 
 class End(ExecutionCallback):

@@ -73,6 +73,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # What asks for the head alone is answered as a GET, all but the body: `asked` is what the
+        # rest of the service sees, `scope` what the server and the measuring know of it.
+        head_only = scope["method"] == "HEAD"
+        asked = {**scope, "method": "GET"} if head_only else scope
         begun = False
 
         async def guarded(message: Message) -> None:
@@ -82,6 +86,8 @@ class Guard:
                 known = {name for name, _ in message["headers"]}
                 added = (one for one in _RAW_HEADERS if one[0] not in known)
                 message["headers"] = [*message["headers"], *added]
+            elif head_only:
+                message = {**message, "body": b""}
             await send(message)
 
         refusal = self._refusal(scope)
@@ -91,7 +97,7 @@ class Guard:
             return
         try:
             async with asyncio.timeout(self._seconds):
-                await self._app(scope, receive, guarded)
+                await self._app(asked, receive, guarded)
         except TimeoutError:
             if begun:
                 raise  # too late for another answer: the connection ends
@@ -101,6 +107,9 @@ class Guard:
             )
             answer = problem(Request(scope), HTTPStatus.SERVICE_UNAVAILABLE, detail)
             await answer(scope, receive, guarded)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]
 
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str, dict[str, str]] | None:
         headers = dict(scope["headers"])

@@ -85,6 +85,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers) if error.headers else None
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"allow": "GET, HEAD"}  # the guard answers HEAD, of which no route knows
     return problem(request, status, _HINTS.get(status, str(error.detail)), headers)
 
 

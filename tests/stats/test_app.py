@@ -175,7 +175,7 @@ def test_a_damaged_manifest_is_told(client: TestClient, root: Store) -> None:
 
 def test_writing_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/datasets")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert answer.headers["content-type"] == "application/problem+json"
 
 

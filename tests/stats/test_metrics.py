@@ -69,6 +69,7 @@ def test_streams_datasets_and_requests_are_counted(
     assert client.get("/v1/streams/none").status_code == 404
     assert client.get("/v1/datasets/digits").status_code == 200
     assert client.get("/wp-login.php").status_code == 404
+    assert client.head("/v1/datasets/digits").status_code == 200
     assert client.request("BREW", "/v1/datasets").status_code == 405
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -90,6 +91,7 @@ def test_streams_datasets_and_requests_are_counted(
     assert found[key(counted, method="GET", path=path, status="200")] == 1
     assert found[key(counted, method="GET", path=path, status="404")] == 1
     assert found[key(counted, method="GET", path="/v1/datasets/{name}", status="200")] == 1
+    assert found[key(counted, method="HEAD", path="/v1/datasets/{name}", status="200")] == 1
     assert found[key(counted, method="GET", path="other", status="404")] == 1
     assert found[key(counted, method="other", path="/v1/datasets", status="405")] == 1
     assert found[key("seit_service_request_seconds_count", path=path)] == 2

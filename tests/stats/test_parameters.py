@@ -60,3 +60,13 @@ def test_pages_take_what_a_link_to_them_carries(client: TestClient) -> None:
     """They hold no answer that could be a wrong one."""
     for path in ("/?from=mail", "/docs?from=mail", "/assets/app.js?v=1"):
         assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/", "/docs", "/v1/datasets/none", "/nothing"])
+def test_the_head_of_an_answer_is_that_of_the_whole(client: TestClient, path: str) -> None:
+    """Probes and load balancers ask for it alone."""
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    kept = ("content-type", "etag", "vary", "cache-control", "x-content-type-options")
+    for name in kept:
+        assert head.headers.get(name) == whole.headers.get(name), name

@@ -39,8 +39,8 @@ from services.wire.seit import v1 as wire
 
 _STREAMS, _RUN = "streams", "run.json"
 _RANK_FILE = re.compile(rf"{_STREAMS}/rank-(0|[1-9][0-9]{{0,5}})\.json")
-_FOLDER_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._+=@,-]{0,127}")
-_RUN_NAME = re.compile(rf"{_FOLDER_NAME.pattern}(~[1-9][0-9]{{0,5}})?")
+_NAME_CHARACTERS = 128
+_NUMBER = re.compile(r"[1-9][0-9]{0,5}")  # of the folder that a run of a taken name is in
 _MAX_FILE_BYTES = 1 << 20
 _LISTINGS = 16  # folders listed at the same time
 _RETRY = RetryPolicy(attempts=3)  # who asks would rather hear soon that the storage is out
@@ -242,7 +242,15 @@ def open_runs(urls: Sequence[str]) -> list[Store]:
 
 
 def _is_folder(name: str) -> bool:
-    return _FOLDER_NAME.fullmatch(name) is not None
+    """Whether a folder may be a run's. A name is looked up, never made a path of: what people call
+    their folders is good, in any script and with spaces."""
+    sound = 0 < len(name) <= _NAME_CHARACTERS and name.isprintable()
+    return sound and not name.startswith(".") and not set(name) & set("/\\~")
+
+
+def _is_run(name: str) -> bool:
+    folder, several, number = name.partition("~")
+    return _is_folder(folder) and (not several or _NUMBER.fullmatch(number) is not None)
 
 
 def listed(folders: Sequence[Store], state: str | None = None) -> Iterator[wire.StreamInfo]:
@@ -253,10 +261,11 @@ def listed(folders: Sequence[Store], state: str | None = None) -> Iterator[wire.
 
 def check_run_name(name: str) -> str:
     """The name itself if it may be one of a run; InvalidInputError otherwise."""
-    if not _RUN_NAME.fullmatch(name):
+    if not _is_run(name):
         raise InvalidInputError(
-            f"run name {name!r} is not valid: 1 to 128 of A-Z a-z 0-9 . _ + = @ , - (first a letter"
-            " or digit, no '..'), and ~N behind it where several folders hold one of that name"
+            f"run name {name!r} is not valid: 1 to {_NAME_CHARACTERS} printable characters without"
+            " / \\ ~ and with no . in front, and ~N behind it where several folders hold one of"
+            " that name; folders of other names are not shown: rename them"
         )
     return name
 
@@ -326,7 +335,7 @@ def _cursor(key: tuple[int, str]) -> str:
 def _parse_cursor(text: str) -> tuple[int, str]:
     started, dot, name = text.partition(".")
     sound = started.isascii() and started.isdigit() and len(started) < 19
-    if not (dot and sound and _RUN_NAME.fullmatch(name)):
+    if not (dot and sound and _is_run(name)):
         raise InvalidInputError(
             f"cursor {text!r} is not one that this service gave out; start again without a cursor"
         )

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import uvicorn
@@ -146,6 +147,27 @@ def test_a_folder_may_be_a_run_itself_and_names_may_meet(tmp_path: Path) -> None
         write_run(tmp_path / name, state="finished")
     found = states(looked_at(tmp_path / "a", tmp_path / "b", tmp_path / "single"))
     assert found == dict.fromkeys(["mtm", "mtm~2", "single"], "finished")
+
+
+@pytest.mark.parametrize(
+    "name", ["tok 1", "läuf", "実験(2)", "a..b", "#7 100%", "_lr=0.1", "x" * 128]
+)
+def test_a_folder_may_be_called_as_people_call_theirs(root: Store, runs: Path, name: str) -> None:
+    write_run(runs / name, state="finished")
+    settings = load_settings({"SEIT_STATS_FRESH_SECONDS": "600"})
+    with TestClient(create_app(root, settings, open_runs([str(runs)]))) as client:
+        (found,) = client.get("/v1/streams").json()["streams"]
+        assert found["name"] == name
+        assert client.get("/v1/streams/" + quote(name, safe="")).json()["state"] == "finished"
+        assert f'run="{name}"' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("name", [".hidden", "two\nlines", "a~1", "back\\slash", "x" * 129])
+def test_a_folder_of_a_name_that_steers_is_passed_over(runs: Path, name: str) -> None:
+    write_run(runs / "good", state="finished")
+    (runs / name).mkdir()
+    shutil.copytree(runs / "good", runs / name, dirs_exist_ok=True)
+    assert states(looked_at(runs)) == {"good": "finished"}
 
 
 def test_a_thousand_runs_are_answered_from_memory(root: Store, runs: Path) -> None:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from services.errors import InvalidInputError, NotFoundError
 from services.pictures import Picture, list_pictures
 from services.plan.draws import check_seed
-from services.shards.store import absolute_url, open_store, read_url
+from services.shards.store import absolute_url, open_store, read_as
 from services.stream.pictures import PictureSet, picture_splits
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from trainers.data_config import check_share, require
@@ -194,7 +194,7 @@ def _robustness(
     names: Sequence[str],
     device: torch.device,
 ) -> None:
-    tokenizer = load_tokenizer(read_url(absolute_url(config.tokenizer)))
+    tokenizer = read_as(absolute_url(config.tokenizer), load_tokenizer)
     pictures, classes = _pictures(config)
     shifted = _shifted(
         config.shifted, classifiers[0].classes
@@ -272,7 +272,7 @@ def _rows(config: EvaluateConfig, classifier: Classifier, device: torch.device) 
     if config.dataset:
         place = (absolute_url(config.root), config.dataset, config.split, config.version)
         return token_rows(classifier, *place, config.batch)
-    tokenizer = load_tokenizer(read_url(absolute_url(config.tokenizer)))
+    tokenizer = read_as(absolute_url(config.tokenizer), load_tokenizer)
     pictures, classes = _pictures(config)
     return picture_rows(classifier, tokenizer, pictures, classes, config.batch, device)
 

@@ -29,7 +29,7 @@ from services.augment.tokenadapt import TokenAdapt
 from services.errors import InvalidInputError
 from services.gallery.sheet import literal
 from services.plan.draws import check_seed, hash_key
-from services.shards.store import absolute_url, open_store, read_url
+from services.shards.store import absolute_url, open_store, read_as
 from services.types import FloatArray, IntArray
 from trainers.augmented_rows import Kind, augmented
 from trainers.charts import save_figure
@@ -205,7 +205,7 @@ def _splits(
     """Rows that the probe learns on, and those that it is tested on."""
     adapt = None
     if kind == "tokenadapt":
-        adapt = TokenAdapt.from_bytes(read_url(absolute_url(config.tokenadapt)))
+        adapt = read_as(absolute_url(config.tokenadapt), TokenAdapt.from_bytes)
 
     def rows(split: str) -> Rows:
         place = (absolute_url(config.root), config.dataset, split, config.version)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from services.augment.tokenadapt import TokenAdapt
 from services.pictures import Picture
-from services.shards.store import read_url
+from services.shards.store import read_as
 from services.stream.jobs import jobs_at
 from services.tokens.tokenizer import load_tokenizer
 from trainers.chain import fingerprint
@@ -123,9 +123,9 @@ def _check(config: StudyConfig) -> None:
     adapt = config.tokenadapt_options
     check(TokenAdaptRun, TOKENADAPT_RECIPES, config.tokenadapt_recipe, adapt)
     if config.tokenizer:
-        tokenizer = load_tokenizer(read_url(config.tokenizer))
+        tokenizer = read_as(config.tokenizer, load_tokenizer)
         if config.tokenadapt:
-            weights = TokenAdapt.from_bytes(read_url(config.tokenadapt))
+            weights = read_as(config.tokenadapt, TokenAdapt.from_bytes)
             check_belongs(weights, tokenizer.spec, tokenizer.codebook)
 
 

@@ -22,7 +22,7 @@ from services.augment.tokenadapt import TokenAdapt, codebook_digest
 from services.errors import InvalidInputError
 from services.pictures import Picture, list_pictures, read_picture
 from services.plan.draws import check_seed
-from services.shards.store import open_store, read_url
+from services.shards.store import open_store, read_as
 from services.stream.pictures import picture_splits
 from services.tokens.codebook import Codebook
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
@@ -89,8 +89,8 @@ def measure(config: ReportConfig) -> dict[str, Any]:
     """The report, whose files stand in `config.out` when it returns."""
     torch.set_num_threads(config.threads)
     device = torch.device(config.device)
-    tokenizer = load_tokenizer(read_url(config.tokenizer))
-    adapt = TokenAdapt.from_bytes(read_url(config.tokenadapt)).to(device).eval()
+    tokenizer = read_as(config.tokenizer, load_tokenizer)
+    adapt = read_as(config.tokenadapt, TokenAdapt.from_bytes).to(device).eval()
     check_belongs(adapt, tokenizer.spec, tokenizer.codebook)
     pictures = _held_out(config.pictures)[: config.most]
     comparison = Comparison(

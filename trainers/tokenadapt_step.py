@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig, codebook_digest
 from services.errors import InvalidInputError
-from services.shards.store import open_store, read_url
+from services.shards.store import open_store, read_as
 from services.stream.batch import StreamBatch
 from services.tokens.tokenizer import TokenizerModel, load_tokenizer
 from trainers.config import refuse_deterministic_gpu
@@ -31,15 +31,19 @@ REPORT = "report.json"
 
 def tokenadapt_worker(config: TokenAdaptRun, place: Place) -> dict[str, float]:
     """One worker of TokenAdapt's run."""
-    tokenizer = load_tokenizer(read_url(config.tokenizer))
+    tokenizer = read_as(config.tokenizer, load_tokenizer)
     context = open_pictures(config, place, tokenizer.spec)
     return train(config, context, TokenAdaptTask(config, tokenizer, place.device))
 
 
 def prepare_tokenadapt(run: TokenAdaptRun) -> TokenAdaptRun:
-    """As `check_pictures`; refuses what a GPU cannot compute alike each time."""
+    """As `check_pictures`; refuses what a GPU cannot compute alike each time, and a tokenizer that
+    cannot be read or does not fit."""
     refuse_deterministic_gpu(run)
-    return check_pictures(run)
+    checked = check_pictures(run)
+    tokenizer = read_as(checked.tokenizer, load_tokenizer)
+    TokenAdaptTask(checked, tokenizer, torch.device("cpu"))
+    return checked
 
 
 class TokenAdaptTask(PlainTask):

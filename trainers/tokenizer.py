@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from trainers.command import run
-from trainers.picture_streams import check_pictures
 from trainers.recipes.tokenizer import RECIPES
 from trainers.tokenizer_config import TokenizerRun
-from trainers.tokenizer_step import tokenizer_worker
+from trainers.tokenizer_step import prepare_tokenizer, tokenizer_worker
 
 if __name__ == "__main__":
-    raise SystemExit(run(TokenizerRun, RECIPES, tokenizer_worker, check_pictures))
+    raise SystemExit(run(TokenizerRun, RECIPES, tokenizer_worker, prepare_tokenizer))

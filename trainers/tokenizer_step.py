@@ -4,7 +4,7 @@ equation 1), and VQGAN's (Esser et al., 2021, equations 4 to 7)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from services.tokens.vitvqgan import TokenizerOutput, ViTVQGAN, psnr
 from services.tokens.vqgan import VQGAN
 from trainers.context import Place
 from trainers.loop import train
-from trainers.picture_streams import open_pictures
+from trainers.picture_streams import check_pictures, open_pictures
 from trainers.ranks import gather, sum_over_ranks
 from trainers.reports import strict_json
 from trainers.task import PlainTask
@@ -39,6 +39,8 @@ TOKENIZER = "tokenizer.safetensors"
 """File of a finished run: the tokenizer as `load_tokenizer` reads it."""
 REPORT = "report.json"
 """File of a finished run: its last figures."""
+
+C = TypeVar("C", bound=CodesRun)
 
 _MOST_DB = 100.0  # a picture that is reproduced exactly has no finite ratio
 
@@ -88,6 +90,13 @@ class Trainee(nn.Module):
             fooled=self.discriminator.frozen(out.reconstruction),
         )
         return out, scores
+
+
+def prepare_tokenizer(run: C) -> C:
+    """As `check_pictures`; refuses weights for LPIPS that cannot be read."""
+    checked = check_pictures(run)
+    TokenizerTask(checked, torch.device("cpu"))
+    return checked
 
 
 class TokenizerTask(PlainTask):

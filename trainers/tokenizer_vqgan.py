@@ -7,10 +7,9 @@ The convolutional tokenizer of the paper's Table 8; published weights need no tr
 from __future__ import annotations
 
 from trainers.command import run
-from trainers.picture_streams import check_pictures
 from trainers.recipes.tokenizer_vqgan import RECIPES
 from trainers.tokenizer_config import VQGANRun
-from trainers.tokenizer_step import tokenizer_worker
+from trainers.tokenizer_step import prepare_tokenizer, tokenizer_worker
 
 if __name__ == "__main__":
-    raise SystemExit(run(VQGANRun, RECIPES, tokenizer_worker, check_pictures))
+    raise SystemExit(run(VQGANRun, RECIPES, tokenizer_worker, prepare_tokenizer))

@@ -22,7 +22,7 @@ from services.plan.draws import Draws, check_seed
 from services.settings import load_settings
 from services.shards.manifest import LoadedManifest, load_manifest, read_asset
 from services.shards.reader import DatasetReader
-from services.shards.store import Store, open_store, read_url
+from services.shards.store import Store, open_store, read_as
 from services.stream.augmentation import codebook_of
 from services.stream.sources import cache_at
 from services.tokens.codebook import Codebook
@@ -93,7 +93,7 @@ def draw_recipe(request: GalleryRequest, path: Path) -> RecipeConfig:
     decode = _Decoder(_tokenizer(request.tokenizer, root, loaded, codebook))
     adapt = None
     if request.tokenadapt:
-        weights = TokenAdapt.from_bytes(read_url(request.tokenadapt))
+        weights = read_as(request.tokenadapt, TokenAdapt.from_bytes)
         adapt = weights.resized(grid, config.crop).eval()
 
     rows, ids, labels = _read(request, root, loaded)
@@ -147,7 +147,7 @@ def _tokenizer(
         kind = manifest.tokenizer_kind if manifest.tokenizer_kind == "vqgan" else "vitvqgan"
         model = load_published(source, kind)
     elif source:
-        model = load_tokenizer(read_url(source))
+        model = read_as(source, load_tokenizer)
     else:
         asset = next((asset for asset in manifest.assets if asset.kind == "tokenizer"), None)
         if asset is None:

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 import xxhash
 
-from services.errors import InvalidInputError, NotFoundError, StoreError
+from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.shards.retry import RetryCounter, RetryPolicy
 
 T = TypeVar("T")
@@ -368,6 +368,18 @@ def read_url(url: str, **storage_options: Any) -> bytes:
     if not name:
         raise InvalidInputError(f"{url!r} names a folder, where a file is needed")
     return open_store((folder or "/") if separator else ".", **storage_options).read(name)
+
+
+def read_as(url: str, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of the whole file behind a path or URL; what it refuses names the file.
+
+    Raises: as `read_url`; FormatError.
+    """
+    data = read_url(url)
+    try:
+        return parse(data)
+    except FormatError as error:
+        raise FormatError(f"{url}: {error}") from error
 
 
 def refuse_missing(store: Store, holds: str) -> None:

@@ -22,7 +22,7 @@ from services.augment.tokenadapt import TokenAdapt
 from services.errors import NotFoundError
 from services.plan.draws import Draws
 from services.shards.manifest import LoadedManifest, load_manifest, read_asset
-from services.shards.store import open_store, read_url
+from services.shards.store import open_store, read_as
 from services.stream.batch import StreamBatch, of_share
 from services.stream.fetch import Share
 from services.stream.request import StreamRequest
@@ -86,7 +86,7 @@ def augmenter_for(request: StreamRequest, device: str) -> Augmenter:
 
 
 def _tokenadapt(url: str, grid: tuple[int, int], crop: tuple[int, int]) -> TokenAdapt:
-    found = TokenAdapt.from_bytes(read_url(url))
+    found = read_as(url, TokenAdapt.from_bytes)
     if (found.config.grid, found.config.out_grid) == (grid, crop):
         return found
     logger.info("TokenAdapt's positions are laid out anew for grid %s, crop %s", grid, crop)

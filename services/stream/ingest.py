@@ -28,7 +28,7 @@ from services.shards.manifest import (
     load_manifest,
     put_asset,
 )
-from services.shards.store import absolute_url, open_store, read_url
+from services.shards.store import absolute_url, open_store, read_as
 from services.shards.writer import build_split
 from services.sources.sample import PictureSource
 from services.stream.cluster import Flag, connect
@@ -85,8 +85,7 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> IngestRepo
     )
     root = open_store(config.root)
     standing = _standing(config)
-    weights = read_url(config.tokenizer)
-    tokenizer = load_tokenizer(weights)
+    weights, tokenizer = read_as(config.tokenizer, lambda data: (data, load_tokenizer(data)))
     _check_kept(tokenizer)
     source = open_source(config, tokenizer.spec)
     codebook = tokenizer.codebook.to_bytes()

@@ -216,7 +216,8 @@ def check_format(metadata: dict[str, str], kind: str, version: int) -> None:
     if metadata.get("seit") != kind:
         raise FormatError(
             f"expected a {kind} file, found {metadata.get('seit', 'no mark of this program')!r}: "
-            "nothing was loaded"
+            f"nothing was loaded; give the {kind}.safetensors that its trainer left, which is"
+            " neither the run's model.safetensors nor a published checkpoint"
         )
     found = metadata.get("format", "")
     if found != str(version):

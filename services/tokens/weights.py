@@ -21,7 +21,7 @@ _HEADER_BYTES = 8  # a safetensors file starts with the little-endian length of 
 
 def _bytes(source: bytes | str | Path) -> tuple[bytes, str]:
     if isinstance(source, bytes):
-        return source, "the given bytes"
+        return source, "what was given"
     path = Path(source)
     if not path.is_file():
         raise NotFoundError(f"no file {path}: nothing was loaded; check the path")
@@ -38,8 +38,8 @@ def read_safetensors(source: bytes | str | Path) -> tuple[dict[str, Tensor], dic
         tensors = load(data)
     except (SafetensorError, ValueError) as error:
         raise FormatError(
-            f"{name} is not a safetensors file ({error}): nothing was loaded; "
-            "give a file that this program saved"
+            f"{name} is not a safetensors file ({error}): nothing was loaded; give a .safetensors"
+            " that this program saved; `seit import-tokenizer` makes one of a published tokenizer"
         ) from error
     (length,) = struct.unpack("<Q", data[:_HEADER_BYTES])
     header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + length])

@@ -60,6 +60,11 @@ class Gallery:
         from services.augment.recipe import describe
         from services.gallery.recipe import GalleryRequest, draw_recipe
 
+        if not self.out.name or self.out.is_dir():
+            raise InvalidInputError(
+                f"out is {str(self.out)!r}, a folder: nothing was drawn; name the PNG file to write"
+                " there, such as gallery.png"
+            )
         request = GalleryRequest(
             root=standing(self.root).url,
             dataset=self.dataset,

@@ -14,6 +14,7 @@ import torch
 
 from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
+from services.shards.store import open_store
 from services.stream.cluster import connect
 from services.stream.loader import Stream
 from services.stream.opening import token_request
@@ -23,6 +24,8 @@ _MOST_ROWS_PER_SECOND = 400_000, 20_000_000
 """More than streams of small grids gave anywhere, through Ray and in threads: they end by the
 clock, epochs' ends included. Ray lays a run's tasks down at its start, and makes them larger the
 longer the run is; steps of threads cost nothing before they are due."""
+
+_MOST_SECONDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,16 @@ class ProbeConfig:
     """File to write the figures to, as JSON; empty writes none."""
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0:
-            raise InvalidInputError(f"seconds is {self.seconds}, expected more than 0")
+        if not 0 < self.seconds <= _MOST_SECONDS:
+            raise InvalidInputError(
+                f"seconds is {self.seconds}, valid are more than 0, at most {_MOST_SECONDS:,}:"
+                " nothing was read; give the seconds that tell enough, such as 10"
+            )
+        if self.report and Path(self.report).is_dir():
+            raise InvalidInputError(
+                f"report is {self.report!r}, a folder: nothing was read; name the JSON file to"
+                " write there"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
         crop=(config.crop, config.crop),
         tokenadapt=config.tokenadapt,
     )
+    if config.report:  # what cannot be made is told now, not after the measurement
+        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
     pool = None
     if not config.no_ray:
         connect()
@@ -113,6 +126,6 @@ def probe(config: ProbeConfig, progress: Callable[[int, float], None] | None = N
     meter = stream.meter
     report = ProbeReport(flow.rows, meter.rows_per_second, meter.first_batch_seconds)
     if config.report:
-        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.report).write_text(json.dumps(asdict(report)))
+        path = Path(config.report)
+        open_store(str(path.parent)).write(path.name, json.dumps(asdict(report)).encode())
     return report

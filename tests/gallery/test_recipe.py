@@ -208,6 +208,15 @@ def test_what_cannot_be_drawn_is_said(
     assert list(tmp_path.glob("*.png*")) == []
 
 
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_a_folder_is_no_picture_to_write(
+    root: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    ended = run_seit(capsys, "gallery", str(root), "small", "-o", out)
+    assert (ended.code, ended.out) == (2, "")
+    assert "a folder: nothing was drawn" in " ".join(ended.err.split())
+
+
 def test_a_tokenizer_of_other_codes_is_refused(
     root: Path, tokenizer: ViTVQGAN, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if not classes:
         raise InvalidInputError(
             f"{folder} holds no class folder: pictures get their label from the folder they are "
-            "in; move them to class/picture files"
+            "in; move them to class/picture files, or take them without labels, which needs no "
+            "such folders (seit ingest --source plain)"
         )
     return classes
 

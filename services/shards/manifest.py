@@ -150,10 +150,10 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
         versions = list_versions(root, dataset)
         if not versions:
             refuse_missing(root, DATASETS)
-            raise NotFoundError(
-                f"no dataset {dataset!r} at {root.url}; there are: "
-                f"{', '.join(list_datasets(root)) or 'none'}"
-            )
+            there = ", ".join(list_datasets(root)) or "none"
+            if there == "none" and VERSIONS in root.folders():
+                there += ", as it is the folder of one dataset: give the folder that holds it"
+            raise NotFoundError(f"no dataset {dataset!r} at {root.url}; there are: {there}")
         version = versions[-1]
     try:
         return _load(root.child(check_name(dataset)), dataset, version)

@@ -97,6 +97,8 @@ def test_what_does_not_stand_is_named_with_what_does(root: Store, make_manifest)
     commit(root, make_manifest(root, []))
     with pytest.raises(NotFoundError, match="there are: ds"):
         load_manifest(root, "other")
+    with pytest.raises(NotFoundError, match="there are: none, as it is the folder of one dataset"):
+        load_manifest(root.child("ds"), "ds")
     with pytest.raises(NotFoundError, match=r"no version 7; there are: \[1\]"):
         load_manifest(root, "ds", 7)
     assert list_versions(root, "other") == []

@@ -27,6 +27,7 @@ from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
 from services.cli_gallery import Gallery
+from services.cli_show import show
 from services.cli_simulate import Simulate
 from services.cli_store import (
     AddColumn,
@@ -66,12 +67,12 @@ class Stats:
 
         client = StatsClient(self.url)
         if self.dataset is None:
-            out.print(tables.summary_table(client.datasets()))
+            show(out, tables.summary_table(client.datasets()))
         else:
-            out.print(tables.storage_view(client.storage(self.dataset)))
-            out.print(tables.content_view(client.labels(self.dataset), client.codes(self.dataset)))
-            out.print(tables.growth_table(client.growth(self.dataset)))
-            out.print(tables.health_view(client.health(self.dataset)))
+            show(out, tables.storage_view(client.storage(self.dataset)))
+            show(out, tables.content_view(client.labels(self.dataset), client.codes(self.dataset)))
+            show(out, tables.growth_table(client.growth(self.dataset)))
+            show(out, tables.health_view(client.health(self.dataset)))
         return 0
 
 
@@ -100,7 +101,7 @@ class Streams:
             found = StatsClient(self.place).streams(self.state)
         else:
             found = listed(open_runs([self.place]), self.state)
-        out.print(tables.stream_table(found))
+        show(out, tables.stream_table(found))
         return 0
 
 
@@ -280,15 +281,15 @@ def _ingest(args: list[str]) -> int:
     with progress_bar(TextColumn("{task.fields[amount]}")) as progress:
         task = progress.add_task("pictures", total=None, amount="")
 
-        def show(what: str, done: int, total: int, unit: str) -> None:
+        def tell(what: str, done: int, total: int, unit: str) -> None:
             amount = f"{done:,}/{total:,}"
             if unit == "bytes":
                 amount = f"{decimal(done)}/{decimal(total)}"
             progress.update(task, description=what, completed=done, total=total, amount=amount)
 
-        report = ingest(config, show)
+        report = ingest(config, tell)
     out = Console()
-    out.print(tables.manifest_view(report.committed))
+    show(out, tables.manifest_view(report.committed))
     for skip in report.skipped[:_SHOWN]:
         out.print(f"skipped {skip.reason}", markup=False)
     more = report.met.unreadable - len(report.skipped[:_SHOWN])

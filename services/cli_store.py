@@ -27,6 +27,7 @@ from rich.progress import (
 from tyro.conf import Positional
 
 from services import cli_tables as tables
+from services.cli_show import show
 from services.errors import InvalidInputError, NotFoundError
 from services.shards.manifest import DATASETS, file_sizes, load_manifest
 from services.shards.store import Entry, Store, open_store, refuse_missing
@@ -61,7 +62,7 @@ class Inspect:
 
     def run(self, out: Console) -> int:
         loaded = load_manifest(standing(self.root), self.dataset, self.version)
-        out.print(tables.manifest_view(loaded))
+        show(out, tables.manifest_view(loaded))
         return 0
 
 
@@ -117,7 +118,7 @@ class Diff:
             load_manifest(root, self.dataset, version).manifest
             for version in (self.before, self.after)
         )
-        out.print(tables.diff_view(diff_manifests(before, after), after.classes))
+        show(out, tables.diff_view(diff_manifests(before, after), after.classes))
         return 0
 
 
@@ -145,7 +146,7 @@ class Gc:
         if not orphans:
             out.print("nothing to collect")
             return 0
-        out.print(tables.orphan_table(orphans))
+        show(out, tables.orphan_table(orphans))
         if not self.delete:
             out.print(f"{_amount(orphans)}, found; nothing was removed (--delete removes them)")
             return 0
@@ -186,7 +187,7 @@ class AddColumn:
                 splits=self.splits,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        out.print(tables.manifest_view(loaded))
+        show(out, tables.manifest_view(loaded))
         return 0
 
 
@@ -203,7 +204,7 @@ class DropColumn:
         from services.shards.columns import drop_column
 
         loaded = drop_column(standing(self.root), self.dataset, self.name, splits=self.splits)
-        out.print(tables.manifest_view(loaded))
+        show(out, tables.manifest_view(loaded))
         return 0
 
 
@@ -232,7 +233,7 @@ class Renumber:
                 soft_wrap=True,
             )
         else:
-            out.print(tables.manifest_view(loaded))
+            show(out, tables.manifest_view(loaded))
         return 0
 
 
@@ -282,7 +283,7 @@ class ImportRelease:
                 compression_level=self.compression_level,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        out.print(tables.manifest_view(loaded))
+        show(out, tables.manifest_view(loaded))
         return 0
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from services.cli_show import table_of
 from services.shards.diff import CountDiff, ShardsDiff, SplitDiff, ValueDiff, VersionDiff
 from services.shards.labels import counts_of
 from services.shards.manifest import LoadedManifest
@@ -33,7 +33,7 @@ def manifest_view(loaded: LoadedManifest) -> RenderableType:
     words = [plain(line) for line in _in_words(manifest, report, loaded.digest)]
     parts: list[RenderableType] = [*words, storage_view(report)]
     if manifest.assets:
-        table = _table("file", "what", "size>")
+        table = table_of("file", "what", "size>")
         for asset in manifest.assets:
             table.add_row(plain(asset.path), plain(asset.kind), decimal(asset.bytes))
         parts.append(table)
@@ -43,7 +43,7 @@ def manifest_view(loaded: LoadedManifest) -> RenderableType:
 
 
 def _column_table(manifest: wire.Manifest) -> Table:
-    table = _table("added column", "split", "type", "shards>", "size>")
+    table = table_of("added column", "split", "type", "shards>", "size>")
     for split in manifest.splits:
         files = [(shard.path, column) for shard in split.shards for column in shard.columns]
         for name, kind in {column.name: column.type for _, column in files}.items():
@@ -123,7 +123,7 @@ def _intake_words(intake: wire.Intake) -> str:
 def storage_view(report: wire.StorageReport) -> RenderableType:
     """Splits and their sum: how much they take, and against what; then how they use the codes."""
     rows = [*report.splits, *([report.total] if report.total and len(report.splits) > 1 else [])]
-    table = _table(
+    table = table_of(
         "split",
         "images>",
         "shards>",
@@ -133,7 +133,7 @@ def storage_view(report: wire.StorageReport) -> RenderableType:
         "of\nsource>",
         "of\npixels>",
     )
-    content = _table(
+    content = table_of(
         "split",
         "codes\nused>",
         "codes\ndead>",
@@ -168,7 +168,7 @@ def storage_view(report: wire.StorageReport) -> RenderableType:
 
 def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:
     """Datasets, or the versions of one, a line each."""
-    table = _table(
+    table = table_of(
         "dataset",
         "version>",
         "committed (UTC)",
@@ -192,7 +192,7 @@ def summary_table(summaries: Iterable[wire.DatasetSummary]) -> Table:
 
 def stream_table(streams: Iterable[wire.StreamInfo]) -> RenderableType:
     """What flows into runs, a line each; below it, what could not be read."""
-    table = _table(
+    table = table_of(
         "run",
         "state",
         "step>",
@@ -244,7 +244,7 @@ def content_view(labels: wire.LabelReport, codes: wire.CodeReport) -> Renderable
 
 def growth_table(versions: Iterable[wire.VersionStorage]) -> Table:
     """Versions of a dataset, a line each: what each one added."""
-    table = _table(
+    table = table_of(
         "version>", "committed (UTC)", "images>", "size>", "added>", "shared>", "what changed"
     )
     for one in versions:
@@ -288,7 +288,7 @@ def _span(seconds: float) -> str:
 
 def orphan_table(orphans: Sequence[Entry]) -> Table:
     """Files that no version names, with their sizes."""
-    table = _table("file", "size>")
+    table = table_of("file", "size>")
     for entry in orphans:
         table.add_row(plain(entry.path), decimal(entry.bytes))
     return table
@@ -312,7 +312,7 @@ def diff_view(diff: VersionDiff, classes: Sequence[str]) -> RenderableType:
     ):
         if values:
             parts.append(_value_table(values, what, diff))
-    table = _table("split", "images>", "change>", "added>", "removed>", "shared>")
+    table = table_of("split", "images>", "change>", "added>", "removed>", "shared>")
     for split in diff.splits:
         change = f"{split.rows_after - split.rows_before:+,}"
         shards = map(_amount, (split.added, split.removed, split.shared))
@@ -324,7 +324,7 @@ def diff_view(diff: VersionDiff, classes: Sequence[str]) -> RenderableType:
 
 
 def _value_table(values: Sequence[ValueDiff], what: str, diff: VersionDiff) -> Table:
-    table = _table(what, f"version {diff.before}", f"version {diff.after}")
+    table = table_of(what, f"version {diff.before}", f"version {diff.after}")
     for value in values[:_LISTED]:
         table.add_row(plain(value.name), plain(value.before), plain(value.after))
     if len(values) > _LISTED:
@@ -373,17 +373,6 @@ def plain(text: str) -> Text:
     return Text(
         "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     )
-
-
-def _table(*columns: str) -> Table:
-    """An empty table; a heading that ends in `>` belongs to a column of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        if column.endswith(">"):
-            table.add_column(column[:-1], justify="right", no_wrap=True)
-        else:
-            table.add_column(column, overflow="fold", min_width=10)
-    return table
 
 
 def _count(count: int | None) -> str:

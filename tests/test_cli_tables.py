@@ -6,11 +6,13 @@ import io
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from services import cli_tables as tables
+from services.cli_show import show
 from services.shards.diff import diff_manifests
 from services.shards.store import Entry, open_store
 from services.stats.report import storage_report, summarize
@@ -104,3 +106,24 @@ def test_streams_show_where_they_stand_and_what_is_wrong() -> None:
     assert "2 retries" in text
     assert "silent 45 s" in text
     assert "bad: rank-0.json: \N{REPLACEMENT CHARACTER}[2Jnot JSON" in text
+
+
+@pytest.mark.parametrize("width", [1, 40, 80, 99])
+def test_no_figure_is_cut_however_narrow_the_terminal(width: int) -> None:
+    one = wire.StreamInfo(
+        name="a-run-of-a-long-name",
+        state="running",
+        step=123_456,
+        step_target=375_000,
+        eta_seconds=259_200,
+        rows_per_second=512_345,
+        storage_share=0.123,
+        cache_hit_rate=0.987,
+        retries=12,
+    )
+    file = io.StringIO()
+    show(Console(file=file, width=width), tables.stream_table([one]))
+    (line,) = (line for line in file.getvalue().splitlines() if "123,456" in line)
+    for words in ("375,000", "3 d", "512,345", "12.3%", "98.7%"):
+        assert words in line
+    assert "…" not in file.getvalue()

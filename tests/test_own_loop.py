@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.errors import FormatError, InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.shards.store import open_store
 from services.stream.batch import StreamBatch
@@ -166,3 +167,29 @@ def test_the_table_tells_of_batches_as_they_are(
         if there_too.endswith("after `to`"):
             moved = getattr(tail.to(torch.device("cpu")), name)
             assert f"{moved.dtype}" == f"torch.{there_too.split()[0]}"
+
+
+def test_what_a_loop_gives_wrongly_is_told_before_a_stream_is_open(folder: Path) -> None:
+    root = folder / "demo-out/data"
+    order = OrderSpec(0, global_batch_rows=64, block_rows=16, lanes=2, window_shards=4)
+    with pytest.raises(InvalidInputError, match=r"crop is 8, expected \(height, width\)"):
+        token_request(root, "demo", "train", order, recipe="eval", crop=8)  # type: ignore[arg-type]
+    request = token_request(root, "demo", "train", order, recipe="eval")
+    position = open_stream(request).cursor(1)
+    for saved in ({"position": position}, {}, position.decode()):
+        with pytest.raises(InvalidInputError, match="expected the bytes that"):
+            open_stream(request, saved=saved)  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="take an earlier checkpoint"):
+        open_stream(request, saved=b"")  # not a run from its start
+    for epochs in (-1, 1.5, "4"):
+        with pytest.raises(InvalidInputError, match="expected a whole number"):
+            open_stream(request, epochs=epochs)  # type: ignore[arg-type]
+
+
+def test_paths_are_as_good_as_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEIT_CACHE_DIR", str(folder / "cache"))
+    root, recipe = folder / "demo-out/data", folder / "mine.json"
+    recipe.write_text('{"name": "mine"}')
+    order = OrderSpec(0, global_batch_rows=64, block_rows=16, lanes=2, window_shards=4)
+    asked = token_request(root, "demo", "train", order, recipe=recipe)
+    assert asked == token_request(str(root), "demo", "train", order, recipe=str(recipe))

@@ -9,10 +9,13 @@ docs/own-loop.md has the whole of a training loop around it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from dataclasses import replace
+from os import PathLike
 
 from services.augment.recipe import recipe_named
+from services.errors import InvalidInputError
 from services.plan.epoch import OrderSpec
 from services.settings import load_settings
 from services.shards.manifest import load_manifest
@@ -27,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 def token_request(
-    root: str,
+    root: str | PathLike[str],
     dataset: str,
     split: str,
     order: OrderSpec,
     *,
-    recipe: str,
+    recipe: str | PathLike[str],
     crop: tuple[int, int] | None = None,
-    tokenadapt: str = "",
+    tokenadapt: str | PathLike[str] = "",
     version: int | None = None,
     sequential: bool = False,
 ) -> StreamRequest:
@@ -49,10 +52,15 @@ def token_request(
 
     Raises: NotFoundError, FormatError; InvalidInputError for a recipe that does not fit.
     """
-    store, settings = open_store(root), load_settings()
+    if crop is not None and (isinstance(crop, int) or len(crop) != 2):
+        raise InvalidInputError(
+            f"crop is {crop!r}, expected (height, width) in tokens, such as (28, 28): nothing was"
+            " read; give both, or leave it out for the whole grid"
+        )
+    store, settings = open_store(os.fspath(root)), load_settings()
     source = pinned(store, dataset, split, version)
     spec = load_manifest(store, dataset, source.version).spec
-    config = recipe_named(recipe, spec, crop or (spec.grid_height, spec.grid_width))
+    config = recipe_named(os.fspath(recipe), spec, crop or (spec.grid_height, spec.grid_width))
     if not tokenadapt:
         config = replace(config, adapt=replace(config.adapt, share=0.0))
     rows = RowsRequest(
@@ -62,7 +70,7 @@ def token_request(
         cache_bytes=settings.cache_bytes,
         sequential=sequential,
     )
-    return StreamRequest(rows, config, absolute_url(tokenadapt))
+    return StreamRequest(rows, config, absolute_url(os.fspath(tokenadapt)))
 
 
 def open_stream(
@@ -85,8 +93,19 @@ def open_stream(
 
     Raises: as `Stream`; CursorMismatchError for a position of other data or of another order.
     """
+    if not isinstance(epochs, int) or epochs < 0:
+        raise InvalidInputError(
+            f"epochs is {epochs!r}, expected a whole number of at least 0: no stream was opened;"
+            " give the epochs of the whole run, those that are done included"
+        )
     start = 0
-    if saved:
+    if saved is not None:
+        if not isinstance(saved, bytes):
+            raise InvalidInputError(
+                f"saved is a {type(saved).__name__}, expected the bytes that `Stream.cursor` gave:"
+                " no stream was opened; give what you saved of it beside the weights, or None to"
+                " begin anew"
+            )
         start, allowed = resume_step(request.rows, saved, allow)
         for difference in allowed:
             logger.warning("resumed as allowed: %s", difference)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -36,6 +36,9 @@ from services.stats.streams import Streams, open_runs
 
 _GZIP_FROM_BYTES = 1024
 _THREADS = 8  # that make answers: more would only keep each other from Python's lock
+_PICTURE_THREADS = (
+    2  # one makes a picture, which may take seconds; one looks for the next one's rows
+)
 _SWITCH_SECONDS = 0.0005  # after which a thread at work lets the one go on that sends answers
 
 operation = APIRouter(tags=["operation"], route_class=Exact)
@@ -123,6 +126,7 @@ def _parts(root: Store, settings: Settings, runs: Sequence[Store] | None) -> Par
         cluster=RayCluster(settings.stats_ray, token=settings.ray_token, fresh_seconds=fresh),
         rows=Rows(root, lambda: ShardCache(settings.cache_dir, settings.cache_bytes)),
         decoder=Decoder(root, settings.stats_tokenadapt),
+        picturing=CapacityLimiter(_PICTURE_THREADS),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeAlias
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
@@ -30,13 +31,17 @@ CATALOG, FOLDERS, STREAMS, CLUSTER = "catalog", "folders", "streams", "cluster"
 
 @dataclass(frozen=True)
 class Parts:
-    """What the routes answer from."""
+    """What the routes answer from.
+
+    picturing: threads that pictures are made in, beside those that all other answers share.
+    """
 
     catalog: Catalog
     streams: Streams
     cluster: RayCluster
     rows: Rows
     decoder: Decoder
+    picturing: CapacityLimiter
 
 
 class Exact(APIRoute):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as InPath
 
@@ -12,7 +14,7 @@ from services.stats.answers import answer, holds, tagged
 from services.stats.decoding import PLAIN, VIEWS
 from services.stats.examples import example
 from services.stats.paging import Page, parse_cursor
-from services.stats.parameters import Cursor, Exact, Few, FromParts, Name, Split, Version
+from services.stats.parameters import Cursor, Exact, Few, FromParts, Name, Parts, Split, Version
 from services.stats.samples import check_view, default_split
 from services.wire.seit import v1 as wire
 
@@ -62,7 +64,7 @@ def get_sample(
     response_class=Response,
     responses={200: {"content": {_PNG: {}}, "description": "the decoded row"}},
 )
-def get_picture(
+async def get_picture(
     request: Request,
     parts: FromParts,
     name: Name,
@@ -76,6 +78,21 @@ def get_picture(
 
     404 where the dataset has no tokenizer, or the view needs what is not there.
     """
+    # Not in the threads of all answers: a page asks for many pictures at once.
+    make = partial(_picture, request, parts, name, version, split, row, view, draw)
+    return await to_thread.run_sync(make, limiter=parts.picturing)
+
+
+def _picture(
+    request: Request,
+    parts: Parts,
+    name: str,
+    version: int | None,
+    split: str,
+    row: int,
+    view: str,
+    draw: int,
+) -> Response:
     check_view(view, VIEWS)
     facts = parts.catalog.facts(name, version)
     tag = f'"{facts.digest}-{split}-{row}-{view}-{draw}"'

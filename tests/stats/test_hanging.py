@@ -8,10 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from services.errors import StoreError
 from services.settings import load_settings
@@ -19,13 +22,30 @@ from services.shards.store import LocalStore, Names, Store
 from services.stats.apart import Here
 from services.stats.app import create_app
 from services.stats.catalog import Catalog
+from services.stats.decoding import Decoder
 from services.stats.facts import Facts, load_facts
 from services.stats.fresh import Fresh
 from services.wire.seit import v1 as wire
 from tests.small_datasets import write_dataset
+from tests.stats.pictured import write_digits_dataset
 
 WAITING = 8  # as many as the service has threads
 PATIENCE = 20.0
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The address at which the service answers."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -45,14 +65,8 @@ def hanging(root: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     monkeypatch.setattr(LocalStore, "folders", hang)
     monkeypatch.setattr(Catalog, "dataset_page", noted)
-    app = create_app(root, load_settings({}), [])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    with ThreadPoolExecutor(WAITING) as pool:
+    served = serving(create_app(root, load_settings({}), []))
+    with served as url, ThreadPoolExecutor(WAITING) as pool:
         lists = [pool.submit(get, f"{url}/v1/datasets", 60) for _ in range(WAITING)]
         try:
             for _ in range(WAITING):
@@ -61,8 +75,6 @@ def hanging(root: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         finally:
             answers.set()
         assert [one.result() for one in lists] == [200] * WAITING
-    server.should_exit = True
-    thread.join()
 
 
 def get(url: str, seconds: float) -> int:
@@ -87,6 +99,28 @@ def test_a_refusal_does_not_wait_for_the_storage(hanging: str) -> None:
         ("/v1/datasets?limt=5", 422),
     ):
         assert get(hanging + path, 10) == status
+
+
+def test_no_other_answer_waits_for_pictures(root: Store, tmp_path: Path) -> None:
+    """Two people look at a dataset whose pictures take seconds each."""
+    write_digits_dataset(root, versions=1)
+    # Nothing stays at hand: each answer takes a thread.
+    settings = {"SEIT_CACHE_DIR": str(tmp_path / "cache"), "SEIT_STATS_ANSWER_BYTES": "0"}
+    app = create_app(root, load_settings(settings), [])
+    decoder: Decoder = app.state.parts.decoder
+    samples = "/v1/datasets/digits/samples"
+    with serving(app) as url, ThreadPoolExecutor(2 * WAITING) as pool:
+        with decoder._making:  # one of them is being made, all the while
+            asked = [
+                pool.submit(get, f"{url}{samples}/train/{row}/picture", 60)
+                for row in range(2 * WAITING)
+            ]
+            while app.state.parts.picturing.available_tokens:
+                time.sleep(0.01)
+            for path in ("/readyz", samples, "/v1/datasets/digits/storage"):
+                assert get(url + path, PATIENCE) == 200
+            assert not any(one.done() for one in asked)
+        assert [one.result() for one in asked] == [200] * len(asked)
 
 
 def test_readers_that_wait_together_do_not_look_one_after_another() -> None:

@@ -1,26 +1,36 @@
-"""Write a .env file with fresh random secrets for docker-compose.yml; one that stands is kept."""
+"""Write a .env file with fresh random secrets for docker-compose.yml; those that stand are kept."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
 
-NAMES = ("SEIT_STORE_PASSWORD", "RAY_AUTH_TOKEN", "GRAFANA_PASSWORD")
+NAMES = (
+    "SEIT_STORE_PASSWORD",
+    "SEIT_STORE_WRITER_PASSWORD",
+    "SEIT_STORE_READER_PASSWORD",
+    "RAY_AUTH_TOKEN",
+    "GRAFANA_PASSWORD",
+)
 PATH = Path(__file__).resolve().parent.parent / ".env"
 
 
 def main() -> None:
-    lines = ["SEIT_STORE_USER=seit", *(f"{name}={secrets.token_hex(32)}" for name in NAMES)]
-    try:
-        handle = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        sys.stderr.write(f"{PATH} stands and is kept: remove it first, if new secrets are wanted\n")
-        sys.exit(2)
-    with os.fdopen(handle, "w") as file:
-        file.write("\n".join(lines) + "\n")
-    sys.stderr.write(f"wrote {PATH}, readable by you alone\n")
+    values = {"SEIT_STORE_USER": "seit", **{name: secrets.token_hex(32) for name in NAMES}}
+    handle = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(handle, "r+") as file:
+        text = file.read()
+        standing = set(re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE))
+        missing = [name for name in values if name not in standing]
+        if not missing:
+            sys.stderr.write(f"{PATH} lacks nothing: remove it first, if new secrets are wanted\n")
+            sys.exit(2)
+        begin = "\n" if text and not text.endswith("\n") else ""
+        file.write(begin + "".join(f"{name}={values[name]}\n" for name in missing))
+    sys.stderr.write(f"wrote {', '.join(missing)} to {PATH}\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class Cluster:
         self._secrets = {
             "SEIT_STORE_USER": "proof:seit",
             "SEIT_STORE_PASSWORD": secrets.token_hex(16),
+            "SEIT_STORE_WRITER": "proof:writer",
+            "SEIT_STORE_WRITER_PASSWORD": secrets.token_hex(16),
+            "SEIT_STORE_READER": "proof:reader",
+            "SEIT_STORE_READER_PASSWORD": secrets.token_hex(16),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "GRAFANA_PASSWORD": secrets.token_hex(16),
         }
@@ -112,14 +116,24 @@ class Cluster:
 
     def refuses_a_wrong_key(self) -> str:
         words = ("seit", "inspect", "s3://seit/datasets", "proof")
+        return self._refused("client", *words, AWS_SECRET_ACCESS_KEY="wrong")
+
+    def refuses_the_api_s_writes(self) -> str:
+        """What the API has for a key reads, and no more."""
+        write = "import s3fs; s3fs.S3FileSystem().pipe_file('seit/datasets/probe', b'x')"
+        return self._refused("api", "python", "-c", write)
+
+    def _refused(self, service: str, *words: str, **settings: str) -> str:
+        """How the store refuses what a container of that service asks."""
+        changed = [word for name, value in settings.items() for word in ("-e", f"{name}={value}")]
         try:
-            self._client(*words, AWS_SECRET_ACCESS_KEY="wrong")
+            self.compose("run", "--rm", "-T", "--no-deps", *changed, service, *words)
         except ProofError as error:
-            refusal = re.search(r".*(signature|AccessDenied|Forbidden).*", str(error))
+            refusal = re.search(r".*(signature|AccessDenied|Access Denied|Forbidden).*", str(error))
             if refusal:
                 return refusal[0].strip()[:160]
             raise
-        raise ProofError("the store took a wrong key")
+        raise ProofError(f"the store took what {service} may not ask: {' '.join(words)}")
 
     def ingest(self) -> str:
         self._submit(

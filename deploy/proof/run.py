@@ -133,6 +133,8 @@ def _live(cluster: Cluster, steps: Steps) -> None:
         cluster.check_confined()
     with steps("the store refuses a wrong key"):
         steps.say(cluster.refuses_a_wrong_key())
+    with steps("the store refuses what the API would write"):
+        steps.say(cluster.refuses_the_api_s_writes())
     with steps("ingest"):
         steps.say(cluster.ingest())
     with steps("jobs run what was submitted"):

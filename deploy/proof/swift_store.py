@@ -1,9 +1,10 @@
 """OpenStack Swift with its S3 API: a durable S3 server that checks who asks and what it is sent.
 
-`PYTHON swift_store.py FOLDER HOST PORT` serves the one user whose access key (ACCOUNT:USER) and
-secret are MINIO_ROOT_USER and MINIO_ROOT_PASSWORD, until SIGTERM; with `--attached` also until its
-standard input ends, so that it does not outlive whoever started it. PYTHON's environment has the
-packages of swift.lock. Objects stand below FOLDER/objects and outlive the program.
+`PYTHON swift_store.py FOLDER HOST PORT` serves the user whose access key (ACCOUNT:USER) and secret
+are MINIO_ROOT_USER and MINIO_ROOT_PASSWORD, and those of the same account that WRITER, READER and
+their _PASSWORD name: the reader changes nothing. It runs until SIGTERM; with `--attached` also
+until its standard input ends, so that it does not outlive whoever started it. PYTHON's environment
+has the packages of swift.lock. Objects stand below FOLDER/objects and outlive the program.
 
 Swift looks whether an object stands and writes later, so of conditional writes that meet several
 would succeed, where one may. `in_turn` lets them pass one by one.
@@ -55,7 +56,21 @@ def in_turn(_: dict[str, str], **__: str) -> Callable[[Wsgi], Wsgi]:
     return around
 
 
-def _filters(key: str, secret: str) -> dict[str, dict[str, str]]:
+_USERS = {"MINIO_ROOT_USER": ".admin", "WRITER": ".admin", "READER": ".reseller_reader"}
+"""By the variable that holds the access key: the group that says what it may do."""
+
+
+def _users() -> dict[str, str]:
+    """Tempauth's options, of the users that the environment names."""
+    found = {}
+    for variable, group in _USERS.items():
+        if key := os.environ.get(variable):
+            secret = os.environ[f"{variable.removesuffix('_USER')}_PASSWORD"]
+            found[f"user_{key.replace(':', '_')}"] = f"{secret} {group}"
+    return found
+
+
+def _filters() -> dict[str, dict[str, str]]:
     """Of the proxy, in the order in which a request passes them."""
     return {
         "catch_errors": {"use": "egg:swift#catch_errors"},
@@ -63,16 +78,13 @@ def _filters(key: str, secret: str) -> dict[str, dict[str, str]]:
         "cache": {"use": "egg:swift#memcache"},
         "in_turn": {"paste.filter_factory": "swift_store:in_turn"},
         "s3api": {"use": "egg:swift#s3api", "s3_acl": "false", "check_bucket_owner": "false"},
-        "tempauth": {
-            "use": "egg:swift#tempauth",
-            f"user_{key.replace(':', '_')}": f"{secret} .admin",
-        },
+        "tempauth": {"use": "egg:swift#tempauth", **_users()},
         "copy": {"use": "egg:swift#copy"},
         "slo": {"use": "egg:swift#slo"},
     }
 
 
-def configure(folder: Path, host: str, port: int, key: str, secret: str) -> None:
+def configure(folder: Path, host: str, port: int) -> None:
     """FOLDER/etc: the settings of the four servers, and rings of the one disk, FOLDER/objects."""
     etc, disk = folder / "etc", folder / "objects" / "d1"
     etc.mkdir(parents=True, exist_ok=True)
@@ -89,7 +101,7 @@ def configure(folder: Path, host: str, port: int, key: str, secret: str) -> None
         "mount_check": "false",
         "log_level": "WARNING",
     }
-    filters = _filters(key, secret)
+    filters = _filters()
     _write(etc / "proxy.conf", {
         "DEFAULT": {**common, "bind_ip": host, "bind_port": str(port)},
         "pipeline:main": {"pipeline": " ".join([*filters, "proxy-server"])},
@@ -166,8 +178,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if options == ["--attached"]:
         threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    key, secret = os.environ["MINIO_ROOT_USER"], os.environ["MINIO_ROOT_PASSWORD"]
-    configure(Path(folder), host, int(port), key, secret)
+    configure(Path(folder), host, int(port))
     sys.exit(serve(Path(folder) / "etc"))
 
 

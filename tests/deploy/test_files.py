@@ -19,6 +19,13 @@ from tests.deploy.kuberay import KINDS, broken_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
+SECRETS = (
+    "SEIT_STORE_PASSWORD",
+    "SEIT_STORE_WRITER_PASSWORD",
+    "SEIT_STORE_READER_PASSWORD",
+    "RAY_AUTH_TOKEN",
+    "GRAFANA_PASSWORD",
+)
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("ray*.yaml"))
 
 
@@ -199,28 +206,48 @@ def test_every_lasting_service_is_healthy_bounded_and_confined() -> None:
 
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    for name in ("SEIT_STORE_USER", "SEIT_STORE_PASSWORD", "RAY_AUTH_TOKEN", "GRAFANA_PASSWORD"):
+    for name in ("SEIT_STORE_USER", *SECRETS):
         uses = re.findall(r"\$\{" + name + r"([^}]*)\}", text)
         assert uses, name
         assert all(use.startswith(":?") for use in uses), name
 
 
-def test_make_env_writes_fresh_secrets_for_its_owner_alone(tmp_path: Path) -> None:
+@pytest.fixture
+def make_env(tmp_path: Path) -> Path:
+    """The program, in a folder of its own; it writes `.env` two folders above itself."""
     (tmp_path / "deploy").mkdir()
     program = tmp_path / "deploy" / "make_env.py"
     program.write_text((DEPLOY / "make_env.py").read_text())
+    return program
 
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, program], capture_output=True, text=True)
 
-    assert run().returncode == 0
-    made = tmp_path / ".env"
-    assert made.stat().st_mode & 0o777 == 0o600
-    first = made.read_text()
-    values = dict(line.split("=", 1) for line in first.split())
-    assert len(set(values.values())) == len(values) == 4
-    assert run().returncode == 2
-    assert made.read_text() == first
-    made.unlink()
-    assert run().returncode == 0
-    assert made.read_text() != first
+def made_by(program: Path) -> tuple[int, dict[str, str]]:
+    """The exit code, and what `.env` says then."""
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    lines = (program.parents[1] / ".env").read_text().split()
+    assert len({line.partition("=")[0] for line in lines}) == len(lines)
+    return done.returncode, dict(line.split("=", 1) for line in lines)
+
+
+def test_make_env_writes_fresh_secrets_for_its_owner_alone(make_env: Path) -> None:
+    code, first = made_by(make_env)
+    assert code == 0
+    env = make_env.parents[1] / ".env"
+    assert env.stat().st_mode & 0o777 == 0o600
+    assert first.keys() == {"SEIT_STORE_USER", *SECRETS}
+    assert len(set(first.values())) == len(first)
+    assert made_by(make_env) == (2, first)
+    env.unlink()
+    _, second = made_by(make_env)
+    assert all(second[name] != first[name] for name in SECRETS)
+
+
+def test_make_env_adds_what_a_file_of_before_lacks(make_env: Path) -> None:
+    """A release that wants another secret would else have no way to it but new ones for all."""
+    old = {"RAY_AUTH_TOKEN": "kept", "SEIT_CACHE_BYTES": "5G"}
+    lines = "\n".join(f"{name}={value}" for name, value in old.items())
+    (make_env.parents[1] / ".env").write_text(lines)  # without a line's end
+    code, made = made_by(make_env)
+    assert code == 0
+    assert made.items() >= old.items()
+    assert made.keys() == {*old, "SEIT_STORE_USER", *SECRETS}

@@ -91,9 +91,10 @@ def test_the_image_gives_its_user_the_folders_at_which_volumes_are_mounted() -> 
     (line,) = re.findall(
         r"install -d -o seit -g seit (.+) \\", (ROOT / "deploy/Dockerfile").read_text()
     )
-    for name in ("head", "worker", "client"):
+    (cache,) = re.findall(r"SEIT_CACHE_DIR=(\S+)", (ROOT / "deploy/Dockerfile").read_text())
+    for name in ("head", "worker", "client", "api"):
         named = [one.split(":") for one in services()[name]["volumes"] if one[0].isalpha()]
-        assert named
+        assert cache in {place for _, place in named}, name  # what it reads goes by way of there
         assert {place for _, place in named} <= set(line.split()), name
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -69,7 +70,10 @@ def scraping(folder: Path, target: str, token: str) -> Iterator[str]:
     shell = [
         word.replace("$$", "$").replace("/run/seit", str(folder)) for word in service["entrypoint"]
     ]
+    bounds = [word for word in service["command"] if word.startswith("--storage.tsdb.retention")]
+    assert {word.partition("=")[0].rpartition(".")[2] for word in bounds} == {"time", "size"}
     options = (
+        *(re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in bounds),
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={address}",

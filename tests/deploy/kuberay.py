@@ -1,10 +1,11 @@
 """The part of KubeRay's and Kubernetes' resource definitions that our manifests use, as a schema.
 
 Names, types, enumerations and required fields are those of KubeRay's ray.io/v1, compared one by one
-with its types and reference of releases 1.4 to 1.7 (raycluster_types.go, rayjob_types.go), and of
-PodTemplateSpec of Kubernetes' core/v1, with the types of its Python client 37. Where KubeRay leaves
-a field to chance (`entrypoint`), it is required here. Every object is closed: a field that is not
-listed is an error, also where the real definition has it; whoever uses a new one adds it here.
+with its types and reference of releases 1.4 to 1.7 (raycluster_types.go, rayjob_types.go); of
+Deployments, Services, PodDisruptionBudgets and pods with the types of Kubernetes' Python client 37.
+Where KubeRay leaves a field to chance (`entrypoint`), it is required here. Every object is closed:
+a field that is not listed is an error, also where the real definition has it; whoever uses a new
+one adds it here.
 
 `broken_rules` are those that the operator checks beyond its schema (validation.go).
 """
@@ -44,22 +45,43 @@ NAMED = closed("name", name=TEXT)
 ENV_FROM = listed({**closed(configMapRef=NAMED, secretRef=NAMED), "maxProperties": 1})
 QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
 CONFINED = closed(
-    allowPrivilegeEscalation=BOOL, capabilities=closed(drop=listed(TEXT), add=listed(TEXT))
+    allowPrivilegeEscalation=BOOL,
+    readOnlyRootFilesystem=BOOL,
+    capabilities=closed(drop=listed(TEXT), add=listed(TEXT)),
 )
+OF_A_SECRET = closed(secretKeyRef=closed("name", "key", name=TEXT, key=TEXT, optional=BOOL))
+VARIABLE = closed("name", name=TEXT, value={"type": "string"}, valueFrom=OF_A_SECRET)
+ENV = listed({**VARIABLE, "minProperties": 2, "maxProperties": 2})
+MOUNTS = listed(closed("name", "mountPath", name=TEXT, mountPath=TEXT, readOnly=BOOL))
+PORT: Schema = {"anyOf": [TEXT, {"type": "integer", "minimum": 1, "maximum": 65535}]}
+PROBE = closed(
+    *("httpGet",),
+    httpGet=closed("port", path=TEXT, port=PORT),
+    periodSeconds=COUNT,
+    timeoutSeconds=COUNT,
+    failureThreshold=COUNT,
+)
+SELECTOR = closed("matchLabels", matchLabels=TEXTS)
 CONTAINER = closed(
     *("name", "image"),
     name=TEXT,
     image=TEXT,
+    command=listed(TEXT),
     envFrom=ENV_FROM,
+    env=ENV,
     ports=listed(closed("containerPort", name=TEXT, containerPort=COUNT)),
+    startupProbe=PROBE,
+    livenessProbe=PROBE,
+    readinessProbe=PROBE,
     resources=closed(requests=QUANTITIES, limits=QUANTITIES),
     securityContext=CONFINED,
-    volumeMounts=listed(closed("name", "mountPath", name=TEXT, mountPath=TEXT, readOnly=BOOL)),
+    volumeMounts=MOUNTS,
 )
 VOLUME = {
     **closed(
         "name",
         name=TEXT,
+        secret=closed("secretName", secretName=TEXT, optional=BOOL),
         emptyDir=closed(medium=one_of("", "Memory"), sizeLimit=QUANTITY),
         hostPath=closed(
             "path", path=TEXT, type=one_of("", "Directory", "DirectoryOrCreate", "File")
@@ -77,6 +99,7 @@ TOLERATION = closed(
 POD = closed(
     "containers",
     serviceAccountName=TEXT,
+    automountServiceAccountToken=BOOL,
     restartPolicy=one_of("Always", "OnFailure", "Never"),
     securityContext=closed(
         runAsUser=COUNT,
@@ -87,6 +110,15 @@ POD = closed(
     ),
     nodeSelector=TEXTS,
     tolerations=listed(TOLERATION),
+    topologySpreadConstraints=listed(
+        closed(
+            *("maxSkew", "topologyKey", "whenUnsatisfiable"),
+            maxSkew=COUNT,
+            topologyKey=TEXT,
+            whenUnsatisfiable=one_of("DoNotSchedule", "ScheduleAnyway"),
+            labelSelector=SELECTOR,
+        )
+    ),
     terminationGracePeriodSeconds=COUNT,
     containers=listed(CONTAINER),
     volumes=listed(VOLUME),
@@ -101,6 +133,7 @@ CLUSTER = closed(
         upscalingMode=one_of("Default", "Aggressive", "Conservative"),
         idleTimeoutSeconds=COUNT,
         securityContext=CONFINED,
+        volumeMounts=MOUNTS,
     ),
     headGroupSpec=closed(
         *("rayStartParams", "template"),
@@ -133,18 +166,40 @@ JOB = closed(
 )
 
 
-def resource(kind: str, spec: Schema) -> Schema:
+DEPLOYMENT = closed(
+    *("selector", "template"),
+    replicas=COUNT,
+    selector=SELECTOR,
+    strategy=closed(rollingUpdate=closed(maxUnavailable=COUNT, maxSurge=COUNT)),
+    template=TEMPLATE,
+)
+SERVICE = closed(
+    "ports",
+    type=one_of("ClusterIP", "NodePort", "LoadBalancer"),
+    selector=TEXTS,
+    ports=listed(closed("port", name=TEXT, port=COUNT, targetPort=PORT)),
+)
+BUDGET = closed("selector", minAvailable=COUNT, selector=SELECTOR)
+
+
+def resource(kind: str, spec: Schema, version: str = "ray.io/v1") -> Schema:
     """A whole manifest of a kind."""
     return closed(
         *("apiVersion", "kind", "metadata", "spec"),
-        apiVersion=one_of("ray.io/v1"),
+        apiVersion=one_of(version),
         kind=one_of(kind),
         metadata=closed("name", name=TEXT, namespace=TEXT, labels=TEXTS),
         spec=spec,
     )
 
 
-KINDS = {"RayCluster": resource("RayCluster", CLUSTER), "RayJob": resource("RayJob", JOB)}
+KINDS = {
+    "RayCluster": resource("RayCluster", CLUSTER),
+    "RayJob": resource("RayJob", JOB),
+    "Deployment": resource("Deployment", DEPLOYMENT, "apps/v1"),
+    "Service": resource("Service", SERVICE, "v1"),
+    "PodDisruptionBudget": resource("PodDisruptionBudget", BUDGET, "policy/v1"),
+}
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # a label of DNS, as RFC 1035 has it
 _LONGEST = {"RayCluster": 63, "RayJob": 47}

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import jsonschema
 import pytest
 import ray
 import yaml
-
-from tests.deploy.kuberay import KINDS, broken_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -26,7 +23,6 @@ SECRETS = (
     "RAY_AUTH_TOKEN",
     "GRAFANA_PASSWORD",
 )
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("ray*.yaml"))
 
 
 def load(path: Path) -> Any:
@@ -85,101 +81,6 @@ def test_the_image_holds_what_ray_s_launcher_runs_in_it() -> None:
     shell = f"PATH=/usr/bin; {line}; printf %s $PATH"  # as /etc/profile sets one, and reads others
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout == f"{first}:/usr/bin"
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifests_fit_what_kuberay_reads(path: Path) -> None:
-    manifest = load(path)
-    jsonschema.validate(manifest, KINDS[manifest["kind"]])
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_a_misspelt_field_of_a_manifest_is_found(path: Path) -> None:
-    """Every mapping of fields, with one more: the check has no hole where it would pass."""
-    manifest = load(path)
-    check = jsonschema.Draft202012Validator(KINDS[manifest["kind"]])
-    for mapping in fields(manifest):
-        mapping["surprise"] = "x"
-        assert not check.is_valid(manifest)
-        del mapping["surprise"]
-    assert check.is_valid(manifest)
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifests_keep_the_rules_that_the_operator_checks_besides(path: Path) -> None:
-    manifest = load(path)
-    assert broken_rules(manifest) == []
-    spec = manifest["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
-    cluster["rayVersion"] = "2.51.0"
-    cluster["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
-    manifest["metadata"]["name"] = "Large"
-    submitters = [spec["submitterPodTemplate"]] if spec is not cluster else []
-    for template in submitters:
-        del template["spec"]["restartPolicy"]
-    assert len(broken_rules(manifest)) == 3 + len(submitters)
-
-
-_FREE = ("labels", "nodeSelector", "rayStartParams", "requests", "limits", "data")
-
-
-def fields(node: Any, name: str = "") -> Iterator[dict[str, Any]]:
-    """All mappings whose keys are names of fields, not of a user's choice; each object once."""
-    seen: set[int] = set()
-    waiting = [(node, name)]
-    while waiting:
-        at, called = waiting.pop()
-        if id(at) in seen:
-            continue
-        if isinstance(at, dict):
-            seen.add(id(at))
-            if called not in _FREE:
-                yield at
-            waiting += [(value, key) for key, value in at.items()]
-        elif isinstance(at, list):
-            waiting += [(value, called) for value in at]
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_pods_are_confined_and_what_they_mount_stands(path: Path) -> None:
-    spec = load(path)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    templates = [group["template"] for group in groups]
-    if "rayClusterSpec" in spec:  # the operator would add a pod that is not confined
-        templates.append(spec["submitterPodTemplate"])
-    for pod in (template["spec"] for template in templates):
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-        volumes = {volume["name"] for volume in pod.get("volumes", [])}
-        for container in pod["containers"]:
-            assert not container["securityContext"]["allowPrivilegeEscalation"]
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
-            assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
-    for group in cluster["workerGroupSpecs"]:
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-def test_ray_stops_spilling_before_a_kubelet_evicts_its_pod() -> None:
-    settings = load(DEPLOY / "kubernetes/settings.yaml")["data"]
-    assert all(isinstance(value, str) for value in settings.values())  # no other kind is taken
-    (name,) = (name for name in settings if name.startswith("RAY_local_fs"))
-    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
-    assert name.removeprefix("RAY_").encode() in raylet
-    assert float(settings[name]) < 0.9
-
-
-def test_the_job_and_the_standing_cluster_are_the_same_cluster() -> None:
-    standing = load(DEPLOY / "kubernetes/raycluster.yaml")["spec"]
-    assert load(DEPLOY / "kubernetes/rayjob.yaml")["spec"]["rayClusterSpec"] == standing
-
-
-def test_manifests_name_the_ray_that_the_lock_pins() -> None:
-    pinned = next(name for name in entries(DEPLOY / "image.lock") if name.startswith("ray=="))
-    version = load(DEPLOY / "kubernetes/raycluster.yaml")["spec"]["rayVersion"]
-    assert pinned == f"ray=={version}"
 
 
 def services() -> dict[str, Any]:

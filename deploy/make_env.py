@@ -8,10 +8,10 @@ import secrets
 import sys
 from pathlib import Path
 
+# Random too: a store may have holes through which the key alone lets in (docs/deploy.md).
+KEYS = ("SEIT_STORE_USER", "SEIT_STORE_WRITER", "SEIT_STORE_READER")
 NAMES = (
-    "SEIT_STORE_PASSWORD",
-    "SEIT_STORE_WRITER_PASSWORD",
-    "SEIT_STORE_READER_PASSWORD",
+    *(f"{name.removesuffix('_USER')}_PASSWORD" for name in KEYS),
     "RAY_AUTH_TOKEN",
     "GRAFANA_PASSWORD",
 )
@@ -19,7 +19,8 @@ PATH = Path(__file__).resolve().parent.parent / ".env"
 
 
 def main() -> None:
-    values = {"SEIT_STORE_USER": "seit", **{name: secrets.token_hex(32) for name in NAMES}}
+    values = {name: f"seit{secrets.token_hex(8)}" for name in KEYS}
+    values |= {name: secrets.token_hex(32) for name in NAMES}
     handle = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(handle, "r+") as file:
         text = file.read()

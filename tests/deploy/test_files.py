@@ -17,9 +17,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 SECRETS = (
-    "SEIT_STORE_PASSWORD",
-    "SEIT_STORE_WRITER_PASSWORD",
-    "SEIT_STORE_READER_PASSWORD",
+    *("SEIT_STORE_USER", "SEIT_STORE_PASSWORD"),
+    *("SEIT_STORE_WRITER", "SEIT_STORE_WRITER_PASSWORD"),
+    *("SEIT_STORE_READER", "SEIT_STORE_READER_PASSWORD"),
     "RAY_AUTH_TOKEN",
     "GRAFANA_PASSWORD",
 )
@@ -107,8 +107,8 @@ def test_every_lasting_service_is_healthy_bounded_and_confined() -> None:
 
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    for name in ("SEIT_STORE_USER", *SECRETS):
-        uses = re.findall(r"\$\{" + name + r"([^}]*)\}", text)
+    for name in SECRETS:
+        uses = re.findall(r"\$\{" + name + r"\b([^}]*)\}", text)
         assert uses, name
         assert all(use.startswith(":?") for use in uses), name
 
@@ -135,7 +135,7 @@ def test_make_env_writes_fresh_secrets_for_its_owner_alone(make_env: Path) -> No
     assert code == 0
     env = make_env.parents[1] / ".env"
     assert env.stat().st_mode & 0o777 == 0o600
-    assert first.keys() == {"SEIT_STORE_USER", *SECRETS}
+    assert first.keys() == set(SECRETS)
     assert len(set(first.values())) == len(first)
     assert made_by(make_env) == (2, first)
     env.unlink()
@@ -151,4 +151,4 @@ def test_make_env_adds_what_a_file_of_before_lacks(make_env: Path) -> None:
     code, made = made_by(make_env)
     assert code == 0
     assert made.items() >= old.items()
-    assert made.keys() == {*old, "SEIT_STORE_USER", *SECRETS}
+    assert made.keys() == {*old, *SECRETS}

@@ -1,5 +1,6 @@
 # The bucket and two users of it: one reads and writes, one reads. `bucket` of docker-compose.yml runs
-# this in the store's image, which has the store's client, at each start: keys that changed are taken.
+# this in the store's image, which has the store's client and a shell, and little else, at each start:
+# secrets that changed are taken.
 set -eu
 umask 077
 
@@ -8,12 +9,9 @@ printf '%s\n' "$MINIO_ROOT_USER" "$MINIO_ROOT_PASSWORD" | mc alias set store htt
 mc mb --ignore-existing "store/$BUCKET"
 
 user() { # KEY SECRET POLICY, what it may do with the bucket, and with objects in it
-  cat > "/tmp/$3.json" <<END
-{"Version": "2012-10-17", "Statement": [
-  {"Effect": "Allow", "Action": [$4], "Resource": ["arn:aws:s3:::$BUCKET"]},
-  {"Effect": "Allow", "Action": [$5], "Resource": ["arn:aws:s3:::$BUCKET/*"]}
-]}
-END
+  bucket="{\"Effect\": \"Allow\", \"Action\": [$4], \"Resource\": [\"arn:aws:s3:::$BUCKET\"]}"
+  objects="{\"Effect\": \"Allow\", \"Action\": [$5], \"Resource\": [\"arn:aws:s3:::$BUCKET/*\"]}"
+  printf '{"Version": "2012-10-17", "Statement": [%s, %s]}\n' "$bucket" "$objects" > "/tmp/$3.json"
   mc admin policy create store "$3" "/tmp/$3.json"
   printf '%s\n' "$1" "$2" | mc admin user add store
   mc admin policy attach store "$3" --user "$1"

@@ -10,7 +10,10 @@ that has others.
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,6 +28,10 @@ _KEY = "seit_ending"
 
 _ended: set[str] = set()
 """Names: a context travels to tasks and is copied, which no lock or flag would survive."""
+
+_AUTO_CONNECT = auto_init_hook.enable_auto_connect
+_figures = logging.getLogger("ray.data._internal.stats")
+_outliving, _outlive = threading.Lock(), 0
 
 
 class Ending:
@@ -51,14 +58,27 @@ class Ending:
         _ended.add(self._name)
 
 
-def outlive_ray() -> None:
-    """Let this process leave a stream after it has shut Ray down, quietly and at once.
+@contextmanager
+def outliving_ray() -> Iterator[None]:
+    """Meanwhile this process may shut Ray down and then leave a stream, quietly and at once.
 
     Ray's threads tidy up after the execution then: they would start another cluster to do so (which
-    a process that joined one has no use for), and warn of each figure that finds nobody.
+    a process that joined one has no use for), and warn of each figure that finds nobody. Where Ray
+    still runs at the end, it starts by itself again as the process had it.
     """
-    auto_init_hook.enable_auto_connect = False
-    logging.getLogger("ray.data._internal.stats").addFilter(_is_up)
+    global _outlive
+    with _outliving:
+        _outlive += 1
+        auto_init_hook.enable_auto_connect = False
+        _figures.addFilter(_is_up)
+    try:
+        yield
+    finally:
+        with _outliving:
+            _outlive -= 1
+            if not _outlive and ray.is_initialized():
+                auto_init_hook.enable_auto_connect = _AUTO_CONNECT
+                _figures.removeFilter(_is_up)
 
 
 def _is_up(record: logging.LogRecord) -> bool:

@@ -9,7 +9,7 @@ epoch costs nothing.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from services.errors import CapacityError
 from services.stream.actors import AugmentActor
 from services.stream.cluster import reach
-from services.stream.ending import Ending, outlive_ray
+from services.stream.ending import Ending, outliving_ray
 from services.stream.fetch import opened, share_rows
 from services.stream.forget import Forget
 from services.stream.order import merged
@@ -117,18 +117,16 @@ def tables(
 def _batches(
     dataset: ray.data.Dataset, rows: int, prefetch: int
 ) -> Generator[pa.Table, None, None]:
-    outlive_ray()
-    made: Any = iter(
-        dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch)
-    )
-    try:
-        for table in made:  # noqa: UP028 - which would close it by itself, and raise
-            yield table
-    finally:
-        if ray.is_initialized():
-            made.close()
-        else:
-            with suppress(Exception):  # whatever Ray says of a cluster that is gone
+    with outliving_ray():
+        made: Any = iter(
+            dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=prefetch)
+        )
+        try:
+            for table in made:  # noqa: UP028 - which would close it by itself, and raise
+                yield table
+        finally:
+            # Whatever Ray says of a cluster that is gone.
+            with nullcontext() if ray.is_initialized() else suppress(Exception):
                 made.close()
 
 

@@ -54,7 +54,8 @@ class Checkpoint:
     step: optimizer steps done. model, ema: state dicts; ema is None where no average is kept.
     optimizer: its state dict. rng: (world, S) uint8, state of each rank's generators.
     cursor: position of the stream after `step` steps. config: the run's configuration as JSON.
-    metrics: figures of the last validation, and `best`, the best so far.
+    metrics: figures of the last validation, and `best`, the best so far; `validation_owed` where
+    the run was told to go before this step was validated.
     """
 
     step: int

@@ -45,6 +45,7 @@ from trainers.ranks import (
     sum_over_ranks,
 )
 from trainers.task import Stream, Task, WorkerContext, better
+from trainers.validation import measure
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -53,6 +54,8 @@ __all__ = ["DivergedError", "Stream", "Task", "WorkerContext", "train"]
 
 logger = logging.getLogger(__name__)
 
+_OWED = "validation_owed"
+"""Among a checkpoint's figures: its step was to be validated, but the run was told to go."""
 _LOGGED_FIGURES = 8  # of a validation, the loss first; metrics.jsonl and TensorBoard have them all
 
 
@@ -97,6 +100,7 @@ class _Trainer:
         self._checkpoints = checkpoints
         loop, optim, device = config.loop, config.optim, context.device
         self._step, self._metrics = self._newest(), dict[str, float]()
+        self._stopping = self._owed = False  # a stop was asked for; a validation is due
         torch.manual_seed(hash_key("weights", loop.seed))  # the same weights on every rank
         self._model = task.build_model(fresh=self._step == 0).to(device)
         parallel = config.cluster.parallel
@@ -142,33 +146,37 @@ class _Trainer:
             if close := getattr(batches, "close", None):
                 close()
         self._checkpoints.wait()
-        finished = self._step == self._total
-        if finished:
+        if self._step == self._total and not self._stopping:
             context, lacks = self._context, int(self._task.lacks(self._config.out))
             if from_first(lacks, context.device, context.world):
                 self._measure()
+        finished = self._step == self._total and not self._stopping
+        if finished:
             self._export()
         return {"step": self._step, "finished": float(finished), **self._metrics}
 
     def _steps(self, batches: Iterator[StreamBatch]) -> None:
         """Train until the last step, or until a stop was asked for."""
         loop, per_epoch = self._config.loop, self._stream.steps_per_epoch
-        stopping = False
-        while self._step < self._total and not stopping:
+        if self._owed:
+            improved = self._validate()
+            if not self._owed:
+                self._save(best=improved)
+        while self._step < self._total and not self._stopping:
             self._train_step(self._next(batches))
             self._step += 1
             last = self._step == self._total
             epoch, inside = divmod(self._step, per_epoch)
-            due = last or (inside == 0 and epoch % loop.validate_every == 0)
+            self._owed = due = last or (inside == 0 and epoch % loop.validate_every == 0)
             save = last or self._step % loop.checkpoint_every == 0
             # A stop must be seen by all ranks at the same step, hence only at a reading.
             read = due or save or self._step % loop.log_every == 0
-            if read or self._context.world == 1:
-                stopping = self._context.should_stop()
+            stopping = (read or self._context.world == 1) and self._context.should_stop()
             if read or stopping:
-                stopping = self._read(stopping)
-            improved = due and self._validate()
-            if save or improved or stopping:
+                self._stopping = self._read(stopping)
+            # One who stops is in a hurry: the figures are found when the run goes on.
+            improved = due and not self._stopping and self._validate()
+            if save or improved or self._stopping:
                 self._save(best=improved)
 
     def close(self) -> None:
@@ -273,37 +281,21 @@ class _Trainer:
         self._waited, self._read_at = 0.0, now
         return bool(sums[-1] > 0)
 
-    @torch.no_grad()
     def _measure(self) -> dict[str, float]:
-        """Figures over the whole validation split, each row once."""
-        task, device = self._task, self._context.device
+        """Figures over the validation split; none where a stop came before they were found."""
         model = self._ema.module if self._ema is not None else self._model
-        model.eval()
-        sums = torch.zeros(len(task.figures) + 1, dtype=torch.float64, device=device)
-        for batch in self._context.open_validation():
-            task.check(batch)
-            moved = batch.to(device, non_blocking=True)
-            with self._autocast():
-                figures = task.evaluate(model, moved)
-            sums += torch.cat([figures, moved.weight.sum()[None]]).double()
+        every = self._config.loop.log_every
+        found = measure(model, self._task, self._context, self._autocast, every)
         reshard(model)
-        *totals, weight = sum_over_ranks(sums, self._context.world).tolist()
-        if not weight:
-            raise InvalidInputError(
-                "the validation split has no rows: nothing could tell how good the model is; name"
-                " another split (--data.validation-split), or set a share of the pictures apart"
-                " (--pictures.validation-fraction)"
-            )
-        found = {
-            f"validation_{name}": total / weight
-            for name, total in zip(task.figures, totals, strict=True)
-        }
-        further = task.validated(self._context.world)
-        return found | {f"validation_{name}": value for name, value in further.items()}
+        self._stopping = found is None
+        return found or {}
 
     def _validate(self) -> bool:
-        """Measure and record; whether the figures are the best yet."""
+        """Measure and record, but for a stop; whether the figures are the best yet."""
         task, found = self._task, self._measure()
+        if not found:
+            return False
+        self._owed = False
         value, best = found[f"validation_{task.best}"], self._metrics.get("best", math.nan)
         if math.isnan(value):
             logger.warning("validation_%s is no number: this model is not the best", task.best)
@@ -341,7 +333,7 @@ class _Trainer:
                     rng=rng,
                     cursor=self._stream.cursor(self._step),
                     config=self._config.to_json(),
-                    metrics=dict(self._metrics),
+                    metrics=self._metrics | ({_OWED: 1.0} if self._owed else {}),
                 ),
                 best=best,
                 after=self._recorder.standing(),
@@ -358,7 +350,8 @@ class _Trainer:
         """Take up what the weights apart were as at a checkpoint; the stream's position."""
         context = self._context
         self._optimizer.load_state_dict(shared_out(saved.optimizer, self._optimizer))
-        self._metrics = saved.metrics
+        self._metrics = dict(saved.metrics)
+        self._owed = self._metrics.pop(_OWED, 0.0) > 0
         same = len(saved.rng) == context.world
         if not (same and restore_generators(saved.rng[context.rank], context.device)):
             # Another number of workers or kind of device: dropout differs, data and masks do not.

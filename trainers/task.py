@@ -38,7 +38,7 @@ class WorkerContext:
     open_train: the training stream, from a saved position or from the start.
     open_validation: this rank's share of the whole split, finite.
     report: tells figures to whoever started the run; all ranks call it equally often.
-    should_stop: a signal asked for an end: checkpoint and return.
+    should_stop: a signal asked for an end: checkpoint, without a validation, and return.
     """
 
     rank: int

@@ -27,7 +27,7 @@ from tests.trainers.runs import (
     make_batch,
     recorded,
 )
-from trainers.checkpoint import Checkpoints, load_checkpoint, load_export
+from trainers.checkpoint import BEST, Checkpoints, load_checkpoint, load_export
 from trainers.config import Run
 from trainers.loop import DivergedError, train
 from trainers.task import better
@@ -49,22 +49,42 @@ def with_optim(run: Run, **changes: Any) -> Run:
     return replace(run, optim=replace(run.optim, **changes))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(
+    ("asked", "stop"),
+    [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 3),
+        (6, 3),
+        (7, 4),
+        (9, 6),
+        (11, 6),
+    ],  # a validation asks 3 times
+)
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, asked: int, stop: int) -> None:
     options = {"ema": 0.5, "grad_accum": 2, "log_every": 2}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     figures = train(classify_run(whole, **options), context(), ToyTask())
     run = classify_run(parted, **options)
-    first = train(run, context(should_stop=stops_after(stop)), ToyTask())
+    first = train(run, context(should_stop=stops_after(asked)), ToyTask())
     assert (first["step"], first["finished"]) == (stop, 0.0)
     assert not (parted / "model.safetensors").exists()
     torch.manual_seed(99)  # whatever another process's generator holds
     last = train(run, context(), ToyTask())
     assert last["validation_loss"] == figures["validation_loss"]
     assert losses(parted) == losses(whole)
+    assert everything(parted) == everything(whole)  # each validation too, made once
+    assert last["best"] == figures["best"]
+    saved = [load_checkpoint(open_store(f"{out}/checkpoints"), BEST) for out in (parted, whole)]
+    assert saved[0].step == saved[1].step
     assert {k: v.tolist() for k, v in weights(parted).items()} == {
         k: v.tolist() for k, v in weights(whole).items()
     }
+
+
+def everything(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(out: Path) -> list[tuple[float, ...]]:
@@ -218,7 +238,7 @@ class NoNumber(ToyTask):
 
 @pytest.mark.parametrize("higher", [False, True])
 def test_no_number_is_worse_than_any(tmp_path: Path, higher: bool) -> None:
-    stopped = context(should_stop=stops_after(PER_EPOCH))
+    stopped = context(should_stop=stops_after(2 * PER_EPOCH + 1))  # the first step after that one
     figures = train(classify_run(tmp_path), stopped, NoNumber(1, higher=higher))
     store = open_store(str(tmp_path)).child("checkpoints")
     assert "best" not in figures

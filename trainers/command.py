@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from services.errors import SeitError
-from trainers.checkpoint import owned
+from trainers.checkpoint import FOLDER, owned
 from trainers.context import Place
 from trainers.launch import launch
 from trainers.options import R, parse, placed
-from trainers.program import INTERRUPTED
 from trainers.progress import closing_table
+from trainers.signals import stopping
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ def run(
     prepare: Callable[[R], R],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, launch, and log the closing table: 0 when finished, 2 after an error of ours.
+    """Parse, launch, and log the closing table: 0 when finished, 2 after an error of ours; 143
+    or 130 after SIGTERM or Ctrl-C.
 
     prepare: looks at the run's data and settles what the command line left open; what it refuses
     is refused before anything is written or a cluster starts.
@@ -34,12 +35,16 @@ def run(
         config = prepare(placed(config))
         with owned(config.out, config.identity(), config.may_differ):
             pass  # refused here, before a cluster starts; its first worker owns it from then on
-        figures = launch(config, config.cluster, worker)
+        with stopping("saving a checkpoint") as stop:
+            figures = launch(config, config.cluster, worker, stop)
     except (SeitError, OSError) as error:
         logger.error("%s", error)
         return 2
     logger.info("%s", closing_table(config.out, figures))
     if not figures.get("finished"):
-        logger.warning("stopped early; the same command goes on from here")
-        return INTERRUPTED
+        logger.warning(
+            "stopped after step %d, which is saved in %s/%s; the same command goes on from here",
+            *(figures["step"], config.out.rstrip("/"), FOLDER),
+        )
+        return stop.code
     return 0

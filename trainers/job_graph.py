@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import xxhash
@@ -30,6 +26,7 @@ from services.stream.jobs import Jobs, State
 from trainers.data_config import require
 from trainers.program import StoppedError
 from trainers.reports import read_json
+from trainers.signals import stopping
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +109,11 @@ class JobGraph:
         running: dict[str, tuple[Job, str, float]] = {}  # by name: (job, submission, began)
         failed: dict[str, str] = {}
         began, computed = time.monotonic(), 0
-        with _stopping() as stop:
+        with stopping("stopping the jobs that run") as stop:
             while waiting or running:
                 if stop.is_set():
                     self._stop(running)
-                    raise StoppedError
+                    raise StoppedError(stop.code)
                 waiting = self._submit(waiting, running, seconds, failed)
                 stop.wait(_POLL_SECONDS)
                 states = self._jobs.states()
@@ -245,23 +242,3 @@ class JobGraph:
                     " or the same pictures and options"
                 )
         return float(note["seconds"]) if note.get("seconds") is not None and job.stands else None
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal ends the program at once."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        logger.warning("%s: stopping the jobs that run", signal.Signals(number).name)
-        stop.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,13 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,6 +20,7 @@ import torch
 from services.errors import IntegrityError, InvalidInputError, SeitError, StoreError
 from trainers.config import ClusterConfig
 from trainers.context import Place
+from trainers.signals import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 Metrics = dict[str, float]
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.2
 _ASK_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = "0.5"
@@ -40,67 +37,29 @@ _RESIZE_SECONDS = 15.0  # between looks whether an elastic run could have more w
 _START_SECONDS = "30"  # until a group of workers that cannot all be placed is tried smaller
 
 
-def launch(config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics]) -> Metrics:
+def launch(
+    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics], stop: Stop
+) -> Metrics:
     """Run `worker(config, place)` on every worker that `cluster` asks for; rank 0's answer.
 
     worker: a function of an importable module (Ray sends its name, not its code).
-    A first SIGTERM or Ctrl-C asks the workers to save a checkpoint and end; a second one ends at
-    once.
+    stop: once it is set, workers save a checkpoint and end.
 
     Raises: what a worker raised, if it was an error of ours; CapacityError; InvalidInputError.
     """
-    with _stop_on_signal() as (stop, arm):
-        if cluster.no_ray:
-            torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
-            return worker(config, _alone(stop))
-        return _with_ray(config, cluster, worker, stop, arm)
+    if cluster.no_ray:
+        torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
+        return worker(config, _alone(stop))
+    return _with_ray(config, cluster, worker, stop)
 
 
-def _alone(stop: threading.Event) -> Place:
+def _alone(stop: Stop) -> Place:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Place(rank=0, world=1, device=device, should_stop=stop.is_set)
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[tuple[threading.Event, Callable[[], None]]]:
-    """An event that SIGTERM and SIGINT set, and what makes them do so once more.
-
-    The second is for after a library put handlers of its own in the place of ours. Those that stood
-    before come back at the end.
-    """
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        logger.warning(
-            "%s: saving a checkpoint and ending; once more ends at once",
-            signal.Signals(number).name,
-        )
-        stop.set()
-
-    def arm() -> None:
-        for number in _SIGNALS:
-            signal.signal(number, handle)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop, lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    arm()
-    try:
-        yield stop, arm
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _with_ray(
-    config: C,
-    cluster: ClusterConfig,
-    worker: Callable[[C, Place], Metrics],
-    stop: threading.Event,
-    arm: Callable[[], None],
+    config: C, cluster: ClusterConfig, worker: Callable[[C, Place], Metrics], stop: Stop
 ) -> Metrics:
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
@@ -112,7 +71,7 @@ def _with_ray(
     from services.stream.cluster import Flag, connect, reach
 
     connect()
-    arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
+    stop.arm()  # Ray's core catches SIGTERM to print where it struck, and dies of it
     most = reach("CPU", cluster.grows_to_cpus), reach("GPU", cluster.grows_to_gpus)
     _check_room(cluster, *most)
     flag = Flag()

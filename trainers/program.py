@@ -17,13 +17,20 @@ C = TypeVar("C")
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
-"""Exit code of a program that a signal ended early, as shells use it."""
+"""Exit code of a program that Ctrl-C ended early, as shells use it."""
 
 RESUMES = "interrupted; the same command goes on from here"
 
 
 class StoppedError(Exception):
-    """A signal ended a part of the program; what is done stands, and the same command goes on."""
+    """A signal ended a part of the program; what is done stands, and the same command goes on.
+
+    code: the exit code that tells of it.
+    """
+
+    def __init__(self, code: int = INTERRUPTED) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def program(
@@ -35,7 +42,8 @@ def program(
     prog: str | None = None,
     interrupted: str = "interrupted; nothing was written",
 ) -> int:
-    """Parse, work, and give the exit code: the work's own or 0; 2 after an error; 130 if stopped.
+    """Parse, work, and give the exit code: the work's own or 0; 2 after an error; 143 or
+    130 after SIGTERM or Ctrl-C.
 
     description, prog: of the help; by default the options' docstring, and the file's name.
     interrupted: what a person is told after Ctrl-C.
@@ -48,9 +56,9 @@ def program(
     except (SeitError, OSError) as error:
         logger.error("%s", error)
         return 2
-    except (KeyboardInterrupt, StoppedError):
+    except (KeyboardInterrupt, StoppedError) as error:
         logger.error("%s", interrupted)
-        return INTERRUPTED
+        return error.code if isinstance(error, StoppedError) else INTERRUPTED
 
 
 def asked(options: type[C], argv: Sequence[str] | None, **more: Any) -> C:

@@ -25,10 +25,11 @@ from trainers.command import run
 from trainers.config import ClassifyRun, MtmRun
 from trainers.data_config import Numbers, check_share, require
 from trainers.figures import as_number, read_curve
-from trainers.program import INTERRUPTED, StoppedError
+from trainers.program import StoppedError
 from trainers.recipes.classify import RECIPES as CLASSIFY_RECIPES
 from trainers.recipes.mtm import RECIPES as MTM_RECIPES
 from trainers.reports import read_json, strict_json
+from trainers.signals import told_to_go
 from trainers.step import classify_worker, mtm_worker
 from trainers.streams import settle
 
@@ -229,8 +230,8 @@ class Sweep:
             code = run(MtmRun, MTM_RECIPES, mtm_worker, settle, words)
         else:
             code = run(ClassifyRun, CLASSIFY_RECIPES, classify_worker, settle, words)
-        if code == INTERRUPTED:
-            raise StoppedError
+        if told_to_go(code):
+            raise StoppedError(code)
         if code:
             raise SeitError(
                 f"python trainers/{program}.py {shlex.join(words)} ended with code {code}, as said"

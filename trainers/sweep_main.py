@@ -24,7 +24,8 @@ def main(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Prepare, compute what is missing, and report: 0 when done, 2 after an error, 130 if stopped.
+    """Prepare, compute what is missing, and report: 0 when done, 2 after an error; 143 or 130 after
+    SIGTERM or Ctrl-C.
 
     settings: the rows of the table. report: writes files; (tables as text, the files).
     """

@@ -26,6 +26,7 @@ class Place:
 
     rank, world: this worker and how many there are; world > 1 means that torch.distributed is
     initialised. should_stop: a signal asked for an end: save a checkpoint and return.
+    node_leaves: a node of the run is about to go: save a checkpoint at every reading.
     pool: augmentation actors of this worker's stream; None: threads of this process do it.
     sharing: whether other jobs take part in this worker's stream.
     trainer_cpus: logical CPUs that all workers of the run together hold.
@@ -36,6 +37,7 @@ class Place:
     world: int
     device: torch.device
     should_stop: Callable[[], bool] = _never
+    node_leaves: Callable[[], bool] = _never
     pool: Pool | None = None
     sharing: Sharing | None = None
     trainer_cpus: float = 0.0

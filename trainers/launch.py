@@ -33,6 +33,7 @@ Metrics = dict[str, float]
 _POLL_SECONDS = 0.2
 _ASK_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = "0.5"
+_DRAIN_SECONDS = "1"  # between looks whether a node is drained, which may have no more than 25
 _RESIZE_SECONDS = 15.0  # between looks whether an elastic run could have more workers
 _START_SECONDS = "30"  # until a group of workers that cannot all be placed is tried smaller
 
@@ -63,6 +64,7 @@ def _with_ray(
 ) -> Metrics:
     # Ray Train asks its workers how they are; the default of 2 s also delays the end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", _DRAIN_SECONDS)
     if cluster.min_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -198,6 +200,7 @@ def _ray_worker(sent: dict[str, Any]) -> Any:
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
         should_stop=_AskedToStop(sent["flag"]),
+        node_leaves=_NodeLeaves(),
         pool=pool,
         sharing=Sharing(cluster.share_lag) if cluster.share_lag else None,
         trainer_cpus=cluster.cpus_per_worker * context.get_world_size(),
@@ -232,6 +235,27 @@ def _log_ours() -> None:
         ours.handlers = [handler]
         ours.propagate = False
     hush()
+
+
+class _NodeLeaves:
+    """Whether a node of the group is drained, as Ray Train told this worker.
+
+    Its own question, `ray.train.get_preemption_info`, waits for all ranks at every reading. They
+    agree by a sum that the loop makes anyway, so a field of Ray's own is read; the test of this
+    tells of a version that has others.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self) -> bool:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        leaves = get_train_context().preemption_context.preemption_info is not None
+        if leaves and not self._told:
+            self._told = True
+            logger.warning("a node of this run leaves: a checkpoint at every reading until then")
+        return leaves
 
 
 class _AskedToStop:

@@ -173,7 +173,8 @@ class _Trainer:
             read = due or save or self._step % loop.log_every == 0
             stopping = (read or self._context.world == 1) and self._context.should_stop()
             if read or stopping:
-                self._stopping = self._read(stopping)
+                self._stopping, leaving = self._read(stopping)
+                save |= leaving
             # One who stops is in a hurry: the figures are found when the run goes on.
             improved = due and not self._stopping and self._validate()
             if save or improved or self._stopping:
@@ -240,13 +241,17 @@ class _Trainer:
             return peak * polynomial_factor(self._step, self._total, warmup, optim.power, floor)
         return peak * cosine_factor(self._step, self._total, warmup, floor)
 
-    def _read(self, stopping: bool) -> bool:
-        """Bring pending figures to the host, check and record them; whether any rank must stop."""
+    def _read(self, stopping: bool) -> tuple[bool, bool]:
+        """Bring pending figures to the host, check and record them.
+
+        Whether any rank must stop, and whether one sees a node leave.
+        """
         context = self._context
+        asked = [float(stopping), float(context.node_leaves())]
         table = torch.stack([row for *_, row in self._pending]).double()  # (n, loss weight norm)
-        shared = torch.cat([table[:, :2].flatten(), table.new_tensor([float(stopping)])])
+        shared = torch.cat([table[:, :2], table.new_tensor([asked])])
         sums = sum_over_ranks(shared, context.world).cpu()
-        losses, weights = sums[:-1].view(-1, 2).unbind(1)
+        losses, weights = sums[:-1].unbind(1)
         norms = table[:, 2].cpu()
         for (step, epoch, lr, _), loss, norm in zip(
             self._pending, (losses / weights.clamp(min=1)).tolist(), norms.tolist(), strict=True
@@ -279,7 +284,8 @@ class _Trainer:
             self._recorder.flush()
         self._pending.clear()
         self._waited, self._read_at = 0.0, now
-        return bool(sums[-1] > 0)
+        stops, leaves = (sums[-1] > 0).tolist()
+        return stops, leaves
 
     def _measure(self) -> dict[str, float]:
         """Figures over the validation split; none where a stop came before they were found."""

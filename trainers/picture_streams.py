@@ -76,4 +76,5 @@ def open_pictures(run: PictureRun, place: Place, spec: wire.TokenSpec) -> Worker
         ),
         report=place.report,
         should_stop=place.should_stop,
+        node_leaves=place.node_leaves,
     )

@@ -165,6 +165,7 @@ def open_context(run: TokenRun, place: Place) -> WorkerContext:
         open_validation=partial(_open_validation, validation, place),
         report=place.report,
         should_stop=place.should_stop,
+        node_leaves=place.node_leaves,
     )
 
 

@@ -39,6 +39,7 @@ class WorkerContext:
     open_validation: this rank's share of the whole split, finite.
     report: tells figures to whoever started the run; all ranks call it equally often.
     should_stop: a signal asked for an end: checkpoint, without a validation, and return.
+    node_leaves: a node of the run is about to go: checkpoint at every reading, to lose few steps.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class WorkerContext:
     open_validation: Callable[[], Iterable[StreamBatch]]
     report: Callable[[Mapping[str, float]], None]
     should_stop: Callable[[], bool]
+    node_leaves: Callable[[], bool] = lambda: False
 
 
 class Task(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT
 from tests.system.jobs import started, until
+from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(720)]
 
@@ -84,6 +86,33 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
         victim.send_signal(signal.SIGKILL)
         assert process.wait(240) == 0, log.read_text()[-4000:]
     assert losses(out) == undisturbed_losses(token_stream, tmp_path / "alone", 1)
+
+
+@pytest.mark.parametrize("head", [0], indirect=True)
+def test_what_a_node_computes_until_it_is_taken_back_is_kept(
+    head: Cluster, token_stream: StreamRequest, tmp_path: Path
+) -> None:
+    """It is told of before, and no other checkpoint would be made."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    nodes = ("127.0.0.3", "127.0.0.4")
+    for ip in nodes:
+        head.start(ip, 3, "--address", head.address)
+    words = command(token_stream, out, 3, "--loop.checkpoint-every", "100000")
+    with started(head, words, log) as process:
+        until(lambda: steps_done(out) >= 10, "10 steps", 240)
+        trainer = head.workers("RayTrainWorker")[0]
+        (leaving,) = (ip for ip in nodes if trainer.ppid() in {p.pid for p in head.nodes[ip]})
+        head.drain(leaving, seconds=20)
+        until(lambda: checkpoint_steps(str(out)), "checkpoint", 60)
+        done, saved = steps_done(out), checkpoint_steps(str(out))[-1]
+        head.kill(leaving)
+        assert process.wait(300) == 0, log.read_text()[-4000:]
+    said = log.read_text()
+    assert "a node of this run leaves: a checkpoint at every reading until then" in said
+    (begun,) = {int(step) for step in re.findall(r"goes on from step (\d+)", said)}
+    assert saved <= begun
+    assert done <= begun + 1  # not a step was lost but one that was being saved
+    assert losses(out) == undisturbed_losses(token_stream, tmp_path / "alone", 3)
 
 
 @pytest.mark.slow  # three groups of workers, one after the other

@@ -107,6 +107,7 @@ def context(
     rank: int = 0,
     world: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
+    node_leaves: Callable[[], bool] = lambda: False,
     change: Callable[[StreamBatch], StreamBatch] = lambda batch: batch,
 ) -> WorkerContext:
     """A worker over the lists above; `change` may spoil a batch."""
@@ -126,6 +127,7 @@ def context(
         open_validation=lambda: [make_batch(step, rank, world) for step in range(PER_EPOCH)],
         report=lambda figures: None,
         should_stop=should_stop,
+        node_leaves=node_leaves,
     )
 
 

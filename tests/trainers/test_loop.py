@@ -27,7 +27,13 @@ from tests.trainers.runs import (
     make_batch,
     recorded,
 )
-from trainers.checkpoint import BEST, Checkpoints, load_checkpoint, load_export
+from trainers.checkpoint import (
+    BEST,
+    Checkpoints,
+    checkpoint_steps,
+    load_checkpoint,
+    load_export,
+)
 from trainers.config import Run
 from trainers.loop import DivergedError, train
 from trainers.task import better
@@ -81,6 +87,12 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, asked: int, st
     assert {k: v.tolist() for k, v in weights(parted).items()} == {
         k: v.tolist() for k, v in weights(whole).items()
     }
+
+
+def test_while_a_node_leaves_each_reading_saves(tmp_path: Path) -> None:
+    run = classify_run(tmp_path, log_every=2, checkpoint_every=100, validate_every=100, keep=9)
+    train(run, context(node_leaves=stops_after(2)), ToyTask())  # readings after steps 2, 4 and 6
+    assert checkpoint_steps(str(tmp_path)) == [4, TOTAL]
 
 
 def everything(out: Path) -> list[dict[str, float]]:

@@ -72,11 +72,11 @@ def test_a_typing_error_would_be_seen(series: dict[str, set[str]]) -> None:
 
 def unit(query: str) -> str:
     """Grafana's unit for the figure of a query; bytes count by thousands, as `seit` has them."""
-    if " / " in query:
+    if " / " in query or re.search(r"rate\(\w+_seconds_total", query):  # of each second
         return "percentunit"
     if "_seconds" in query:
         return "s"
-    if query.endswith("_bytes"):
+    if query.rstrip(")").endswith("_bytes"):
         return "decbytes"
     return "reqps" if "rate(seit_service_requests" in query else "short"
 

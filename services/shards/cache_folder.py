@@ -18,7 +18,9 @@ entries that nobody holds goes first, after those of datasets that nobody reads 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -30,10 +32,12 @@ from typing import BinaryIO, TypeVar
 from services.errors import StoreError
 from services.shards.entry import ArraysFile, MappedEntry
 
+logger = logging.getLogger(__name__)
+
 SUFFIX = ".rows"
 _UNFINISHED = ".tmp"
 _IDLE_DATASET_SECONDS = 600.0
-_TRIES = 4  # to lay an entry down where somebody tidies up meanwhile
+_TRIES = 4  # to lay an entry down where somebody tidies up, or fills the disk, meanwhile
 _DIGITS = 20  # of the bytes that all entries take: of one length, so that a write is whole
 
 EntryT = TypeVar("EntryT", bound=MappedEntry)
@@ -109,9 +113,8 @@ class EntryFolder:
         tries = _TRIES
         while True:
             tries -= 1
-            temporary = self.path / f".{secrets.token_hex(8)}{_UNFINISHED}"
             try:
-                return self._laid_down(temporary, name, file, opened, evicted)
+                return self._laid_down(name, file, opened, evicted)
             except FileNotFoundError as error:  # taken by whoever tidies up, or its folder
                 if not tries:
                     raise StoreError(
@@ -119,30 +122,51 @@ class EntryFolder:
                         " written; let them leave it alone, or give another as SEIT_CACHE_DIR"
                     ) from error
             except OSError as error:
-                raise StoreError(
-                    f"cache folder {self.path}: {error}; it needs {file.bytes} bytes more: "
-                    "free space, or lower the cache's limit"
-                ) from error
-            finally:
-                temporary.unlink(missing_ok=True)
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not (full and tries and self._gives_way(file.bytes)):
+                    raise StoreError(
+                        f"cache folder {self.path}: {error}; it needs {file.bytes} bytes more: "
+                        "free space, or lower the cache's limit"
+                    ) from error
 
     def _laid_down(
         self,
-        temporary: Path,
         name: str,
         file: ArraysFile,
         opened: Callable[[Path], EntryT],
         evicted: Callable[[str], None],
     ) -> EntryT:
-        with self._begun(temporary, file.bytes, evicted) as target:
-            file.write(target)
-            target.flush()
-            with self.lock("write"):
-                fcntl.flock(target, fcntl.LOCK_UN)
-                # Opened, and so in use, before others can see it and choose it for eviction.
-                entry = opened(temporary)
-                os.replace(temporary, self.path / name)
-            return entry
+        temporary = self.path / f".{secrets.token_hex(8)}{_UNFINISHED}"
+        try:
+            with self._begun(temporary, file.bytes, evicted) as target:
+                file.write(target)
+                target.flush()
+                with self.lock("write"):
+                    fcntl.flock(target, fcntl.LOCK_UN)
+                    # Opened, and so in use, before others can see it and choose it for eviction.
+                    entry = opened(temporary)
+                    os.replace(temporary, self.path / name)
+                return entry
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _gives_way(self, wanted: int) -> bool:
+        """On a disk that is full below the limit: keep to the bytes of the entries that stand now,
+        of which the next ones then take the place. False where these are less than `wanted`.
+        """
+        with self.lock("write"):
+            there = sum(entry.bytes for entry in self._look_at()[0])
+            if there < wanted:
+                return False
+            if there < self._limit:
+                logger.warning(
+                    "cache folder %s: its disk is full, with %d bytes of at most %d in the cache:"
+                    " from now on this process lets older shards go to take in others, and fetches"
+                    " them anew; free space, or lower the limit (SEIT_CACHE_BYTES)",
+                    *(self.path, there, self._limit),
+                )
+                self._limit = there
+        return True
 
     @contextlib.contextmanager
     def _begun(
@@ -177,16 +201,8 @@ class EntryFolder:
 
     def _look_through(self, wanted: int, evicted: Callable[[str], None]) -> int:
         """Bytes of all entries, of which some have made room for `wanted` more."""
-        entries, there = [], 0
-        with os.scandir(self.path) as found:
-            for file in found:
-                with contextlib.suppress(FileNotFoundError):  # damaged, and removed, by a reader
-                    if file.name.endswith(_UNFINISHED):
-                        there += _bytes_being_written(file.path)
-                    elif file.name.endswith(SUFFIX):
-                        stat = file.stat()
-                        entries.append(_Use(file.name, stat.st_size, stat.st_mtime))
-        there += sum(entry.bytes for entry in entries)
+        entries, unfinished = self._look_at()
+        there = unfinished + sum(entry.bytes for entry in entries)
         if there + wanted <= self._limit:
             return there
         idle_first = [(entry, False) for entry in _eviction_order(entries)]
@@ -198,6 +214,19 @@ class EntryFolder:
                 evicted(entry.name)
                 there -= entry.bytes
         return there
+
+    def _look_at(self) -> tuple[list[_Use], int]:
+        """The entries, and the bytes that those being written will have."""
+        entries, unfinished = [], 0
+        with os.scandir(self.path) as found:
+            for file in found:
+                with contextlib.suppress(FileNotFoundError):  # damaged, and removed, by a reader
+                    if file.name.endswith(_UNFINISHED):
+                        unfinished += _bytes_being_written(file.path)
+                    elif file.name.endswith(SUFFIX):
+                        stat = file.stat()
+                        entries.append(_Use(file.name, stat.st_size, stat.st_mtime))
+        return entries, unfinished
 
     def _evict(self, name: str, force: bool) -> bool:
         path = self.path / name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from services.errors import FormatError
+from services.errors import FormatError, StoreError
 from services.shards import layout
 from services.shards.cache_folder import EntryFolder
 from services.shards.entry import CachedShard, EntryFile
@@ -163,3 +165,57 @@ def test_what_others_take_away_neither_fills_the_folder_nor_counts_as_there(
     for number, evicted in enumerate(expected):
         assert len(lay_down(users[number % 2], f"new {number}.rows", file, spec)) == evicted
         assert len(names(tmp_path)) <= 4
+
+
+class Disk:
+    """A disk that takes so many bytes: what the system says of a full one, without mounting any."""
+
+    def __init__(self, folder: Path, capacity: int) -> None:
+        self.folder, self.capacity = folder, capacity
+
+    def file(self, rows: ShardRows, spec: wire.TokenSpec) -> EntryFile:
+        disk = self
+
+        class OnIt(EntryFile):
+            def write(self, file: BinaryIO) -> None:
+                taken = sum(path.stat().st_size for path in disk.folder.glob("*.rows"))
+                if taken + self.bytes > disk.capacity:
+                    file.write(b"half")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                super().write(file)
+
+        return OnIt(rows, spec)
+
+
+def test_a_disk_smaller_than_the_limit_holds_what_it_can(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [read(make_rows, spec, seed) for seed in range(8)]
+    size = EntryFile(rows[0], spec).bytes
+    disk = Disk(tmp_path, 3 * size + size // 2)
+    folder = EntryFolder(tmp_path, 100 * size)
+    evicted: list[str] = []
+    for number, one in enumerate(rows):
+        name = f"d-{number}.rows"
+        entry = folder.lay_down(name, disk.file(one, spec), opener(spec), evicted.append)
+        assert (entry.take(np.arange(40))[0].reshape(40, -1) == one.ids()).all()
+        del entry
+        assert name in names(tmp_path)
+        assert len([each for each in names(tmp_path) if each.endswith(".rows")]) == min(
+            number + 1, 3
+        )
+    assert len(evicted) == len(set(evicted)) == 5
+    assert not [each for each in names(tmp_path) if each.endswith(".tmp")]
+    assert caplog.text.count("its disk is full") == 1
+    assert f"with {3 * size} bytes of at most {100 * size}" in caplog.text
+
+
+def test_a_disk_that_others_filled_ends_the_wish_with_what_to_do(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any
+) -> None:
+    rows = read(make_rows, spec, 0)
+    size = EntryFile(rows, spec).bytes
+    folder = EntryFolder(tmp_path, 100 * size)
+    with pytest.raises(StoreError, match=f"No space left.*needs {size} bytes more: free space"):
+        folder.lay_down("d-0.rows", Disk(tmp_path, size - 1).file(rows, spec), opener(spec), print)
+    assert not [each for each in names(tmp_path) if each != "locks"]

@@ -37,6 +37,9 @@ files = {{word: pathlib.Path(word).read_text() for word in words if word.endswit
 lines = [] if words[0] == "mb" or "policy" in words else sys.stdin.read().split()
 with open({notes!r}, "a") as notes:
     notes.write(json.dumps([words, lines, files]) + chr(10))
+if words[:3] == ["admin", "user", "info"]:
+    print("PolicyName: " + {has!r})
+sys.exit("attach" in words and {fails!r})
 """
 _KEYS = {"WRITER": "the-writer", "READER": "the-reader", "MINIO_ROOT_USER": "the-root"}
 
@@ -57,13 +60,16 @@ def test_each_container_has_the_least_key_that_it_needs() -> None:
     assert {name: keys for name, one in services.items() if (keys := keys_of(one))} == expected
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """(arguments, lines of standard input, files) of each call of the store's client."""
-    folder = tmp_path_factory.mktemp("bucket")
+def run_script(folder: Path, *, fails: bool = False, has: str = "") -> tuple[int, list[Any]]:
+    """Exit code of the script, and (arguments, lines of standard input, files) of each call of the
+    store's client.
+
+    fails, has: whether it refuses to give rights, and which it says that users have.
+    """
     notes = folder / "notes"
     client = folder / "mc"
-    client.write_text(_CLIENT.format(python=sys.executable, notes=str(notes)))
+    words = {"python": sys.executable, "notes": str(notes), "fails": fails, "has": has}
+    client.write_text(_CLIENT.format(**words))
     client.chmod(0o755)
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["bucket"]
     script = folder / "bucket.sh"
@@ -78,8 +84,23 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         "<<"
     }
     command = [word.replace("/bucket.sh", str(script)) for word in service["entrypoint"]]
-    subprocess.run(command, env=environment, check=True)
-    return [json.loads(line) for line in notes.read_text().splitlines()]
+    ended = subprocess.run(command, env=environment)
+    return ended.returncode, [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What the store's client is asked."""
+    code, calls = run_script(tmp_path_factory.mktemp("bucket"))
+    assert code == 0
+    return calls
+
+
+@pytest.mark.parametrize(("has", "code"), [("seit-write,seit-read", 0), ("seit-write", 1), ("", 1)])
+def test_rights_that_stand_already_are_no_error_and_others_are(
+    tmp_path: Path, has: str, code: int
+) -> None:
+    assert run_script(tmp_path, fails=True, has=has)[0] == code
 
 
 def test_no_secret_is_an_argument(asked: list[Any]) -> None:

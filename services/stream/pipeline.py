@@ -54,7 +54,8 @@ def block_bytes(fetched: int, augmented: int) -> int:
 
     fetched, augmented: bytes of one share. An augmenting task always makes one share at a time.
     """
-    return int(0.8 * (augmented if augmented >= 2 * fetched else fetched))
+    share = augmented if augmented >= 2 * fetched else fetched
+    return -(-4 * share // 5)
 
 
 def _augmented_bytes(request: StreamRequest, rows: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.stream.pipeline import EXECUTION_TASKS, TASK_ROWS, block_bytes, executions
@@ -41,6 +41,7 @@ def test_steps_come_once_and_in_order_in_bounded_executions(
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(100, 10**9), st.floats(0.05, 50))
+@example(141, 1.203125)  # where rounding down made the target too small
 def test_no_block_is_cut_inside_a_share(fetched: int, ratio: float) -> None:
     """Ray collects shares until they pass the target, and cuts what is half as large again."""
     augmented = int(fetched * ratio)

@@ -17,6 +17,7 @@ from ray.data.context import DataContext
 
 from services.stream.account import Account
 from services.stream.fetch import Share, fetch_shares, groups, opened, share_rows
+from services.stream.interrupted import give_back_locks
 from services.stream.request import RowsRequest
 from services.stream.table import pack_share
 
@@ -67,6 +68,7 @@ class StepsDatasource(Datasource):
 
 def _fetch(request: RowsRequest, rank: int, world: int, steps: Sequence[int]) -> Iterator[pa.Table]:
     """Shares of some steps."""
+    give_back_locks()  # an earlier task of this process may have been cancelled
     for group in groups(request, rank, world, steps):
         for share in fetch_shares(request, group, rank, world):
             yield pack_share(share)

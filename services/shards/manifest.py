@@ -150,8 +150,9 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
         versions = list_versions(root, dataset)
         if not versions:
             refuse_missing(root, DATASETS)
-            there = ", ".join(list_datasets(root)) or "none"
-            if there == "none" and VERSIONS in root.folders():
+            names = list_datasets(root)
+            there = ", ".join(names) or "none"
+            if not names and VERSIONS in root.folders():
                 there += ", as it is the folder of one dataset: give the folder that holds it"
             raise NotFoundError(f"no dataset {dataset!r} at {root.url}; there are: {there}")
         version = versions[-1]

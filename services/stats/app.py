@@ -36,9 +36,7 @@ from services.stats.streams import Streams, open_runs
 
 _GZIP_FROM_BYTES = 1024
 _THREADS = 8  # that make answers: more would only keep each other from Python's lock
-_PICTURE_THREADS = (
-    2  # one makes a picture, which may take seconds; one looks for the next one's rows
-)
+_PICTURE_THREADS = 2  # one makes a picture, for seconds; one looks for the next one's rows
 _SWITCH_SECONDS = 0.0005  # after which a thread at work lets the one go on that sends answers
 
 operation = APIRouter(tags=["operation"], route_class=Exact)

@@ -13,9 +13,10 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import ray
@@ -122,9 +123,11 @@ def shared_batches(
     """
     free_cpus(pool, world, trainer_cpus, augments=not request.only_cuts)
     ended = threading.Event()
+    made = request, rank, world, steps, pool, trainer_cpus, sharing
+    find = partial(_service(service_name(request, rank, world, steps.stop, pool)).remote, *made)
 
     def join() -> Member:
-        member = _join(request, rank, world, steps, pool, trainer_cpus, sharing, ended)
+        member = _join(find, f"{request.rows.name}, rank {rank}", steps.start, sharing, ended)
         meter.shared("shared")
         meter.taken_over(member.start)
         return member
@@ -158,23 +161,11 @@ def shared_batches(
                 joining.result().leave()
 
 
-def _join(
-    request: StreamRequest,
-    rank: int,
-    world: int,
-    steps: range,
-    pool: Pool,
-    trainer_cpus: float,
-    sharing: Sharing,
-    ended: threading.Event,
-) -> Member:
-    """Join the service that makes this stream; the first one starts it, on its own node.
-
-    steps: what is left to this consumer. Raises: ApartError if the service stands elsewhere.
-    """
+def _service(name: str) -> Any:
+    """The service of that name, as `remote` finds it, or starts it on this node."""
     service_class: Any = ray.remote(StreamService)
-    options = service_class.options(
-        name=service_name(request, rank, world, steps.stop, pool),
+    return service_class.options(
+        name=name,
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
@@ -185,11 +176,21 @@ def _join(
             ray.get_runtime_context().get_node_id(), soft=False
         ),
     )
+
+
+def _join(
+    find: Callable[[], Any], stream: str, step: int, sharing: Sharing, ended: threading.Event
+) -> Member:
+    """Join the service that makes a stream; the first one starts it.
+
+    find: gives the service. stream: in words. step: the next one of this consumer.
+    Raises: ApartError if the service stands elsewhere.
+    """
     me, began = uuid.uuid4().hex, time.monotonic()
     while not ended.is_set():
         try:
-            service = options.remote(request, rank, world, steps, pool, trainer_cpus, sharing)
-            welcome = _welcome(service, me, steps.start, ended)
+            service = find()
+            welcome = _welcome(service, me, step, ended)
         except RayError as error:
             if time.monotonic() - began > _FIND_SECONDS:
                 raise ApartError(
@@ -204,7 +205,7 @@ def _join(
                     f" or at most {welcome.kept.lag} later"
                 )
             if welcome.state == "inside":
-                _warn_of_lag(request, rank, sharing, welcome.kept)
+                _warn_of_lag(stream, sharing, welcome.kept)
                 return Member(service, me, sharing, welcome.kept.start, ended)
             ray.kill(service)
         ended.wait(_AGAIN_SECONDS)  # until its name is free
@@ -222,12 +223,12 @@ def _welcome(service: Any, me: str, step: int, ended: threading.Event) -> Welcom
     return None
 
 
-def _warn_of_lag(request: StreamRequest, rank: int, sharing: Sharing, kept: Kept) -> None:
+def _warn_of_lag(stream: str, sharing: Sharing, kept: Kept) -> None:
     if kept.lag != sharing.lag:
         logger.warning(
-            "stream %s, rank %d: --cluster.share-lag is %d here, but the one who started the"
-            " shared stream chose %d, which holds",
-            *(request.rows.name, rank, sharing.lag, kept.lag),
+            "stream %s: --cluster.share-lag is %d here, but the one who started the shared stream"
+            " chose %d, which holds",
+            *(stream, sharing.lag, kept.lag),
         )
 
 

@@ -11,10 +11,13 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
+import pyarrow as pa
 import ray
 import xxhash
 
@@ -109,8 +112,10 @@ class StreamService:
         self._failed = ""
         self._over = False
         self._ending = Ending()
-        made = (request, rank, world, steps, pool, trainer_cpus)
-        self._producer = threading.Thread(target=self._produce, args=made, daemon=True)
+        how = pool, trainer_cpus, AHEAD, self._ending
+        make = partial(tables, request, rank, world, steps, *how)
+        asked = make, steps, request.rows.name
+        self._producer = threading.Thread(target=self._produce, args=asked, daemon=True)
         self._producer.start()
         myself = ray.get_runtime_context().current_actor
         threading.Thread(target=self._watch, args=(myself,), daemon=True).start()
@@ -182,17 +187,10 @@ class StreamService:
         return Kept(oldest, self._newest, self._sharing.lag, self._start)
 
     def _produce(
-        self,
-        request: StreamRequest,
-        rank: int,
-        world: int,
-        steps: range,
-        pool: Pool,
-        trainer_cpus: float,
+        self, make: Callable[[], Generator[pa.Table, None, None]], steps: range, name: str
     ) -> None:
         try:
-            how = pool, trainer_cpus, AHEAD, self._ending
-            with closing(tables(request, rank, world, steps, *how)) as made:
+            with closing(make()) as made:
                 for step, table in zip(steps, made, strict=True):
                     if not self._wait_for_wish(step):
                         return
@@ -205,7 +203,7 @@ class StreamService:
             with self._changed:
                 if self._over:
                     return  # `_watch` ended it in the middle
-                logger.warning("the shared stream of %s failed: %s", request.rows.name, error)
+                logger.warning("the shared stream of %s failed: %s", name, error)
                 self._failed = f"its pipeline failed: {first_line(error)}"
                 self._changed.notify_all()
 

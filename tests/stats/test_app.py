@@ -40,6 +40,9 @@ GETS = [
 ]
 PAGES = Path(__file__).resolve().parents[2] / "services/stats/pages"
 
+COMMAND = "import sys; from services.cli import main; main(sys.argv[1:])"
+"""What the program `seit` does, in this Python."""
+
 
 @pytest.fixture
 def client(root: Store) -> Iterator[TestClient]:
@@ -222,13 +225,7 @@ def test_large_answers_are_zipped(client: TestClient, root: Store) -> None:
 @pytest.mark.system
 def test_a_real_server_answers_and_ends(root: Store) -> None:
     write_dataset(root)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = "import sys; from services.cli import main; main(sys.argv[1:])"
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", root.url, "--port", str(port)]
-    )
+    server, port = start_server(root)
     base = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{base}/healthz", server)
@@ -238,7 +235,7 @@ def test_a_real_server_answers_and_ends(root: Store) -> None:
         with pytest.raises(urllib.error.HTTPError, match="422"):
             urllib.request.urlopen(f"{base}/v1/datasets/%2e%2e", timeout=10)
         shown = subprocess.run(
-            [sys.executable, "-c", command, "stats", base, "digits"],
+            [sys.executable, "-c", COMMAND, "stats", base, "digits"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -248,6 +245,15 @@ def test_a_real_server_answers_and_ends(root: Store) -> None:
     finally:
         server.terminate()
         assert server.wait(20) in (0, -15)
+
+
+def start_server(root: Store, stderr: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
+    """`seit serve` as a process, and the port that it will answer at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-c", COMMAND, "serve", root.url, "--port", str(port)]
+    return subprocess.Popen(words, stderr=stderr), port
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from services.shards.store import Store
 from services.stats.seldom import SECONDS, Seldom
 from tests.small_datasets import write_dataset
-from tests.stats.test_app import wait_for
+from tests.stats.test_app import start_server, wait_for
 
 steps = st.lists(st.tuples(st.floats(0, 2 * SECONDS), st.sampled_from("ab")), min_size=1)
 
@@ -47,14 +46,7 @@ def test_each_warning_is_told_or_counted(said: Iterable[tuple[float, str]]) -> N
 @pytest.mark.system
 def test_a_scanner_of_ports_leaves_one_line(root: Store) -> None:
     write_dataset(root)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = "import sys; from services.cli import main; main(sys.argv[1:])"
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", root.url, "--port", str(port)],
-        stderr=subprocess.PIPE,
-    )
+    server, port = start_server(root, subprocess.PIPE)
     try:
         wait_for(f"http://127.0.0.1:{port}/healthz", server)
         for _ in range(30):

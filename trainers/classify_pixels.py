@@ -7,6 +7,7 @@ from trainers.picture_config import PixelRun
 from trainers.picture_streams import check_pictures
 from trainers.pixel_step import pixel_worker
 from trainers.recipes.pixels import RECIPES
+from trainers.signals import leave
 
 if __name__ == "__main__":
-    raise SystemExit(run(PixelRun, RECIPES, pixel_worker, check_pictures))
+    leave(run(PixelRun, RECIPES, pixel_worker, check_pictures))

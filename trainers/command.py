@@ -42,9 +42,13 @@ def run(
         return 2
     logger.info("%s", closing_table(config.out, figures))
     if not figures.get("finished"):
-        logger.warning(
-            "stopped after step %d, which is saved in %s/%s; the same command goes on from here",
-            *(figures["step"], config.out.rstrip("/"), FOLDER),
-        )
+        said = "stopped before the first step; the same command begins again"
+        if step := figures["step"]:
+            folder = f"{config.out.rstrip('/')}/{FOLDER}"
+            said = (
+                f"stopped after step {step:.0f}, which is saved in {folder}; the same command goes"
+                " on from here"
+            )
+        logger.warning("%s", said)
         return stop.code
     return 0

@@ -12,10 +12,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +45,7 @@ from trainers.ranks import (
 )
 from trainers.task import Stream, Task, WorkerContext, better
 from trainers.validation import measure
+from trainers.waiting import Agreement, Batches
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -100,7 +100,9 @@ class _Trainer:
         self._checkpoints = checkpoints
         loop, optim, device = config.loop, config.optim, context.device
         self._step, self._metrics = self._newest(), dict[str, float]()
+        self._saved = self._step
         self._stopping = self._owed = False  # a stop was asked for; a validation is due
+        self._agreement = Agreement(context.world)
         torch.manual_seed(hash_key("weights", loop.seed))  # the same weights on every rank
         self._model = task.build_model(fresh=self._step == 0).to(device)
         parallel = config.cluster.parallel
@@ -138,13 +140,8 @@ class _Trainer:
             self._line = ProgressLine(task.name, self._step, self._total)
 
     def run(self) -> dict[str, float]:
-        batches = iter(self._stream)
-        try:
+        with closing(self._taken(self._stream)) as batches:
             self._steps(batches)
-        finally:
-            # Also after an error, whose traceback would keep the stream alive and "running".
-            if close := getattr(batches, "close", None):
-                close()
         self._checkpoints.wait()
         if self._step == self._total and not self._stopping:
             context, lacks = self._context, int(self._task.lacks(self._config.out))
@@ -155,7 +152,7 @@ class _Trainer:
             self._export()
         return {"step": self._step, "finished": float(finished), **self._metrics}
 
-    def _steps(self, batches: Iterator[StreamBatch]) -> None:
+    def _steps(self, batches: Batches) -> None:
         """Train until the last step, or until a stop was asked for."""
         loop, per_epoch = self._config.loop, self._stream.steps_per_epoch
         if self._owed:
@@ -163,22 +160,34 @@ class _Trainer:
             if not self._owed:
                 self._save(best=improved)
         while self._step < self._total and not self._stopping:
-            self._train_step(self._next(batches))
+            batch = batches.next()
+            self._waited += batches.waited
+            if batches.stopped:
+                self._stopping = True
+                self._keep()
+                return
+            self._train_step(self._checked(batch))
             self._step += 1
             last = self._step == self._total
             epoch, inside = divmod(self._step, per_epoch)
             self._owed = due = last or (inside == 0 and epoch % loop.validate_every == 0)
             save = last or self._step % loop.checkpoint_every == 0
-            # A stop must be seen by all ranks at the same step, hence only at a reading.
-            read = due or save or self._step % loop.log_every == 0
-            stopping = (read or self._context.world == 1) and self._context.should_stop()
-            if read or stopping:
-                self._stopping, leaving = self._read(stopping)
-                save |= leaving
+            if due or save or self._step % loop.log_every == 0:
+                save |= self._read()
             # One who stops is in a hurry: the figures are found when the run goes on.
-            improved = due and not self._stopping and self._validate()
+            improved = due and self._validate()
             if save or improved or self._stopping:
                 self._save(best=improved)
+
+    def _taken(self, stream: Iterable[StreamBatch]) -> Batches:
+        return Batches(stream, self._context, self._agreement, self._keep)
+
+    def _keep(self) -> None:
+        """Save the step that was made last, if it is not saved yet."""
+        if self._pending:
+            self._read()
+        if self._step != self._saved:
+            self._save(best=False)
 
     def close(self) -> None:
         self._flows.close(self._stream.flow())
@@ -187,10 +196,7 @@ class _Trainer:
         if self._recorder is not None:
             self._recorder.close()
 
-    def _next(self, batches: Iterator[StreamBatch]) -> StreamBatch:
-        asked = time.monotonic()
-        batch = next(batches, None)
-        self._waited += time.monotonic() - asked
+    def _checked(self, batch: StreamBatch | None) -> StreamBatch:
         if batch is None or batch.step != self._step:
             raise CursorMismatchError(
                 f"the stream gave {'nothing' if batch is None else f'step {batch.step}'} where step"
@@ -212,7 +218,7 @@ class _Trainer:
         batch = batch.to(device, non_blocking=True)
         weight = batch.weight.sum()
         total = sum_over_ranks(weight.clone(), context.world)
-        parts = _parts(batch, self._config.loop.grad_accum)
+        parts = batch.parts(self._config.loop.grad_accum)
         loss_sum = torch.zeros((), device=device)
         for number, part in enumerate(parts, start=1):
             with unsynced(self._forward, number < len(parts)):
@@ -241,15 +247,14 @@ class _Trainer:
             return peak * polynomial_factor(self._step, self._total, warmup, optim.power, floor)
         return peak * cosine_factor(self._step, self._total, warmup, floor)
 
-    def _read(self, stopping: bool) -> tuple[bool, bool]:
-        """Bring pending figures to the host, check and record them.
-
-        Whether any rank must stop, and whether one sees a node leave.
+    def _read(self) -> bool:
+        """Bring pending figures to the host, check and record them; whether a rank sees a node
+        leave.
         """
         context = self._context
-        asked = [float(stopping), float(context.node_leaves())]
         table = torch.stack([row for *_, row in self._pending]).double()  # (n, loss weight norm)
-        shared = torch.cat([table[:, :2], table.new_tensor([asked])])
+        leaves = table.new_tensor([[float(context.node_leaves()), 0.0]])
+        shared = torch.cat([table[:, :2], leaves])
         sums = sum_over_ranks(shared, context.world).cpu()
         losses, weights = sums[:-1].unbind(1)
         norms = table[:, 2].cpu()
@@ -284,14 +289,13 @@ class _Trainer:
             self._recorder.flush()
         self._pending.clear()
         self._waited, self._read_at = 0.0, now
-        stops, leaves = (sums[-1] > 0).tolist()
-        return stops, leaves
+        return bool(sums[-1, 0] > 0)
 
     def _measure(self) -> dict[str, float]:
         """Figures over the validation split; none where a stop came before they were found."""
         model = self._ema.module if self._ema is not None else self._model
-        every = self._config.loop.log_every
-        found = measure(model, self._task, self._context, self._autocast, every)
+        with closing(self._taken(self._context.open_validation())) as batches:
+            found = measure(model, self._task, self._context, self._autocast, batches)
         reshard(model)
         self._stopping = found is None
         return found or {}
@@ -323,7 +327,7 @@ class _Trainer:
             self._recorder.record(step, values)
 
     def _save(self, *, best: bool) -> None:
-        context = self._context
+        context, self._saved = self._context, self._step
         rng = gather(generator_state(context.device), context.device, context.world)
         state = {
             "model": self._model.state_dict(),
@@ -382,18 +386,3 @@ class _Trainer:
     def _autocast(self) -> torch.autocast:
         enabled = self._config.loop.precision == "bf16"
         return torch.autocast(self._context.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _parts(batch: StreamBatch, count: int) -> list[StreamBatch]:
-    """The batch cut into `count` parts of nearly equal size."""
-    bounds = [len(batch) * part // count for part in range(count + 1)]
-    return [batch] if count == 1 else [_slice(batch, a, b) for a, b in pairwise(bounds)]
-
-
-def _slice(batch: StreamBatch, start: int, stop: int) -> StreamBatch:
-    cut = {
-        name: getattr(batch, name)[start:stop]
-        for name in ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight", "mask")
-        if getattr(batch, name) is not None
-    }
-    return replace(batch, **cut)

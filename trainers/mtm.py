@@ -5,7 +5,8 @@ from __future__ import annotations
 from trainers.command import run
 from trainers.config import MtmRun
 from trainers.recipes.mtm import RECIPES
+from trainers.signals import leave
 from trainers.step import mtm_worker, prepare_mtm
 
 if __name__ == "__main__":
-    raise SystemExit(run(MtmRun, RECIPES, mtm_worker, prepare_mtm))
+    leave(run(MtmRun, RECIPES, mtm_worker, prepare_mtm))

@@ -6,6 +6,7 @@ from trainers.command import run
 from trainers.recipes.segment import RECIPES
 from trainers.segment_config import SegmentRun
 from trainers.segment_step import segment_worker, settle_segment
+from trainers.signals import leave
 
 if __name__ == "__main__":
-    raise SystemExit(run(SegmentRun, RECIPES, segment_worker, settle_segment))
+    leave(run(SegmentRun, RECIPES, segment_worker, settle_segment))

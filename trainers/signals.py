@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -10,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OF_SIGNALS = 128  # exit codes above it tell of a signal, as in shells
+_LATE_SECONDS = 5.0  # that the threads of a program have to end, once it is done
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -70,6 +73,18 @@ def stopping(doing: str) -> Iterator[Stop]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code. After a signal that is within seconds, also where a
+    thread waits for a storage that does not answer, which Python would wait for in turn.
+    """
+    if told_to_go(code):
+        late = threading.Timer(_LATE_SECONDS, os._exit, (code,))
+        late.daemon = True
+        late.start()
+        atexit.register(late.cancel)  # called once all threads ended: what is left is not hurried
+    raise SystemExit(code)
 
 
 def told_to_go(code: int) -> bool:

@@ -39,7 +39,8 @@ class WorkerContext:
     open_validation: this rank's share of the whole split, finite.
     report: tells figures to whoever started the run; all ranks call it equally often.
     should_stop: a signal asked for an end: checkpoint, without a validation, and return.
-    node_leaves: a node of the run is about to go: checkpoint at every reading, to lose few steps.
+    node_leaves: a node of the run is about to go: checkpoint at every reading, and where a batch is
+        waited for, to lose few steps.
     """
 
     rank: int

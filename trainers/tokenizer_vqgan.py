@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from trainers.command import run
 from trainers.recipes.tokenizer_vqgan import RECIPES
+from trainers.signals import leave
 from trainers.tokenizer_config import VQGANRun
 from trainers.tokenizer_step import prepare_tokenizer, tokenizer_worker
 
 if __name__ == "__main__":
-    raise SystemExit(run(VQGANRun, RECIPES, tokenizer_worker, prepare_tokenizer))
+    leave(run(VQGANRun, RECIPES, tokenizer_worker, prepare_tokenizer))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from services.stream.account import Account
 from services.stream.fetch import Share
 from services.stream.table import Kind, head_of, inputs_of, masks_of, numbers, pack, unpack_share
 from services.types import IntArray
+
+_OF_ROWS = ("rows", "row_epochs", "inputs", "label", "label_b", "mix", "weight", "mask")
 
 
 @dataclass
@@ -67,6 +70,17 @@ class StreamBatch:
         What is on a GPU already stays there.
         """
         return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def part(self, start: int, stop: int) -> StreamBatch:
+        """Its rows [start, stop), as views."""
+        values = {name: getattr(self, name) for name in _OF_ROWS}
+        cut = {name: value[start:stop] for name, value in values.items() if value is not None}
+        return replace(self, **cut)
+
+    def parts(self, count: int) -> list[StreamBatch]:
+        """All of it, cut into `count` parts of nearly equal size; one for each row at most."""
+        bounds = [len(self) * part // count for part in range(count + 1)]
+        return [self] if count == 1 else [self.part(a, b) for a, b in pairwise(bounds)]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> StreamBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -235,7 +235,7 @@ def test_a_resumed_run_holds_its_checkpoint_in_the_host_alone(
 ) -> None:
     with fake_gpu() as gpu:
         run, task, change = CASES["mtm"](gpu, tmp_path / "run", ema=0.9, log_every=1)
-        train(run, context(change=change, should_stop=stops_after(1)), task)
+        train(run, context(change=change, should_stop=stops_after(2)), task)
         model, average = on_gpu(gpu, task)
         monkeypatch.setattr(task, "build_model", lambda *, fresh: model)
         monkeypatch.setattr("trainers.loop.build_average", lambda *_, buffers: average)

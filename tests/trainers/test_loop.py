@@ -45,10 +45,10 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_export(str(out))[0]
 
 
-def stops_after(steps: int) -> Any:
-    """A `should_stop` that says yes when it was asked `steps` times."""
+def stops_after(times: int) -> Any:
+    """A `should_stop` that says yes when it is asked the `times`-th time."""
     asked = iter(range(1, 10**6))
-    return lambda: next(asked) >= steps
+    return lambda: next(asked) >= times
 
 
 def with_optim(run: Run, **changes: Any) -> Run:
@@ -58,15 +58,16 @@ def with_optim(run: Run, **changes: Any) -> Run:
 @pytest.mark.parametrize(
     ("asked", "stop"),
     [
-        (1, 1),
-        (2, 2),
-        (3, 3),
+        (1, 0),
+        (2, 1),
+        (3, 2),
         (4, 3),
-        (6, 3),
-        (7, 4),
-        (9, 6),
+        (7, 3),
+        (8, 3),
+        (9, 4),
         (11, 6),
-    ],  # a validation asks 3 times
+        (14, 6),
+    ],  # before each step; a validation asks 4 times
 )
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, asked: int, stop: int) -> None:
     options = {"ema": 0.5, "grad_accum": 2, "log_every": 2}
@@ -250,7 +251,7 @@ class NoNumber(ToyTask):
 
 @pytest.mark.parametrize("higher", [False, True])
 def test_no_number_is_worse_than_any(tmp_path: Path, higher: bool) -> None:
-    stopped = context(should_stop=stops_after(2 * PER_EPOCH + 1))  # the first step after that one
+    stopped = context(should_stop=stops_after(2 * PER_EPOCH + 2))  # the first step after that one
     figures = train(classify_run(tmp_path), stopped, NoNumber(1, higher=higher))
     store = open_store(str(tmp_path)).child("checkpoints")
     assert "best" not in figures

@@ -33,7 +33,7 @@ PARTS: dict[str, list[tuple[Kind, int]]] = {
     "there": [("ddp", 3), ("fsdp", 99)],
     "back": [("fsdp", 2), ("ddp", 2), ("fsdp", 99)],
 }
-"""Runs in parts: how each is spread over the ranks, and after how many readings it stops."""
+"""Runs in parts: how each is spread over the ranks, and before which of its steps it stops."""
 
 
 def _run(model: str, out: Path, kind: Kind) -> tuple[Run, Task]:

@@ -164,8 +164,12 @@ def test_whenever_it_comes_no_step_is_lost(folder: Path, lines: int) -> None:
     else:
         program.until((program.out / "metrics.jsonl").exists)
     program.sent(signal.SIGTERM)
-    assert program.saved() == program.steps()[-1]
-    assert program.steps() == list(range(1, program.saved() + 1))
+    made = program.steps()
+    assert made == list(range(1, len(made) + 1))
+    if made:
+        assert program.saved() == made[-1]
+    else:
+        assert (lines, checkpoint_steps(str(program.out))) == (0, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -70,6 +70,7 @@ CONTAINER = closed(
     envFrom=ENV_FROM,
     env=ENV,
     ports=listed(closed("containerPort", name=TEXT, containerPort=COUNT)),
+    lifecycle=closed(preStop=closed("exec", exec=closed("command", command=listed(TEXT)))),
     startupProbe=PROBE,
     livenessProbe=PROBE,
     readinessProbe=PROBE,

@@ -192,6 +192,21 @@ def test_groups_of_workers_keep_their_bounds(ray_manifest: Manifest) -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
+def test_workers_tell_ray_before_their_pod_ends(ray_manifest: Manifest) -> None:
+    """The command itself is run in tests/system/test_elastic.py."""
+    told = 0
+    for pod in templates(ray_manifest):
+        for container in pod["containers"]:
+            if "nvidia.com/gpu" not in container["resources"].get("limits", {}):
+                continue
+            said = " ".join(container["lifecycle"]["preStop"]["exec"]["command"])
+            deadline, waits = re.findall(r"(?:-seconds|seq) (\d+)", said)
+            # Time is left in it for Ray to be told, and for the pod to end.
+            assert int(deadline) == int(waits) <= pod["terminationGracePeriodSeconds"] - 5
+            told += 1
+    assert told == 2
+
+
 def test_the_stats_api_is_asked_what_it_answers(tmp_path: Path) -> None:
     """Probes, port, options and labels: those of the program, and of each other. Probes show no
     token; a store that is away makes the service unready, and restarts nothing."""

@@ -13,8 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,8 +73,12 @@ class Cluster:
                 continue
         _end(list(doomed.values()), signal.SIGKILL)
 
-    def drain(self, ip: str, seconds: int) -> None:
-        """Tell Ray that a node goes in so many seconds, as clouds say of one they take back."""
+    @contextmanager
+    def leaving(self, ip: str, hook: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """Meanwhile a command runs by which a node tells Ray that it is to go.
+
+        hook: asks `ray` for "this node", of which there are several here: `ray` is told which.
+        """
         environment = {**self.environment, "RAY_ADDRESS": self.address}
         ask = "import ray; ray.init(); print(*(n['NodeManagerAddress'] + '=' + n['NodeID']"
         told = subprocess.run(
@@ -87,12 +91,19 @@ class Cluster:
             timeout=120,
         ).stdout
         nodes = dict(word.split("=") for word in told.split() if word.startswith("127."))
-        command = [
-            *("ray", "drain-node", "--address", self.address, "--node-id", nodes[ip]),
-            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"),
-            *("--deadline-remaining-seconds", str(seconds)),
-        ]
-        subprocess.run(command, env=environment, cwd="/", check=True, timeout=120)
+        folder = self.scratch / f"ray-of-{ip}"
+        folder.mkdir()
+        real = shutil.which("ray", path=environment["PATH"])
+        (folder / "ray").write_text(f'#!/bin/sh\nexec {real} "$@" --node-id {nodes[ip]}\n')
+        (folder / "ray").chmod(0o755)
+        environment["PATH"] = f"{folder}:{environment['PATH']}"
+        with subprocess.Popen(hook, env=environment, cwd="/", start_new_session=True) as process:
+            try:
+                yield process
+                assert process.poll() in (None, 0), "the command failed"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Ray's worker processes at work on what carries this title, oldest first."""

@@ -15,12 +15,17 @@ import psutil
 import pytest
 
 from services.stream.request import StreamRequest
+from tests.deploy.test_kubernetes import RAY
 from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT
 from tests.system.jobs import started, until
 from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(720)]
+
+BEFORE_A_POD_ENDS: list[str] = RAY["RayCluster seit"]["spec"]["workerGroupSpecs"][0]["template"][
+    "spec"
+]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
 
 EPOCH = 73
 """Steps of 96 of the dataset's 7,000 rows."""
@@ -92,7 +97,9 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
 def test_what_a_node_computes_until_it_is_taken_back_is_kept(
     head: Cluster, token_stream: StreamRequest, tmp_path: Path
 ) -> None:
-    """It is told of before, and no other checkpoint would be made."""
+    """Ray is told before, as by our pods, and no other checkpoint would be made. The stream dries
+    up then: such a node is given no fetch tasks and actors any more.
+    """
     out, log = tmp_path / "run", tmp_path / "log"
     nodes = ("127.0.0.3", "127.0.0.4")
     for ip in nodes:
@@ -102,11 +109,14 @@ def test_what_a_node_computes_until_it_is_taken_back_is_kept(
         until(lambda: steps_done(out) >= 10, "10 steps", 240)
         trainer = head.workers("RayTrainWorker")[0]
         (leaving,) = (ip for ip in nodes if trainer.ppid() in {p.pid for p in head.nodes[ip]})
-        head.drain(leaving, seconds=20)
-        until(lambda: checkpoint_steps(str(out)), "checkpoint", 60)
-        done, saved = steps_done(out), checkpoint_steps(str(out))[-1]
-        head.kill(leaving)
+        with head.leaving(leaving, BEFORE_A_POD_ENDS):
+            until(lambda: checkpoint_steps(str(out)), "checkpoint", 60)
+            done, saved = steps_done(out), checkpoint_steps(str(out))[-1]
+            head.kill(leaving)
         assert process.wait(300) == 0, log.read_text()[-4000:]
+    (other,) = set(nodes) - {leaving}
+    with head.leaving(other, BEFORE_A_POD_ENDS) as hook:
+        assert hook.wait(60) == 0  # not all of its 110 seconds, where nothing is trained any more
     said = log.read_text()
     assert "a node of this run leaves: a checkpoint at every reading until then" in said
     (begun,) = {int(step) for step in re.findall(r"goes on from step (\d+)", said)}

@@ -23,6 +23,8 @@ from services.types import IntArray
 
 HELD_SHARE = 2
 """A process holds at most half of the cache's limit (services/shards/cache.py)."""
+_SPARE_SHARE = 64
+"""Up to a 64th of the limit is made free at once (services/shards/cache_folder.py)."""
 
 _FETCHES = 4  # shards that a process fetches at a time (services/stream/ahead.py)
 _QUALITY_STEPS = 8
@@ -302,15 +304,24 @@ class _Cache:
         """Whether it is there; it is, afterwards, until it is let go as often as it was used."""
         there = shard in self._idle or shard in self._held
         if not there:
-            while self._idle and self._bytes + self._sizes[shard] > self._limit:
-                gone, _ = self._idle.popitem()
-                self._bytes -= self._sizes[gone]
+            self._make_room(self._limit - self._sizes[shard])
             self._bytes += self._sizes[shard]
         self._idle.pop(shard, None)
         if shard not in self._held:
             self.held_bytes += self._sizes[shard]
         self._held[shard] = self._held.get(shard, 0) + 1
         return there
+
+    def _make_room(self, room: float) -> None:
+        if self._bytes <= room:
+            return
+        least = room - self._limit // _SPARE_SHARE
+        while self._idle:
+            last = next(reversed(self._idle))
+            if self._bytes <= room and self._bytes - self._sizes[last] < least:
+                break
+            del self._idle[last]
+            self._bytes -= self._sizes[last]
 
     def let_go(self, shards: list[int]) -> None:
         for shard in shards:

@@ -143,8 +143,32 @@ def test_a_folder_is_not_looked_through_for_each_entry(
     for number in range(100):
         assert lay_down(users[number % 2], f"{number}.rows", file, spec) == []
     assert len(looked) == len(users)  # each once: the dead may have left something
-    assert len(lay_down(users[0], "one more.rows", file, spec)) == 1
     assert len(names(tmp_path)) == 100
+
+
+def test_a_full_folder_is_looked_through_once_for_several_entries(
+    tmp_path: Path, spec: wire.TokenSpec, make_rows: Any
+) -> None:
+    looked: list[str] = []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.scandir" and str(arguments[0]) == str(tmp_path):
+            looked.append(event)
+
+    file = EntryFile(read(make_rows, spec, 0), spec)
+    users = [EntryFolder(tmp_path, 200 * file.bytes) for _ in range(2)]
+    for number in range(200):
+        assert lay_down(users[number % 2], f"{number}.rows", file, spec) == []
+    held = opener(spec)(tmp_path / "199.rows")  # the one that would go first
+    sys.addaudithook(note)  # stays, and says nothing of other folders
+    gone = []
+    for number in range(80):
+        gone.append(len(lay_down(users[number % 2], f"new {number}.rows", file, spec)))
+        assert 197 <= len([one for one in os.listdir(tmp_path) if one != "locks"]) <= 200
+    assert gone == [4, 0, 0, 0] * 20  # one has to, and three are less than a 64th of the limit
+    assert len(looked) == 20
+    assert (tmp_path / "199.rows").exists()
+    assert held.check_payload()
 
 
 @pytest.mark.parametrize("gone", ["entries", "account"])

@@ -48,6 +48,16 @@ def test_each_alert_is_seen_to_fire_and_to_be_silent() -> None:
     assert {one["alertname"] for one in looks if not one.get("exp_alerts")} == names
 
 
+def test_replicas_are_looked_for_in_the_job_that_scrapes_them() -> None:
+    config = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())
+    (job,) = (
+        one["job_name"]
+        for one in config["scrape_configs"]
+        if {"targets": ["api:8000"]} in one.get("static_configs", [])
+    )
+    assert {name for rule in rules() for name in re.findall(r'job="(\w+)"', rule["expr"])} == {job}
+
+
 def test_the_page_says_what_to_do_about_each() -> None:
     table = re.findall(r"^\| (Seit\w+) \| .", (ROOT / "docs/stats.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(rule["alert"] for rule in rules())

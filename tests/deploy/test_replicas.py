@@ -35,7 +35,8 @@ _ACTORS = {"data": {"result": {"result": [{"state": "ALIVE", "job_id": "1"}]}}}
 def queries() -> dict[str, str]:
     """By the place where each stands: what is asked of what stands and flows, without thresholds.
 
-    A replica's own requests are its own: there two replicas do answer more than one.
+    A replica's own requests are its own, and so is whether it answers: there two replicas do tell
+    more than one.
     """
     found = {
         f"{panel['title']} {number}": target["expr"].replace("$run", ".*")
@@ -47,7 +48,7 @@ def queries() -> dict[str, str]:
     return {
         place: re.sub(r'\bstate="\w+"', 'state=~".+"', expr)  # no run here is in trouble
         for place, expr in found.items()
-        if "seit_service_request" not in expr and not expr.startswith("absent(")
+        if "seit_service_request" not in expr and not expr.startswith(("absent(", "up{"))
     }
 
 

@@ -27,7 +27,7 @@ from tyro.conf import Positional, subcommand
 
 from services import cli_tables as tables
 from services.cli_gallery import Gallery
-from services.cli_show import show
+from services.cli_show import show, tell
 from services.cli_simulate import Simulate
 from services.cli_store import (
     AddColumn,
@@ -67,7 +67,16 @@ class Stats:
 
         client = StatsClient(self.url)
         if self.dataset is None:
-            show(out, tables.summary_table(client.datasets()))
+            found = list(client.datasets())
+            if found:
+                show(out, tables.summary_table(found))
+            else:
+                tell(
+                    out,
+                    f"No dataset stands at {self.url}: `seit ingest` makes one below the folder"
+                    " that `seit serve` was given. If some should be there, see what it was given,"
+                    " and its log.",
+                )
         else:
             show(out, tables.storage_view(client.storage(self.dataset)))
             show(out, tables.content_view(client.labels(self.dataset), client.codes(self.dataset)))
@@ -95,13 +104,26 @@ class Streams:
 
     def run(self, out: Console) -> int:
         from services.stats.client import StatsClient
-        from services.stats.streams import listed, open_runs
+        from services.stats.streams import RANK_FILES, listed, open_runs
 
         if self.place.startswith(("http://", "https://")):
-            found = StatsClient(self.place).streams(self.state)
+            found = list(StatsClient(self.place).streams(self.state))
+            none = (
+                f"No run has a stream at {self.place}: `seit serve` takes their folder as --runs."
+            )
         else:
-            found = listed(open_runs([self.place]), self.state)
-        show(out, tables.stream_table(found))
+            found = list(listed(open_runs([self.place]), self.state))
+            none = (
+                f"No run stands at {self.place}, or in a folder directly below: a run is the folder"
+                f" that a trainer was given as --out, with {RANK_FILES} in it once its stream has"
+                " begun. Give that folder, or the one that holds it."
+            )
+        if found:
+            show(out, tables.stream_table(found))
+        elif self.state is not None:
+            tell(out, f"No run at {self.place} is {self.state}; without --state all are shown.")
+        else:
+            tell(out, none)
         return 0
 
 

@@ -15,6 +15,11 @@ def show(out: Console, renderable: RenderableType) -> None:
     out.print(renderable, crop=False)
 
 
+def tell(out: Console, sentence: str) -> None:
+    """Print a sentence in one line, however narrow the terminal is: what it names can be copied."""
+    out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def table_of(*columns: str) -> Table:
     """An empty table; a heading that ends in `>` belongs to a column of numbers."""
     table = _Whole(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -149,21 +149,38 @@ def load_manifest(root: Store, dataset: str, version: int | None = None) -> Load
     if version is None:
         versions = list_versions(root, dataset)
         if not versions:
-            refuse_missing(root, DATASETS)
-            names = list_datasets(root)
-            there = ", ".join(names) or "none"
-            if not names and VERSIONS in root.folders():
-                there += ", as it is the folder of one dataset: give the folder that holds it"
-            raise NotFoundError(f"no dataset {dataset!r} at {root.url}; there are: {there}")
+            raise no_dataset(root, dataset)
         version = versions[-1]
     try:
         return _load(root.child(check_name(dataset)), dataset, version)
     except NotFoundError as error:
-        refuse_missing(root, DATASETS)
+        versions = list_versions(root, dataset)
+        if not versions:
+            raise no_dataset(root, dataset) from error
         raise NotFoundError(
-            f"dataset {dataset!r} at {root.url} has no version {version}; there are: "
-            f"{list_versions(root, dataset) or 'none'}"
+            f"dataset {dataset!r} at {root.url} has no version {version}; there are: {versions}"
         ) from error
+
+
+def no_dataset(root: Store, dataset: str) -> NotFoundError:
+    """What to say where no version of a dataset stands: which others do, or what the root is."""
+    refuse_missing(root, DATASETS)
+    there = ", ".join(list_datasets(root))
+    if not there:
+        own = as_one_dataset(root)
+        there = (
+            f"none, as {own}" if own else f"none: give the folder, or URL, that holds {DATASETS}"
+        )
+    return NotFoundError(f"no dataset {dataset!r} at {root.url}; there are: {there}")
+
+
+def as_one_dataset(root: Store) -> str:
+    """In words, that a root is itself a dataset's folder, and what to give; "" where it is none."""
+    if not any(map(VERSION_FILE.fullmatch, root.list(VERSIONS))):
+        return ""
+    holder = root.url.rpartition("/")[0]
+    named = "" if holder.endswith(":/") else f", {holder or '/'}"  # a bucket is in no folder
+    return f"it is the folder of one dataset: give the folder that holds it{named}"
 
 
 def version_path(version: int) -> str:

@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 
-from services.errors import NotFoundError, StoreError
+from services.errors import StoreError
 from services.shards.manifest import (
     VERSION_FILE,
     list_versions,
     load_manifest,
     named_files,
+    no_dataset,
     version_path,
 )
 from services.shards.store import Entry, Store
@@ -39,7 +40,7 @@ def find_orphans(
     """
     found, named = _look(root, dataset, {})
     if not found:
-        raise NotFoundError(f"there is no dataset {dataset!r} at {root.url}: nothing to collect")
+        raise no_dataset(root, dataset)
     now = time.time() if now is None else now
     return unnamed(found, named, min_age_seconds=min_age_seconds, now=now)
 

@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from services.errors import NotFoundError, SeitError, StoreError
+from services.shards.manifest import as_one_dataset
 from services.shards.validate import check_name
 from services.stats.apart import Work
 from services.stats.audits import Audits
@@ -133,9 +134,14 @@ class Catalog:
         )
 
     def warm(self) -> None:
-        """Read the newest version of every dataset, as far as there is room; log what fails."""
+        """Read the newest version of every dataset, as far as there is room; log what fails, and
+        where none can be found."""
         try:
-            self._read_newest(self.datasets())
+            datasets = self.datasets()
+            self._read_newest(datasets)
+            own = "" if datasets else self._work(as_one_dataset)
+            if own:
+                logger.warning("no dataset is found below the root, as %s", own)
         except (SeitError, OSError) as error:
             logger.warning("nothing is known of the datasets yet: %s", error)
 

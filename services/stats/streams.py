@@ -39,6 +39,8 @@ from services.wire.seit import v1 as wire
 
 _STREAMS, _RUN = "streams", "run.json"
 _RANK_FILE = re.compile(rf"{_STREAMS}/rank-(0|[1-9][0-9]{{0,5}})\.json")
+RANK_FILES = f"{_STREAMS}/rank-R.json"
+"""What stands in a run's folder, in words."""
 _NAME_CHARACTERS = 128
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")  # of the folder that a run of a taken name is in
 _MAX_FILE_BYTES = 1 << 20

@@ -20,7 +20,6 @@ from services.errors import (
     FormatError,
     IntegrityError,
     InvalidInputError,
-    NotFoundError,
     StoreError,
 )
 from services.shards.manifest import (
@@ -85,23 +84,6 @@ def test_commit_and_load(store: Store, make_manifest, make_rows) -> None:
     assert xxhash.xxh3_128_hexdigest(data) == first.digest
     asset = first.manifest.assets[0]
     assert read_asset(store, "ds", asset) == b"weights"
-
-
-def test_what_does_not_stand_is_named_with_what_does(root: Store, make_manifest) -> None:
-    for version in (None, 1):
-        with pytest.raises(NotFoundError, match=r"there is no folder .* holds the datasets"):
-            load_manifest(root, "ds", version)
-    root.write("other/file", b"")
-    with pytest.raises(NotFoundError, match="there are: none"):
-        load_manifest(root, "ds")
-    commit(root, make_manifest(root, []))
-    with pytest.raises(NotFoundError, match="there are: ds"):
-        load_manifest(root, "other")
-    with pytest.raises(NotFoundError, match="there are: none, as it is the folder of one dataset"):
-        load_manifest(root.child("ds"), "ds")
-    with pytest.raises(NotFoundError, match=r"no version 7; there are: \[1\]"):
-        load_manifest(root, "ds", 7)
-    assert list_versions(root, "other") == []
 
 
 def test_two_writers_at_once_both_stand(root: Store, make_manifest, make_rows) -> None:

@@ -69,6 +69,17 @@ def test_folders_that_are_no_datasets_are_passed_over(root: Store) -> None:
         catalog.facts("begun")
 
 
+def test_a_root_that_is_a_dataset_is_told_apart_from_an_empty_one(
+    root: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog_of(root).warm()
+    write_dataset(root)
+    catalog_of(root).warm()
+    assert caplog.text == ""
+    catalog_of(root.child("digits")).warm()
+    assert f"one dataset: give the folder that holds it, {root.url}" in caplog.text
+
+
 def test_a_new_version_is_seen_when_the_listing_is_old(root: Store) -> None:
     clock = Clock()
     catalog = catalog_of(root, clock)

@@ -59,6 +59,25 @@ def test_everything_comes_typed_and_whole(client: StatsClient, root: Store) -> N
     assert len(list(client.shards("digits"))) == 121  # more than one page
 
 
+def test_where_nothing_stands_that_is_said_and_what_would_be_there(
+    root: Store, tmp_path: Path, seit: Seit
+) -> None:
+    (tmp_path / "runs/not one").mkdir(parents=True)
+    runs = str(tmp_path / "runs")
+    with served(root, {"SEIT_STATS_RUNS": runs}) as url:
+        said = {
+            f"No dataset stands at {url}: `seit ingest`": ("stats", url),
+            f"No run has a stream at {url}: `seit serve`": ("streams", url),
+            f"No run stands at {runs}, or in a folder directly below: a run is": ("streams", runs),
+            f"No run at {runs} is failed; without --state": ("streams", runs, "--state", "failed"),
+        }
+        for words, command in said.items():
+            shown = seit(*command)
+            assert (shown.code, shown.err) == (0, "")
+            assert shown.out.startswith(words)
+            assert shown.out.count("\n") == 1  # and no empty table
+
+
 def test_refusals_are_the_service_s_own(client: StatsClient, root: Store) -> None:
     write_dataset(root, "bad")
     root.write("bad/versions/00000001.json", b"no manifest")

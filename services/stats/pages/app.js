@@ -43,7 +43,7 @@ const showDatasets = async (signal) => {
   };
   const first = await next();
   more.addEventListener("click", () => next().catch(tell));
-  const empty = make("p", {}, "No dataset stands here yet: `seit ingest` makes one.");
+  const empty = make("p", {}, "No dataset stands here yet: `seit ingest` makes one below the folder that `seit serve` was given.");
   main.replaceChildren(make("h1", {}, "Datasets"), first.datasets.length ? list : empty, more);
 };
 

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -190,7 +190,10 @@ class _Trainer:
             self._save(best=False)
 
     def close(self) -> None:
-        self._flows.close(self._stream.flow())
+        flow = self._stream.flow()
+        if flow.state == "running":  # it was left to itself, while it waited for its storage
+            flow = replace(flow, state="stopped")
+        self._flows.close(flow)
         if self._line is not None:
             self._line.close()
         if self._recorder is not None:

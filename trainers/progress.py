@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -167,11 +166,8 @@ class FlowFile:
 
     def close(self, flow: wire.Flow) -> None:
         """Write the last one and end the thread. A finished run that is started again has
-        nothing to tell: its older word stands. A stream that could not be ended, as it waits for
-        its storage, says itself that it runs.
+        nothing to tell: its older word stands.
         """
-        if flow.state == "running":
-            flow = replace(flow, state="stopped")
         if flow.rows or flow.state != "finished" or not self._store.exists(self._name):
             self._writer.submit(self._write, flow)
         self._writer.shutdown()

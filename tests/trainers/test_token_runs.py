@@ -64,7 +64,7 @@ class Runs:
 
     def __call__(self, *argv: str, steps: int | None = None) -> int:
         def worker(config: MtmRun, place: Place) -> dict[str, float]:
-            stop = place.should_stop if steps is None else stops_after(steps)
+            stop = place.should_stop if steps is None else stops_after(steps + 1)
             return mtm_worker(config, replace(place, should_stop=stop))
 
         self._caplog.clear()

@@ -1,7 +1,7 @@
 """Programs one after another, on one local Ray cluster; what is done is skipped the next time.
 
 A step is noted with its command and with what it was made from. A training step that was
-interrupted goes on from its checkpoint.
+interrupted goes on from its checkpoint. SIGTERM and Ctrl-C are passed on to the step that runs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,23 @@ from pathlib import Path
 from services.pictures import list_pictures
 from services.shards.store import open_store
 from services.stream.cluster import local_cluster
+from trainers.program import StoppedError
 from trainers.reports import read_json
+from trainers.signals import Stop, stopping
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 """Folder of the training programs."""
+
+_POLL_SECONDS = 0.2
+_ENDS_WITH_US = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes a program that gets SIGTERM when the one that started it ends, however it does. Not in a
+`preexec_fn`, which is unsafe beside the threads of Ray."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,14 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
 
     out: folder of the notes, and of the node's cache. made_from: digest of what the steps read; a
     step that was made from something else, and all that follow it, are done again.
+
+    Raises: StoppedError after SIGINT or SIGTERM, when the step that ran has ended; it is done only
+    if it came to its end.
     """
     notes = open_store(str(out / "steps"))
     os.environ["SEIT_CACHE_DIR"] = str(out / "cache")  # the cluster's processes inherit it
     seconds: dict[str, float] = {}
-    with contextlib.ExitStack() as stack:
+    with stopping("passing it on to the step that runs") as stop, contextlib.ExitStack() as stack:
         environment: dict[str, str] = {}  # of the cluster, which starts where a step is to be done
         redone = False
         for step in steps:
@@ -75,26 +89,36 @@ def run_steps(steps: Iterable[Step], out: Path, made_from: str) -> tuple[int, di
             if not environment:
                 address = stack.enter_context(local_cluster())
                 environment = {**os.environ, "RAY_ADDRESS": address}
+                stop.arm()  # Ray's own handler of SIGTERM would take down the cluster at once
             began = time.monotonic()
-            code = _call(step.command, environment)
+            code = None if stop.is_set() else _call(step.command, environment, stop)
+            if code == 0:
+                seconds[step.name] = time.monotonic() - began
+                done = {"mark": mark, "seconds": seconds[step.name]}
+                notes.write(note, json.dumps(done).encode())
+            if stop.is_set():
+                raise StoppedError(stop.code)
             if code:
                 logger.error(
                     "[%s] ended with code %d; the same command goes on from here", step.name, code
                 )
                 return code, seconds
-            seconds[step.name] = time.monotonic() - began
-            notes.write(note, json.dumps({"mark": mark, "seconds": seconds[step.name]}).encode())
     return 0, seconds
 
 
-def _call(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Exit code of a program. Ctrl-C reaches it too, and it is given the time to end well."""
-    with subprocess.Popen(command, env=environment) as program:
-        try:
-            return program.wait()
-        except KeyboardInterrupt:
-            program.wait()
-            raise
+def _call(command: Sequence[str], environment: dict[str, str], stop: Stop) -> int:
+    """Exit code of a program, which is told once to stop, and given the time to end well.
+
+    A terminal, and `timeout`, send a signal to all of a group, and a second one would end the
+    program at once: it leads a group of its own, and is told by this process alone.
+    """
+    words = [sys.executable, "-c", _ENDS_WITH_US, *command]
+    with subprocess.Popen(words, env=environment, process_group=0) as program:
+        while program.poll() is None and not stop.wait(_POLL_SECONDS):
+            pass
+        if stop.is_set():
+            program.send_signal(stop.number)
+        return program.wait()
 
 
 def fingerprint(images: Path) -> str:

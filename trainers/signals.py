@@ -36,6 +36,11 @@ class Stop:
         return self._asked.wait(seconds)
 
     @property
+    def number(self) -> signal.Signals:
+        """The signal that came; SIGINT as long as none did."""
+        return self._number
+
+    @property
     def code(self) -> int:
         """Exit code of a program that obeyed: 143 after SIGTERM, 130 after Ctrl-C."""
         return _OF_SIGNALS + self._number

@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from services.errors import InvalidInputError, NotFoundError
+from services.folders import replaced
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,8 @@ class ImportTokenizer:
             raise InvalidInputError(f"{self.to} stands already: nothing was written; name another")
         size = self.image_size if any(self.image_size) else None
         model = load_published(self.checkpoint, self.kind, size)
-        self.to.parent.mkdir(parents=True, exist_ok=True)
-        part = self.to.with_suffix(".part")
-        part.write_bytes(save_tokenizer(model))
-        part.replace(self.to)
+        with replaced(self.to) as part:
+            part.write_bytes(save_tokenizer(model))
         spec = model.spec
         out.print(
             f"{self.to}: {spec.image_height}x{spec.image_width} pixels to {spec.grid_height}x"

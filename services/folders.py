@@ -1,4 +1,5 @@
-"""Folders that others use: each place in them once, files that are files, a process at a time."""
+"""Folders that others use: each place in them once, files that are files, a process at a time, and
+what is written whole or not there."""
 
 from __future__ import annotations
 
@@ -68,6 +69,37 @@ def check_file(path: str | Path, most: int | None = None) -> None:
         raise InvalidInputError(
             f"{path}: {stat.st_size} bytes, more than {most}: it was not read; shrink or skip it"
         )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name what could not be written: the system's own error for a full disk names no file.
+
+    Raises: StoreError for each OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}): nothing new is there; free"
+            " space, let the folder be written to, or name another place"
+        ) from error
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Where to write a file that stands at `path` after a clean end, and nowhere after an error.
+
+    Its folder is made. Raises: as `writing`; what stood at `path` stands then.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from services.errors import InvalidInputError, NotFoundError
-from services.folders import check_file, read_file, walk
+from services.folders import check_file, read_file, replaced, walk
 from services.layouts import find_layout
 
 ByteArray = npt.NDArray[np.uint8]
@@ -337,12 +337,13 @@ def write_digits(folder: str | Path, size: int = 32) -> Path:
 
 
 def put_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG file as a whole or not at all; one with the same content is left alone."""
+    """Write a PNG file as a whole or not at all; one with the same content is left alone.
+
+    Raises: StoreError where it cannot be written.
+    """
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
     if path.is_file() and path.read_bytes() == encoded.getvalue():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(encoded.getvalue())
-    part.replace(path)
+    with replaced(path) as part:
+        part.write_bytes(encoded.getvalue())

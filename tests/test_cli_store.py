@@ -19,6 +19,7 @@ from services.types import TokenRows
 from services.wire.seit import v1 as wire
 from tests.seit_command import Seit
 from tests.small_datasets import write_dataset
+from tests.small_disk import room_for
 
 SPEC = wire.TokenSpec(grid_height=4, grid_width=6, codes=391, channels=8)
 COUNTS = {"toy-train": 30, "toy-val": 10}
@@ -266,3 +267,19 @@ def test_diff_of_a_version_that_is_not_there(seit: Seit, root: Store) -> None:
     assert (shown.code, shown.out) == (2, "")
     assert "no version 2; there are: [1]" in shown.err
     assert seit("diff", root.url, "digits", "1").code == 2
+
+
+def test_an_export_onto_a_full_disk_names_its_folder_and_leaves_what_stood(
+    seit: Seit, root: Store, release: Path, tmp_path: Path
+) -> None:
+    """The codebook is the largest file here, and what torch says of a full disk is no OSError."""
+    assert seit("import-release", str(release), root.url, "toy", "--grid", "4", "6").code == 0
+    out = tmp_path / "out"
+    assert seit("export-release", root.url, "toy", str(out)).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with room_for(8192):
+        ended = seit("export-release", root.url, "toy", str(out), "--overwrite")
+    assert ended.code == 2
+    assert f"{out} cannot be written (" in ended.err
+    assert "free space" in ended.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

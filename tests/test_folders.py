@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.errors import InvalidInputError, NotFoundError
-from services.folders import check_file, read_file, walk
+from services.errors import InvalidInputError, NotFoundError, StoreError
+from services.folders import check_file, read_file, replaced, walk
 from services.masks import list_masked
 from services.pictures import list_pictures, open_picture, picture_size
 from services.shards.store import open_store
@@ -17,6 +17,7 @@ from services.sources.parquet import ParquetSource
 from services.sources.plain import PlainSource
 from services.sources.sample import PictureSource, Sample
 from services.sources.webdataset import WebDatasetSource
+from tests.small_disk import room_for
 from tests.sources.archived import picture, samples, write_parquet, write_tar
 
 
@@ -137,3 +138,18 @@ def test_captions_that_cannot_be_read_are_missing(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     found = PlainSource(tmp_path, rows=10, captions="txt").read(0)
     assert [one.caption for one in found if isinstance(one, Sample)] == ["zero", "", "", ""]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all_and_what_cannot_be_written_is_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "made" / "it.png"
+    with replaced(path) as part:
+        part.write_bytes(b"first")
+    said = r"made/it\.png cannot be written \(.+\): nothing new"
+    with pytest.raises(StoreError, match=said), room_for(10), replaced(path) as part:
+        part.write_bytes(b"longer than ten bytes")
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(StoreError, match="name another place"), replaced(path / "below") as part:
+        part.write_bytes(b"")

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "services.gallery": LEAVES
     | {
+        "services.folders",
         "services.tokens",
         "services.plan",
         "services.shards",
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "services.stats": LEAVES
     | {
+        "services.folders",
         "services.shards",
         "services.tokens",
         "services.augment",

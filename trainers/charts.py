@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # a file is drawn, never a window
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from services.folders import replaced
 from services.shards.manifest import LoadedManifest
 from services.stats.report import storage_report
 from trainers.figures import read_curve
@@ -142,9 +143,14 @@ def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG file and let go of it; the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a figure as a PNG file, whole or not at all, and let go of it; the path.
+
+    Raises: StoreError where it cannot be written.
+    """
     figure.tight_layout()
-    figure.savefig(path, dpi=_FIGURE_DPI)
-    plt.close(figure)
+    try:
+        with replaced(path) as part:
+            figure.savefig(part, dpi=_FIGURE_DPI, format="png")
+    finally:
+        plt.close(figure)
     return path

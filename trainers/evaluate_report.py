@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from services.folders import replaced
 from services.gallery.sheet import literal
 from trainers.charts import COLOURS, save_figure
 from trainers.estimate import Estimate, by_seed, estimate, spread_of
@@ -239,8 +240,8 @@ def draw_robustness(
         axis.imshow(one.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(f"{kind.split('_')[-1]} {at}", fontsize=7)
         axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
     charts.subplots_adjust(bottom=0.17, top=0.9, left=0.07, right=0.98)
     pictures.subplots_adjust(bottom=0.02, top=0.85, left=0.07, right=0.98, wspace=0.06)
-    figure.savefig(path, dpi=130)
+    with replaced(path) as part:
+        figure.savefig(part, dpi=130, format="png")
     return path

@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from services.errors import InvalidInputError
+from services.folders import replaced
 from services.pictures import Picture, check_unreadable, open_picture
 from services.plan.draws import check_seed
 from services.shards.store import open_store
@@ -163,10 +163,8 @@ def _write(config: VariantConfig, folder: Path, picture: Picture) -> int:
         image.save(encoded, "JPEG", quality=config.jpeg_quality or _KEPT_QUALITY, optimize=True)
     else:
         image.save(encoded, "PNG", optimize=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_bytes(encoded.getvalue())
-    part.replace(path)
+    with replaced(path) as part:
+        part.write_bytes(encoded.getvalue())
     return len(encoded.getvalue())
 
 

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from services.errors import InvalidInputError
+from services.folders import replaced
 
 Columns = Sequence[tuple[str, Tensor]]
 """(title, pictures (N, 3, h, w) in [0, 1]) of each column; sizes may differ between columns."""
@@ -31,7 +32,7 @@ def draw_sheet(columns: Columns, path: Path, names: Sequence[str] = ()) -> Path:
     """Write the sheet, whole or not at all; the path again.
 
     names: of the rows, shown at their left.
-    Raises: InvalidInputError where there is nothing to draw.
+    Raises: InvalidInputError where there is nothing to draw; StoreError where it cannot be written.
     """
     if not columns or not len(columns[0][1]):
         raise InvalidInputError("there is no picture to draw: name at least one row")
@@ -54,12 +55,9 @@ def draw_sheet(columns: Columns, path: Path, names: Sequence[str] = ()) -> Path:
             ha="right", va="center",
         )  # fmt: skip
     figure.subplots_adjust(left + 0.003, 0.003, 0.997, 1 - _TITLE_INCHES / height, 0.05, 0.05)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(part, dpi=_DPI, format="png")
-        part.replace(path)
+        with replaced(path) as part:
+            figure.savefig(part, dpi=_DPI, format="png")
     finally:
         plt.close(figure)
-        part.unlink(missing_ok=True)
     return path

@@ -7,6 +7,7 @@ pass through one shard at a time.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import safetensors.numpy
 import torch
 
 from services.errors import FormatError, InvalidInputError
-from services.folders import alone
+from services.folders import alone, writing
 from services.shards.cache import ShardCache
 from services.shards.layout import DEFAULT_COMPRESSION_LEVEL, check_compression_level
 from services.shards.manifest import LoadedManifest, commit, load_manifest, put_asset, read_asset
@@ -145,7 +146,7 @@ def export_release(
     Keys, source sizes and class names have no place in it. Raises InvalidInputError for more
     codes than the format can hold (511), splits that would have the same files, and a folder that
     holds a release without `overwrite`; StoreError where another process exports into it, or it
-    cannot be made; and the errors of DatasetReader.
+    cannot be made or written to; and the errors of DatasetReader.
     """
     manifest = load_manifest(root, dataset, version).manifest
     stems = _stems(manifest)
@@ -163,7 +164,7 @@ def export_release(
         f"another process exports into {folder}: the files of both would be mixed, so this one"
         " wrote nothing; wait for its end, or give another folder"
     )
-    with alone(folder, taken) as nobody_else:
+    with alone(folder, taken) as nobody_else, writing(folder):
         present = standing_files(folder)
         if present and not overwrite:
             raise InvalidInputError(
@@ -204,7 +205,9 @@ def _write_assets(root: Store, manifest: wire.Manifest, folder: Path) -> None:
     for asset in manifest.assets:
         if asset.kind == "codebook":
             codebook = Codebook.from_bytes(read_asset(root, manifest.dataset, asset))
-            torch.save(codebook.weight, folder / _CODEBOOK)
+            saved = io.BytesIO()  # of a full disk torch itself would raise no OSError
+            torch.save(codebook.weight, saved)
+            (folder / _CODEBOOK).write_bytes(saved.getvalue())
         if asset.kind == "synonyms":
             packed = read_asset(root, manifest.dataset, asset)
             synonyms = safetensors.numpy.load(packed)["synonyms"]

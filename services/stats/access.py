@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.folders import writing
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def hash_token(token: str) -> str:
 def new_token(file: Path, name: str, roles: Sequence[str]) -> str:
     """A new token, whose hash is added to the file; it is told this once and kept nowhere.
 
-    Raises: InvalidInputError for a name that is not valid or taken, or an unknown role.
+    Raises: InvalidInputError for a name that is not valid or taken, or an unknown role; StoreError
+    where the file cannot be written, which is as it was then.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
@@ -66,12 +68,23 @@ def new_token(file: Path, name: str, roles: Sequence[str]) -> str:
             f"{file} has a token {name!r} already: take its line out first, or choose another name"
         )
     token = _PREFIX + secrets.token_urlsafe(32)
+    stood = file.exists()
     # An editor may have left the last line without its end: what is added would be glued to it.
-    begun = file.read_bytes()[-1:] not in (b"", b"\n") if file.exists() else False
+    begun = file.read_bytes()[-1:] not in (b"", b"\n") if stood else False
     line = "\n" * begun + f"{name} {','.join(sorted(set(roles)))} {hash_token(token)}\n"
-    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "a", encoding="ascii") as out:
-        out.write(line)
+    left = line.encode("ascii")
+    with writing(file):
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(handle, "ab", buffering=0) as out:
+            size = os.fstat(handle).st_size
+            try:
+                while left:
+                    left = left[out.write(left) :]
+            except OSError:  # half a line would keep the service from its next start
+                out.truncate(size)
+                if not stood:
+                    file.unlink()
+                raise
     return token
 
 

@@ -13,13 +13,14 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.errors import FormatError, InvalidInputError, NotFoundError
+from services.errors import FormatError, InvalidInputError, NotFoundError, StoreError
 from services.settings import load_settings
 from services.shards.store import Store
 from services.stats.access import Access, new_token, read_grants
 from services.stats.app import create_app
 from services.stats.guard import Rates
 from tests.small_datasets import write_dataset
+from tests.small_disk import room_for
 
 
 def client_of(root: Store, **environment: str) -> TestClient:
@@ -62,6 +63,21 @@ def test_a_file_holds_hashes_alone(tmp_path: Path) -> None:
         new_token(file, "a", ["read"])
     with pytest.raises(InvalidInputError, match="valid are read and samples"):
         new_token(file, "b", ["admin"])
+
+
+@pytest.mark.parametrize("stood", [True, False])
+def test_a_full_disk_leaves_a_file_of_tokens_as_it_was(tmp_path: Path, stood: bool) -> None:
+    """Half a line, which a nearly full one takes, would keep the service from its next start."""
+    file = tmp_path / "tokens"
+    before = b""
+    if stood:
+        new_token(file, "a", ["read"])
+        before = file.read_bytes()
+    with room_for(len(before) + 20), pytest.raises(StoreError, match="tokens cannot be written"):
+        new_token(file, "b", ["read"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before] * stood
+    new_token(file, "b", ["read"])
+    assert [grant.name for grant in read_grants(file)] == ["a", "b"][not stood :]
 
 
 @pytest.mark.parametrize("last", ["", "\n", "\n# a comment", "\n\n", "\r\n"])

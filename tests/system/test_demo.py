@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.shards.verify import verify_dataset
+from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -72,6 +77,42 @@ def test_the_chain_runs_leaves_its_files_and_skips_what_is_done(
     assert (out / "gallery" / "curves.png").exists()
     assert (again.stdout + again.stderr).count("done before, in") == 7
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
+
+
+def test_sigterm_waits_for_the_step_s_checkpoint_and_takes_down_the_cluster(
+    images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "services.cli", "demo", "--out", str(out)]
+    command += ["--images", str(images), "--seeds", "1"]
+    record = out / "tokenizer" / "metrics.jsonl"
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    ) as program:
+        try:
+            limit = time.monotonic() + 300
+            while not record.exists() or not record.stat().st_size:
+                assert program.poll() is None, program.communicate()[0]
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            cluster = {child.pid: child for child in psutil.Process(program.pid).children(True)}
+            assert any("gcs_server" in child.name() for child in cluster.values())
+            program.send_signal(signal.SIGTERM)
+            said = program.communicate(timeout=120)[0]
+        finally:
+            program.kill()
+    assert program.returncode == 143, said
+    assert "Traceback" not in said
+    assert "SIGTERM: passing it on to the step that runs and ending" in said
+    assert "is saved in" in said
+    assert said.endswith("interrupted; the same command goes on from here\n")
+    assert checkpoint_steps(str(out / "tokenizer"))
+    assert json.loads((out / "steps" / "tokenizer.json").read_text())["seconds"] is None
+    assert not psutil.wait_procs(cluster.values(), timeout=60)[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -140,7 +140,7 @@ class _Trainer:
             self._line = ProgressLine(task.name, self._step, self._total)
 
     def run(self) -> dict[str, float]:
-        with closing(self._taken(self._stream)) as batches:
+        with self._taken(self._stream) as batches:
             self._steps(batches)
         self._checkpoints.wait()
         if self._step == self._total and not self._stopping:
@@ -297,7 +297,7 @@ class _Trainer:
     def _measure(self) -> dict[str, float]:
         """Figures over the validation split; none where a stop came before they were found."""
         model = self._ema.module if self._ema is not None else self._model
-        with closing(self._taken(self._context.open_validation())) as batches:
+        with self._taken(self._context.open_validation()) as batches:
             found = measure(model, self._task, self._context, self._autocast, batches)
         reshard(model)
         self._stopping = found is None

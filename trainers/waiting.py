@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from enum import IntEnum
 from queue import Empty, SimpleQueue
+from typing import Self
 
 from torch.distributed.distributed_c10d import _get_default_store
 
@@ -119,17 +120,31 @@ class Batches:
         self.stopped = word is Word.STOP
         return None if self.stopped else self._ready.pop()
 
-    def close(self) -> None:
-        """Want nothing more. A stream that does not end soon is left to itself.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises: what closing the stream raises.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        """Want nothing more, and wait for the stream's end. After an error, or where an end was
+        asked for, that is for seconds only: one that still asks its storage is left to itself.
+
+        Raises: what closing the stream raises; that is logged where an error is under way already.
         """
         self._asked.put(False)
-        self._thread.join(_LEAVE_SECONDS)
-        if self._thread.is_alive():
-            logger.warning("a stream that still waits for its storage is left to itself")
-        if self._failed is not None:
+        began = time.monotonic()
+        self._thread.join(_LOOK_SECONDS)
+        while self._thread.is_alive():
+            hurried = error is not None or self.stopped or self._context.should_stop()
+            if hurried and time.monotonic() - began >= _LEAVE_SECONDS:
+                logger.warning("a stream that still waits for its storage is left to itself")
+                break
+            self._thread.join(_LOOK_SECONDS)
+        if self._failed is None:
+            return
+        if error is None:
             raise self._failed
+        logger.warning("the stream could not be closed either: %s", self._failed)
 
     def _word(self, *, saves: bool) -> Word:
         began, speak = time.monotonic(), _SPEAK_SECONDS
@@ -174,5 +189,5 @@ class Batches:
             # Also after an error, whose traceback would keep the stream alive and "running".
             if close := getattr(self._batches, "close", None):
                 close()
-        except BaseException as error:  # noqa: BLE001 - raised by our `close`
+        except BaseException as error:  # noqa: BLE001 - raised by our `__exit__`
             self._failed = error

@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.errors import InvalidInputError
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from tests.shards.conftest import faulty_s3, s3_bucket, s3_server  # noqa: F401 - fixtures
@@ -229,3 +230,64 @@ def test_sigterm_ends_a_program_whose_storage_is_down(
     to_the_end(tmp_path, *words)
     to_the_end(tmp_path, *words, out="whole")
     assert entries(program.out) == entries(tmp_path / "whole")
+
+
+@dataclass
+class Ending(Held):
+    """A stream that holds no batch back, but whose end is what `end` does."""
+
+    end: Callable[[], None] = lambda: None
+    state: str = "running"
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        try:
+            yield from super().__iter__()
+        finally:
+            self.end()
+            self.state = "finished"
+
+    def flow(self) -> wire.Flow:
+        return replace(super().flow(), state=self.state, rows=1)
+
+
+def test_a_finished_run_waits_for_its_streams_end_and_hears_of_a_stop_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes its time to end actors: whoever looks at the stats sees a run that finished."""
+    monkeypatch.setattr(waiting, "_LEAVE_SECONDS", 0.0)
+    ends, looked = threading.Event(), threading.Event()
+
+    def end() -> None:
+        ends.set()
+        assert looked.wait(30), "nobody waited for the stream's end"
+
+    def should_stop() -> bool:
+        if ends.is_set():
+            looked.set()
+        return False
+
+    held = trains_on(Ending(0, -1, end=end), should_stop=should_stop)
+    figures = train(classify_run(tmp_path, **RARE), held, ToyTask())
+    assert figures["finished"]
+    assert json.loads((tmp_path / "streams" / "rank-0.json").read_text())["state"] == "finished"
+
+
+class Refuses(ToyTask):
+    def check(self, batch: StreamBatch) -> None:
+        if batch.step == 2:
+            raise InvalidInputError("a row of step 2")
+
+
+@pytest.mark.parametrize(
+    ("task", "raised"), [(Refuses(), InvalidInputError), (ToyTask(), RuntimeError)]
+)
+def test_an_end_that_fails_hides_no_error(
+    tmp_path: Path, task: ToyTask, raised: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+
+    def end() -> None:
+        raise RuntimeError("the cluster is gone")
+
+    with pytest.raises(raised):
+        train(classify_run(tmp_path, **RARE), trains_on(Ending(0, -1, end=end)), task)
+    assert (raised is RuntimeError) != ("the cluster is gone" in caplog.text)

@@ -176,7 +176,8 @@ class _Trainer:
                 save |= self._read()
             # One who stops is in a hurry: the figures are found when the run goes on.
             improved = due and self._validate()
-            if save or improved or self._stopping:
+            # What was saved within the validation says that it is owed.
+            if save or improved or self._stopping or self._saved == self._step:
                 self._save(best=improved)
 
     def _taken(self, stream: Iterable[StreamBatch]) -> Batches:

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.errors import InvalidInputError
+from services.errors import CursorMismatchError, InvalidInputError
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from tests.shards.conftest import faulty_s3, s3_bucket, s3_server  # noqa: F401 - fixtures
@@ -291,3 +291,38 @@ def test_an_end_that_fails_hides_no_error(
     with pytest.raises(raised):
         train(classify_run(tmp_path, **RARE), trains_on(Ending(0, -1, end=end)), task)
     assert (raised is RuntimeError) != ("the cluster is gone" in caplog.text)
+
+
+class NoBetter(ToyTask):
+    def evaluate(self, model: torch.nn.Module, batch: StreamBatch) -> torch.Tensor:
+        return torch.ones_like(super().evaluate(model, batch))
+
+
+def test_what_was_kept_in_a_validation_is_not_validated_again(tmp_path: Path) -> None:
+    """The last but one of three: no better than the first, so that nothing else saves it."""
+    opened, leaves, options = iter(range(9)), threading.Event(), {**RARE, "validate_every": 1}
+    run = classify_run(tmp_path, **options, epochs=3)
+
+    def batches() -> Iterator[StreamBatch]:
+        first = next(opened) == 0
+        for step in range(PER_EPOCH):
+            if step == 1 and not first:
+                leaves.set()
+                limit = time.monotonic() + 60
+                while TOTAL not in checkpoint_steps(str(tmp_path)):
+                    assert time.monotonic() < limit, "nothing was saved for 60 s"
+                    time.sleep(0.01)
+                leaves.clear()
+            yield make_batch(step)
+
+    def dies(batch: StreamBatch) -> StreamBatch:
+        return replace(batch, step=-1) if batch.step == TOTAL else batch
+
+    held = context(3, node_leaves=leaves.is_set, change=dies)
+    with pytest.raises(CursorMismatchError):
+        train(run, replace(held, open_validation=batches), NoBetter())
+    assert checkpoint_steps(str(tmp_path)) == [PER_EPOCH, TOTAL]
+    train(run, context(3), NoBetter())
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    steps = [line["step"] for line in lines if "validation_loss" in line]
+    assert steps == [PER_EPOCH, TOTAL, 3 * PER_EPOCH]

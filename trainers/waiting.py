@@ -2,8 +2,8 @@
 
 A storage that is down holds a batch for minutes. The ranks that have theirs must not begin a step
 meanwhile: they would wait in a sum, which nothing but the last rank can end, and hear nothing. So
-they agree before each step, by a word through the store that torch.distributed met by, which costs
-a tenth of a millisecond and no wait for a device.
+they agree before each step, by a word through the store that torch.distributed met by. That costs a
+tenth of a millisecond for two, some 40 microseconds for each one more, and no wait for a device.
 """
 
 from __future__ import annotations
@@ -175,7 +175,10 @@ class Batches:
             return False
         self._pulling = False
         if isinstance(given, BaseException):
-            raise given
+            try:
+                raise given
+            finally:
+                del given  # its traceback names this frame: both, and the model, would stay alive
         self._ready.append(given)
         return True
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,7 @@ import torch.multiprocessing as mp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.errors import CursorMismatchError, InvalidInputError
+from services.errors import CursorMismatchError, InvalidInputError, StoreError
 from services.stream.batch import StreamBatch
 from services.wire.seit import v1 as wire
 from tests.shards.conftest import faulty_s3, s3_bucket, s3_server  # noqa: F401 - fixtures
@@ -270,6 +272,28 @@ def test_a_finished_run_waits_for_its_streams_end_and_hears_of_a_stop_meanwhile(
     figures = train(classify_run(tmp_path, **RARE), held, ToyTask())
     assert figures["finished"]
     assert json.loads((tmp_path / "streams" / "rank-0.json").read_text())["state"] == "finished"
+
+
+class Watched(ToyTask):
+    def build_model(self, *, fresh: bool) -> torch.nn.Module:
+        model = super().build_model(fresh=fresh)
+        self.model = weakref.ref(model)
+        return model
+
+
+def test_an_error_of_the_stream_keeps_no_model_alive(tmp_path: Path) -> None:
+    def fails() -> bool:
+        raise StoreError("the storage is down")
+
+    task = Watched()
+    gc.disable()
+    try:
+        with pytest.raises(StoreError) as raised:
+            train(classify_run(tmp_path, **RARE), trains_on(Held(0, 4, come=fails)), task)
+        del raised
+        assert task.model() is None
+    finally:
+        gc.enable()
 
 
 class Refuses(ToyTask):

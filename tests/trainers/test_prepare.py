@@ -14,6 +14,7 @@ from services.shards.manifest import commit, load_manifest
 from services.shards.store import open_store
 from services.shards.writer import build_split, write_shard
 from services.types import UNLABELLED, TokenRows
+from tests.trainers.test_loop import stops_after
 from tests.trainers.test_token_runs import SPEC, put
 from trainers.command import run
 from trainers.config import ClassifyRun
@@ -38,7 +39,8 @@ Command = Callable[..., tuple[int, str]]
 
 
 def stopped(config: ClassifyRun, place: Place) -> dict[str, float]:
-    return classify_worker(config, replace(place, should_stop=lambda: True))
+    """One step is made."""
+    return classify_worker(config, replace(place, should_stop=stops_after(2)))
 
 
 @pytest.fixture

@@ -70,6 +70,14 @@ def undisturbed_losses(
     return found
 
 
+@pytest.fixture(scope="module")
+def one_epoch(
+    token_stream: StreamRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+    """Losses of an epoch that nothing disturbed."""
+    return undisturbed_losses(token_stream, tmp_path_factory.mktemp("elastic") / "alone", 1)
+
+
 @pytest.fixture
 def head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A head with as many CPUs as the test asks for."""
@@ -82,7 +90,7 @@ def head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("head", [3], indirect=True)
 def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
-    head: Cluster, token_stream: StreamRequest, tmp_path: Path
+    head: Cluster, token_stream: StreamRequest, one_epoch: dict[int, float], tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     with started(head, command(token_stream, out, 1), log) as process:
@@ -90,12 +98,12 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
         victim: psutil.Process = head.workers("RayTrainWorker")[0]
         victim.send_signal(signal.SIGKILL)
         assert process.wait(240) == 0, log.read_text()[-4000:]
-    assert losses(out) == undisturbed_losses(token_stream, tmp_path / "alone", 1)
+    assert losses(out) == one_epoch
 
 
 @pytest.mark.parametrize("head", [0], indirect=True)
 def test_what_a_node_computes_until_it_is_taken_back_is_kept(
-    head: Cluster, token_stream: StreamRequest, tmp_path: Path
+    head: Cluster, token_stream: StreamRequest, one_epoch: dict[int, float], tmp_path: Path
 ) -> None:
     """Ray is told before, as by our pods, and no other checkpoint would be made. The stream dries
     up then: such a node is given no fetch tasks and actors any more.
@@ -104,7 +112,7 @@ def test_what_a_node_computes_until_it_is_taken_back_is_kept(
     nodes = ("127.0.0.3", "127.0.0.4")
     for ip in nodes:
         head.start(ip, 3, "--address", head.address)
-    words = command(token_stream, out, 3, "--loop.checkpoint-every", "100000")
+    words = command(token_stream, out, 1, "--loop.checkpoint-every", "100000")
     with started(head, words, log) as process:
         until(lambda: steps_done(out) >= 10, "10 steps", 240)
         trainer = head.workers("RayTrainWorker")[0]
@@ -122,7 +130,7 @@ def test_what_a_node_computes_until_it_is_taken_back_is_kept(
     (begun,) = {int(step) for step in re.findall(r"goes on from step (\d+)", said)}
     assert saved <= begun
     assert done <= begun + 1  # not a step was lost but one that was being saved
-    assert losses(out) == undisturbed_losses(token_stream, tmp_path / "alone", 3)
+    assert losses(out) == one_epoch
 
 
 @pytest.mark.slow  # three groups of workers, one after the other

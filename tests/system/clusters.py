@@ -111,11 +111,13 @@ class Cluster:
         return sorted(found, key=lambda p: p.create_time())
 
     def _ours(self) -> list[psutil.Process]:
-        """All processes below Ray's folder: raylets and workers name it in their arguments.
+        """All processes below Ray's folder: raylets and workers name it in their arguments, and
+        the server of Ray's client the head's address.
 
         A worker at work has changed its title, but its raylet is its parent.
         """
-        named = [p for p in psutil.process_iter() if str(self.scratch) in _title(p)]
+        marks = str(self.scratch), f"--address={self.address}"
+        named = [p for p in psutil.process_iter() if any(mark in _title(p) for mark in marks)]
         everyone = {p.pid: p for p in named}
         for process in named:
             try:

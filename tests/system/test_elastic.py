@@ -88,6 +88,7 @@ def head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.mark.slow  # with its whole node a worker is killed below
 @pytest.mark.parametrize("head", [3], indirect=True)
 def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_losses(
     head: Cluster, token_stream: StreamRequest, one_epoch: dict[int, float], tmp_path: Path

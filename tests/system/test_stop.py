@@ -1,4 +1,4 @@
-"""`ray job stop`: a checkpoint, a clean end, and the same job goes on. Short form: test_signals."""
+"""`ray job stop`: a checkpoint, a clean end, and the same job goes on. Short form: test_demo."""
 
 from __future__ import annotations
 

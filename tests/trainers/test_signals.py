@@ -109,6 +109,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.timeout(300)
 @pytest.mark.system
+@pytest.mark.slow  # the short form, through `seit demo`, is in tests/system/test_demo.py
 def test_sigterm_saves_a_checkpoint_on_ray_whose_own_handler_would_die_of_it(folder: Path) -> None:
     program = Program(folder, *RARE, *LONG, ray=True)
     said = program.past(1).sent(signal.SIGTERM)

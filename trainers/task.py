@@ -40,7 +40,7 @@ class WorkerContext:
     report: tells figures to whoever started the run; all ranks call it equally often.
     should_stop: a signal asked for an end: checkpoint, without a validation, and return.
     node_leaves: a node of the run is about to go: checkpoint at every reading, and where a batch is
-        waited for, to lose few steps.
+        waited for, to lose few steps. All ranks hear of both, sooner or later.
     """
 
     rank: int

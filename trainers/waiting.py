@@ -2,8 +2,9 @@
 
 A storage that is down holds a batch for minutes. The ranks that have theirs must not begin a step
 meanwhile: they would wait in a sum, which nothing but the last rank can end, and hear nothing. So
-they agree before each step, by a word through the store that torch.distributed met by. That costs a
-tenth of a millisecond for two, some 40 microseconds for each one more, and no wait for a device.
+they agree before each step, by a word through the store that torch.distributed met by. That costs
+two ranks a tenth of a millisecond, the process of the store 30 to 60 microseconds of a core for
+each rank (measured up to 256), and no wait for a device.
 """
 
 from __future__ import annotations

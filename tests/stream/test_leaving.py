@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,18 +13,12 @@ import ray
 from services.stream.loader import Stream
 from services.stream.pool import Beside, Pool, Sharing
 from services.stream.shared import AHEAD, NAMESPACE, service_name
+from tests.until import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 
 NOWHERE = {"cpus": 9.0, "grows_to_cpus": 20.0}
 """Of actors that wait for a node, which never comes: the cluster has three CPUs."""
-
-
-def until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def executors() -> list[str]:

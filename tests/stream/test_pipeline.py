@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from services.stream.table import head_of
 from services.wire.seit import v1 as wire
 from tests.stream.conftest import CHANNELS, CODES, write_small
 from tests.stream.test_loader import same
+from tests.until import until
 
 pytestmark = pytest.mark.system
 
@@ -157,13 +158,6 @@ def _actors(address: str) -> list[Any]:
     """Augmentation actors that live now."""
     found = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
     return [actor for actor in found if "MapWorker" in actor.class_name]
-
-
-def until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_a_consumer_that_augments_itself_gets_the_batches_of_actors(world: Any) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from services.stream.shared import AHEAD, NAMESPACE, service_name
 from tests.stream.conftest import write_small
 from tests.stream.test_loader import same
 from tests.system.stream_job import digest, write_request
+from tests.until import until
 
 pytestmark = pytest.mark.system
 
@@ -62,13 +63,6 @@ def alive(kind: str) -> list[Any]:
     address = ray.get_runtime_context().gcs_address
     found = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
     return [one for one in found if kind in one.class_name]
-
-
-def until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def kill(actors: list[Any]) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -17,6 +15,7 @@ from services.stream.request import StreamRequest
 from services.wire.seit import v1 as wire
 from tests.system.clusters import Cluster
 from tests.system.stream_job import write_request
+from tests.until import until
 
 JOB = Path(__file__).with_name("stream_job.py")
 STEPS = 160
@@ -105,15 +104,6 @@ def started(made: Cluster, words: list[str], log: Path) -> Iterator[subprocess.P
     finally:
         process.kill()
         process.wait(10)
-
-
-def until(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """What `found` returns, as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (got := found()):
-        assert time.monotonic() < end, f"no {what} within {seconds} s"
-        time.sleep(0.05)
-    return got
 
 
 def kill_one(made: Cluster, title: str) -> None:

@@ -16,7 +16,8 @@ from services.augment.tokenadapt import TokenAdapt, TokenAdaptConfig
 from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster, cluster, free_port
 from tests.system.conftest import ROOT
-from tests.system.jobs import started, until
+from tests.system.jobs import started
+from tests.until import until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
 

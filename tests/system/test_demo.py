@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from services.shards.manifest import load_manifest
 from services.shards.store import open_store
 from services.shards.verify import verify_dataset
+from tests.until import until
 from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -86,6 +86,10 @@ def test_sigterm_waits_for_the_step_s_checkpoint_and_takes_down_the_cluster(
     command = [sys.executable, "-m", "services.cli", "demo", "--out", str(out)]
     command += ["--images", str(images), "--seeds", "1"]
     record = out / "tokenizer" / "metrics.jsonl"
+
+    def figures() -> bool:
+        return record.exists() and record.stat().st_size > 0
+
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -94,11 +98,8 @@ def test_sigterm_waits_for_the_step_s_checkpoint_and_takes_down_the_cluster(
         env={**os.environ, "RAY_ADDRESS": "local"},
     ) as program:
         try:
-            limit = time.monotonic() + 300
-            while not record.exists() or not record.stat().st_size:
-                assert program.poll() is None, program.communicate()[0]
-                assert time.monotonic() < limit
-                time.sleep(0.05)
+            until(lambda: program.poll() is not None or figures(), "figures", 300)
+            assert program.poll() is None, program.communicate()[0]
             cluster = {child.pid: child for child in psutil.Process(program.pid).children(True)}
             assert any("gcs_server" in child.name() for child in cluster.values())
             program.send_signal(signal.SIGTERM)

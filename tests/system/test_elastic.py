@@ -18,7 +18,8 @@ from services.stream.request import StreamRequest
 from tests.deploy.test_kubernetes import RAY
 from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT
-from tests.system.jobs import started, until
+from tests.system.jobs import started
+from tests.until import until
 from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(720)]

@@ -24,7 +24,7 @@ from tests.small_datasets import write_dataset
 from tests.small_runs import write_run
 from tests.system.clusters import Cluster
 from tests.system.conftest import ROOT
-from tests.system.jobs import until
+from tests.until import until
 from trainers.checkpoint import load_export
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]

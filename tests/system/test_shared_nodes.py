@@ -8,7 +8,8 @@ import pytest
 
 from services.stream.request import StreamRequest
 from tests.system.clusters import Cluster
-from tests.system.jobs import STEPS, Job, until
+from tests.system.jobs import STEPS, Job
+from tests.until import until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(420)]
 

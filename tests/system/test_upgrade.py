@@ -16,9 +16,9 @@ import pytest
 from services.stats.streams import listed, open_runs
 from tests.system.clusters import Cluster, cluster
 from tests.system.conftest import ROOT, bare_environment, wait_for_agent
-from tests.system.jobs import until
 from tests.system.test_job import tiny_dataset
 from tests.system.test_stop import PATIENCE, ray_job
+from tests.until import until
 from trainers.checkpoint import checkpoint_steps
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.until import until
 
 _STEP = """
 import os, pathlib, sys, time
@@ -73,13 +74,6 @@ class Chain:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
 
-    def until(self, there: Callable[[], object]) -> None:
-        """Wait for something of which this test would never come to its end without."""
-        limit = time.monotonic() + 60
-        while not there():
-            assert time.monotonic() < limit, "it never came to that"
-            time.sleep(0.02)
-
     def end(self) -> tuple[int, str]:
         """Its exit code, and what it said."""
         said = self.process.communicate(timeout=60)[1]
@@ -102,7 +96,7 @@ class Chain:
 @pytest.fixture
 def chain(tmp_path: Path) -> Iterator[Chain]:
     made = Chain(tmp_path)
-    made.until((tmp_path / "first" / "runs").exists)
+    until((tmp_path / "first" / "runs").exists)
     yield made
     (tmp_path / "may-end").touch()
     made.process.kill()
@@ -123,7 +117,7 @@ def test_a_step_is_told_once_and_waited_for_and_the_same_command_goes_on(
     """Also where all of a terminal, or of `timeout`, get the signal: twice would end it at once."""
     out = chain.out
     send(chain.process.pid, number)
-    chain.until((out / "first" / "told").exists)
+    until((out / "first" / "told").exists)
     assert chain.process.poll() is None
     (out / "may-end").touch()
     code, said = chain.end()
@@ -137,7 +131,7 @@ def test_a_step_is_told_once_and_waited_for_and_the_same_command_goes_on(
     assert not (out / "second").exists()
 
     again = Chain(out)
-    again.until((out / "second" / "runs").exists)  # the first is done, from what it saved
+    until((out / "second" / "runs").exists)  # the first is done, from what it saved
     assert json.loads((out / "steps" / "first.json").read_text())["seconds"] is not None
     again.process.send_signal(number)
     assert again.end()[0] == 128 + number
@@ -145,16 +139,16 @@ def test_a_step_is_told_once_and_waited_for_and_the_same_command_goes_on(
 
 def test_a_second_signal_ends_both_at_once(chain: Chain) -> None:
     chain.process.send_signal(signal.SIGTERM)
-    chain.until((chain.out / "first" / "told").exists)
+    until((chain.out / "first" / "told").exists)
     chain.process.send_signal(signal.SIGTERM)
     assert chain.end()[0] == -signal.SIGTERM
-    chain.until(lambda: not chain.step_runs())
+    until(lambda: not chain.step_runs())
     assert not (chain.out / "first" / "saved").exists()
 
 
 def test_a_step_is_told_where_the_chain_is_killed(chain: Chain) -> None:
     chain.process.kill()
-    chain.until((chain.out / "first" / "told").exists)
+    until((chain.out / "first" / "told").exists)
     (chain.out / "may-end").touch()
-    chain.until((chain.out / "first" / "saved").exists)
-    chain.until(lambda: not chain.step_runs())
+    until((chain.out / "first" / "saved").exists)
+    until(lambda: not chain.step_runs())

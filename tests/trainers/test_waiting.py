@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from tests.trainers.runs import PER_EPOCH, ListStream, ToyTask, classify_run, co
 from tests.trainers.test_loop import everything, losses
 from tests.trainers.test_signals import Program, entries, to_the_end
 from tests.trainers.test_token_runs import put
+from tests.until import until
 from trainers import waiting
 from trainers.checkpoint import checkpoint_steps
 from trainers.loop import WorkerContext, train
@@ -84,14 +84,11 @@ class Held:
     steps_per_epoch: int = PER_EPOCH
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        limit = time.monotonic() + 60
         try:
             for step in range(self.start, TOTAL):
                 if step == self.step:
                     self.wanted.set()
-                    while not self.come():
-                        assert time.monotonic() < limit, "the run waited on for 60 s"
-                        time.sleep(0.01)
+                    until(self.come, "word that the batch may come")
                 yield make_batch(step, self.rank, self.world)
         finally:
             self.ended.set()
@@ -142,10 +139,7 @@ def test_the_same_in_a_validation(tmp_path: Path, told: str) -> None:
     def batches() -> Iterator[StreamBatch]:
         yield make_batch(0)
         wanted.set()
-        limit = time.monotonic() + 60
-        while not checkpoint_steps(str(out)):
-            assert time.monotonic() < limit, "nothing was saved for 60 s"
-            time.sleep(0.01)
+        until(lambda: checkpoint_steps(str(out)), "checkpoint")
         yield from (make_batch(step) for step in range(1, PER_EPOCH))
 
     how = {"should_stop" if told == "to stop" else "node_leaves": wanted.is_set}
@@ -183,9 +177,8 @@ def test_ranks_that_have_their_batch_hear_of_it_too(tmp_path: Path) -> None:
     train(classify_run(tmp_path / "alone", **RARE), context(), ToyTask(dropout=0.0))
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     mp.spawn(_rank, args=(2, store.port, str(tmp_path)), nprocs=2)
-    for told, first in (("should_stop", 4), ("node_leaves", 4)):
-        out = tmp_path / told
-        assert checkpoint_steps(str(out)) == [first, TOTAL]
+    for out in (tmp_path / "should_stop", tmp_path / "node_leaves"):
+        assert checkpoint_steps(str(out)) == [4, TOTAL]
         for ours, theirs in zip(losses(out), losses(tmp_path / "alone"), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -332,10 +325,7 @@ def test_what_was_kept_in_a_validation_is_not_validated_again(tmp_path: Path) ->
         for step in range(PER_EPOCH):
             if step == 1 and not first:
                 leaves.set()
-                limit = time.monotonic() + 60
-                while TOTAL not in checkpoint_steps(str(tmp_path)):
-                    assert time.monotonic() < limit, "nothing was saved for 60 s"
-                    time.sleep(0.01)
+                until(lambda: TOTAL in checkpoint_steps(str(tmp_path)), "checkpoint")
                 leaves.clear()
             yield make_batch(step)
 

@@ -73,6 +73,8 @@ def main() -> None:
         venv.EnvBuilder(with_pip=True, clear=True).create(ENVIRONMENT)
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     uv = [str(ENVIRONMENT / "bin" / "uv"), "pip", "install", "--python", str(python)]
+    if sys.dont_write_bytecode:  # each process, and each of Ray's, would compile torch
+        uv.append("--compile-bytecode")
     pinned = ["--require-hashes", "-r", str(ROOT / "requirements.lock")]
     with tempfile.NamedTemporaryFile("w", suffix=".lock") as only_uv:
         only_uv.write(pin_of("uv"))

@@ -37,7 +37,7 @@ from services.wire.seit import v1 as wire
 logger = logging.getLogger(__name__)
 
 _LOCKS = 1024  # files that serialise fetches of one shard; other shards rarely meet
-_FETCHES = 2  # the first, and one more after a bad checksum
+_FETCHES = 3  # a bare one; after a bad checksum two that storage's own checksum guards as well
 _DECODES = 2  # at a time in a process; more would multiply the memory, not the speed
 _OPEN_SHARE = 2  # entries take at most half of the files that the system lets a process open
 
@@ -103,7 +103,7 @@ class ShardCache:
     ) -> CachedShard:
         """The shard's rows, fetched from `root` only if this node does not have them.
 
-        IntegrityError, naming both checksums, if the store's bytes are wrong twice; FormatError
+        IntegrityError, naming both checksums, if the store's bytes stay wrong; FormatError
         if they are not a shard of this spec; NotFoundError and StoreError of the store.
         """
 
@@ -227,7 +227,7 @@ class ShardCache:
     def _fetch(self, folder: Store, file: NamedFile) -> bytes:
         found = ""
         for attempt in range(_FETCHES):
-            data = folder.read(file.path)
+            data = folder.read(file.path) if attempt else folder.read_bare(file.path)
             self._count(bytes_fetched=len(data), refetches=min(attempt, 1))
             note(bytes_fetched=len(data), refetches=min(attempt, 1))
             found = xxhash.xxh3_128_hexdigest(data)

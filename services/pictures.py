@@ -274,8 +274,9 @@ def decode_picture(data: bytes, name: str, height: int, width: int, border: int 
     """A picture file's bytes as RGB, (3, height, width) uint8; `name` is for messages.
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits; transparency is dropped.
-    Raises `InvalidInputError` for anything that is not a whole picture of a known format, or
-    claims more than `MAX_PIXELS` pixels, its own or made `width` wide.
+    Raises `InvalidInputError` for anything that is not a whole picture of a known format, holds
+    floating-point pixels, whose range nothing says, or claims more than `MAX_PIXELS` pixels, its
+    own or made `width` wide.
     """
     with _opened(data, name, width) as image:
         inside = (border, border, image.width - border, image.height - border)
@@ -312,6 +313,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it to white
         grey = np.asarray(image).astype(np.int64) >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":  # Pillow's own conversion cuts at 0 and 255: what ends at 1 goes black
+        raise ValueError("floating-point pixels, of a range that nothing says: save 8 or 16 bits")
     return image.convert("RGB")
 
 

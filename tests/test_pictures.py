@@ -18,6 +18,7 @@ from services.pictures import (
     Picture,
     decode_picture,
     list_pictures,
+    open_picture,
     read_picture,
     source_bytes,
     split,
@@ -174,6 +175,14 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     shades = np.array([[0, 0x8000, 0xFFFF]], dtype=np.uint16)
     Image.fromarray(shades).save(stream, "PNG")
     assert decode_picture(stream.getvalue(), "x", 1, 3)[0].tolist() == [[0, 128, 255]]
+
+
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path) -> None:
+    """Float pictures mostly go from 0 to 1: cut to 8 bits they would all be black."""
+    Image.fromarray(np.full((4, 4), 0.7, dtype=np.float32)).save(tmp_path / "depth.tif")
+    for read in (lambda path: read_picture(path, 4, 4), open_picture):
+        with pytest.raises(InvalidInputError, match=r"depth\.tif.*floating.*8 or 16 bits"):
+            read(tmp_path / "depth.tif")
 
 
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from PIL import Image
 
 from services.errors import FormatError, InvalidInputError, NotFoundError
 from services.folders import read_file, walk
-from services.pictures import DAMAGE, EXTENSIONS, MAX_PIXELS, Picture, is_picture, picture_size
+from services.pictures import (
+    DAMAGE,
+    EXTENSIONS,
+    MAX_PIXELS,
+    Picture,
+    damage,
+    is_picture,
+    picture_size,
+)
 from services.types import IGNORED, UNLABELLED, MaskArray
 
 MAX_CLASSES = IGNORED
@@ -231,7 +239,7 @@ def _decode(data: bytes, name: str, formats: tuple[str, ...]) -> npt.NDArray[np.
                 raise ValueError(f"values {values.min()} to {values.max()}")
     except DAMAGE as error:
         raise InvalidInputError(
-            f"{name}: not a readable mask ({type(error).__name__}: {error}); skip or replace it"
+            f"{name}: not a readable mask ({damage(error)}); skip or replace it"
         ) from error
     raise InvalidInputError(
         f"{name}: a mask of mode {mode} and {pixels} pixels: valid are one channel of class ids "

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from services.errors import InvalidInputError, NotFoundError
 from services.folders import check_file, read_file, replaced, walk
@@ -208,6 +208,13 @@ def _order(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}/".encode() + os.fsencode(key), digest_size=16).digest()
 
 
+def damage(error: Exception) -> str:
+    """What was wrong with a picture's bytes, in words that are the same each time."""
+    if isinstance(error, UnidentifiedImageError):  # its own words hold an address in memory
+        return "no picture of a known format"
+    return f"{type(error).__name__}: {error}"
+
+
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header. Raises `InvalidInputError`."""
     check_file(path)
@@ -216,7 +223,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
             return image.height, image.width
     except DAMAGE as error:
         raise InvalidInputError(
-            f"{path}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
+            f"{path}: not a readable picture ({damage(error)}); skip or replace it"
         ) from error
 
 
@@ -301,7 +308,7 @@ def _opened(data: bytes, name: str, width: int = 1) -> Iterator[Image.Image]:
                 return
     except DAMAGE as error:
         raise InvalidInputError(
-            f"{name}: not a readable picture ({type(error).__name__}: {error}); skip or replace it"
+            f"{name}: not a readable picture ({damage(error)}); skip or replace it"
         ) from error
     raise InvalidInputError(
         f"{name}: claims {claimed}, which made at least {width} wide are {pixels} pixels, more than"

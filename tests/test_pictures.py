@@ -185,6 +185,13 @@ def test_pixels_of_no_known_range_are_refused(tmp_path: Path) -> None:
             read(tmp_path / "depth.tif")
 
 
+def test_what_is_no_picture_is_told_in_the_same_words_each_time() -> None:
+    """The manifest keeps the words: no address in memory belongs there."""
+    with pytest.raises(InvalidInputError, match="known format") as found:
+        decode_picture(b"hello", "x.jpg", 8, 8)
+    assert "0x" not in str(found.value)
+
+
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
     whole = encoded(form="JPEG", size=(64, 64))
     for name, data in {"text": b"hello", "empty": b"", "cut": whole[: len(whole) // 2]}.items():

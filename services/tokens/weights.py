@@ -93,8 +93,9 @@ def read_torch(path: str | Path) -> object:
     except Exception as error:
         remedy = (
             "python -c \"import torch; m = torch.load('IN', map_location='cpu', "
-            "weights_only=False); torch.save(m['state_dict'] if isinstance(m, dict) else "
-            "m.state_dict(), 'OUT')\""
+            "weights_only=False); m = m.get('state_dict', m.get('model', m)) if "
+            "isinstance(m, dict) else m; m = m if isinstance(m, dict) else m.state_dict(); "
+            "torch.save({k: v for k, v in m.items() if torch.is_tensor(v)}, 'OUT')\""
         )
         raise FormatError(
             f"{path} is damaged or holds more than tensors, which would run code when loaded: "

@@ -3,7 +3,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,28 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(FormatError, match="refused"):
         read_torch(path)
+
+
+@pytest.mark.parametrize("inside", ["state_dict", "model", "top", "module", "wrapped module"])
+def test_the_command_that_a_refusal_names_saves_the_tensors(inside: str, tmp_path: Path) -> None:
+    """Published checkpoints hold them under `model` or `state_dict`, beside whatever else."""
+    model = torch.nn.Linear(2, 2)
+    state = model.state_dict()
+    whole: object = {
+        "state_dict": {"state_dict": state, "best": tmp_path},
+        "model": {"model": state, "best": tmp_path},
+        "top": {**state, "best": tmp_path},
+        "module": model,
+        "wrapped module": {"model": model},
+    }[inside]
+    torch.save(whole, tmp_path / "IN")
+    with pytest.raises(FormatError, match="OUT") as refused:
+        read_torch(tmp_path / "IN")
+    _, _, command = str(refused.value).partition("save its tensors alone: python ")
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
+    saved = state_dict_of(read_torch(tmp_path / "OUT"), "OUT")
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], value) for name, value in state.items())
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 700])

@@ -162,6 +162,10 @@ class RetryPolicy:
                 raise
             except FileNotFoundError as error:
                 raise NotFoundError(f"{what}: no such file ({error})") from error
+            except IsADirectoryError as error:
+                raise StoreError(
+                    f"{what}: is a folder, where a file was expected: give the path of a file in it"
+                ) from error
             except Exception as error:
                 if not is_transient(error):
                     raise StoreError(

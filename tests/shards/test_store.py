@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from services.errors import InvalidInputError, NotFoundError, SeitError, StoreError
 from services.shards.orphans import find_orphans
 from services.shards.retry import RetryPolicy
-from services.shards.store import Store, check_path, open_store
+from services.shards.store import Store, check_path, open_store, read_url
 
 
 def test_write_read_list_delete(store: Store) -> None:
@@ -72,6 +72,13 @@ def test_missing_files_are_not_found_and_not_retried(store: Store) -> None:
         with pytest.raises(NotFoundError, match="gone"):
             ask("gone")
     assert store.retries == 0
+
+
+def test_a_folder_in_place_of_a_file_is_named_as_that(tmp_path: Path) -> None:
+    """The folder of a run, where its tokenizer.safetensors was asked for."""
+    (tmp_path / "run").mkdir()
+    with pytest.raises(StoreError, match=r"run: is a folder.*file in it"):
+        read_url(str(tmp_path / "run"))
 
 
 def test_a_store_travels_by_pickle(store: Store) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,9 @@ from trainers.figures import read_curve
 
 COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d6a9f", "#b08900", "#6c757d")
 _FIGURE_DPI = 130
+_LACKING = re.compile(r"Glyph (\d+) .* missing from font")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,12 +151,23 @@ def draw_storage(loaded: LoadedManifest, path: Path) -> Path:
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as a PNG file, whole or not at all, and let go of it; the path.
 
+    Signs that its font lacks, as of names of classes, are drawn as boxes and told in one line.
     Raises: StoreError where it cannot be written.
     """
-    figure.tight_layout()
     try:
-        with replaced(path) as part:
+        with warnings.catch_warnings(record=True) as warned, replaced(path) as part:
+            figure.tight_layout()
             figure.savefig(part, dpi=_FIGURE_DPI, format="png")
     finally:
         plt.close(figure)
+    lacking: dict[str, None] = {}  # matplotlib warns of each sign, and each time that it meets it
+    for warning in warned:
+        if found := _LACKING.match(str(warning.message)):
+            lacking[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if lacking:
+        logger.warning("%s: its font lacks %s, drawn as boxes", path, "".join(lacking))
     return path

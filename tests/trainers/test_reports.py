@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +67,16 @@ def test_dollars_in_names_make_no_formula_of_them(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     mask = np.arange(3, dtype=np.uint8).repeat(3).reshape(1, 3, 3)
     assert draw_predictions(None, mask, mask, names).startswith(b"\x89PNG")
+
+
+def test_names_beyond_the_font_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = ("\U00013000 one", "two \U00013001")  # hieroglyphs, which matplotlib's own font lacks
+    counts = np.eye(2, dtype=np.int64)
+    tally = Tally(names, names, counts > 0, counts, counts[0])
+    draw_confusion("run", tally, tmp_path / "confusion.png")
+    assert not recwarn.list
+    (told,) = caplog.messages
+    assert "confusion.png" in told
+    assert all(sign in told for sign in "\U00013000\U00013001")

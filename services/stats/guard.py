@@ -138,7 +138,7 @@ class Guard:
                 )
                 more = {"www-authenticate": 'Bearer realm="seit"'}
                 return limited or (HTTPStatus.UNAUTHORIZED, detail, more)
-            wanted = SAMPLES if "/samples" in scope["path"] else READ
+            wanted = SAMPLES if _is_of_rows(scope["path"]) else READ
             if wanted not in grant.roles:
                 return HTTPStatus.FORBIDDEN, f"this token has no role {wanted!r}", {}
             client = f"token {grant.name}"
@@ -150,3 +150,9 @@ class Guard:
             return None
         detail = "more requests than one client may make in this time; wait, then ask again"
         return HTTPStatus.TOO_MANY_REQUESTS, detail, {"retry-after": str(math.ceil(wait))}
+
+
+def _is_of_rows(path: str) -> bool:
+    """Whether it is about a dataset's rows, and not a dataset or run that is called `samples…`."""
+    _, _, below = path.removeprefix("/v1/datasets/").partition("/")
+    return below.startswith("samples")

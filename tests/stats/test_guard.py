@@ -53,6 +53,19 @@ def test_a_token_opens_what_its_roles_allow(root: Store, tmp_path: Path) -> None
         assert client.get(rows).status_code == 401  # though the answer is at hand
 
 
+def test_what_is_called_samples_needs_no_other_role(root: Store, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    reader = bearer(new_token(file, "dashboard", ["read"]))
+    write_dataset(root, "samples")
+    with client_of(root, SEIT_STATS_TOKENS=str(file)) as client:
+        for path in ("", "/health", "/shards"):
+            assert client.get(f"/v1/datasets/samples{path}", headers=reader).status_code == 200
+        assert client.get("/v1/streams/samples", headers=reader).status_code == 404
+        for path in ("samples", "%73amples", "samples/", "samples/train/0", "samples%0A"):
+            rows = f"/v1/datasets/samples/{path}"
+            assert client.get(rows, headers=reader).status_code == 403
+
+
 def test_a_file_holds_hashes_alone(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     token = new_token(file, "a", ["read"])

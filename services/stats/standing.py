@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from services.errors import InvalidInputError, StoreError
+from services.errors import InvalidInputError, NotFoundError, StoreError
 from services.shards.manifest import VERSION_FILE, VERSIONS, is_private
-from services.shards.store import Store
+from services.shards.store import Store, refuse_missing
 from services.shards.validate import check_name
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,28 @@ def made_anew(before: Versions, now: Versions) -> bool:
     return any(now.get(number, mark) != mark for number, mark in before.items())
 
 
+def folders_of(store: Store, holds: str) -> list[str]:
+    """Names of the folders directly below. holds: what it was given for, in words.
+
+    Raises: StoreError, also for a folder of this machine that is gone: `seit serve` began with it,
+    and a disk that nobody mounted again would look like one on which nothing stands.
+    """
+    names = store.folders()
+    if not names:
+        try:
+            refuse_missing(store, holds)
+        except NotFoundError as error:
+            raise StoreError(
+                f"the folder {store.url} is gone, so {holds} in it cannot be told of: mount or"
+                " move it back, or start the service without it"
+            ) from error
+    return list(names)
+
+
 def list_all(root: Store, at_once: int) -> dict[str, Versions]:
     """Versions of every dataset below the root by name, of which `at_once` are listed at the same
     time; an empty folder is no dataset yet."""
-    names = root.folders()
+    names = folders_of(root, "the datasets")
     with ThreadPoolExecutor(at_once, thread_name_prefix="seit-list") as pool:
         found = zip(names, pool.map(lambda name: _versions_of(root, name), names), strict=True)
         return {name: versions for name, versions in found if versions}

@@ -35,6 +35,7 @@ from services.stats.flows import (
     without_ranks,
 )
 from services.stats.fresh import Fresh
+from services.stats.standing import folders_of
 from services.wire.seit import v1 as wire
 
 _STREAMS, _RUN = "streams", "run.json"
@@ -187,7 +188,8 @@ class Streams:
         for number, root in enumerate(self._folders, 1):
             within = Path(os.path.realpath(root.url)) if isinstance(root, LocalStore) else None
             places = [(root.url.rstrip("/").rpartition("/")[2], root)]
-            places += [(name, root.child(name)) for name in root.folders() if _is_folder(name)]
+            below = folders_of(root, "the runs")
+            places += [(name, root.child(name)) for name in below if _is_folder(name)]
             for folder, store in places:
                 name = folder if folder not in taken else f"{folder}~{number}"
                 if name in taken or not _is_folder(folder):

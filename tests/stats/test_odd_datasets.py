@@ -92,6 +92,26 @@ def test_a_storage_that_is_out_is_no_empty_list(
         assert client.get("/v1/datasets").status_code == 503
 
 
+def test_a_root_that_is_gone_is_no_empty_one(root: Store) -> None:
+    write_dataset(root)
+    folder = Path(root.url)
+    with TestClient(
+        create_app(root, load_settings({"SEIT_STATS_FRESH_SECONDS": "0"}), [])
+    ) as client:
+        assert client.get("/readyz").status_code == 200
+        aside = folder.rename(folder.with_name("aside"))
+        for path in ("/v1/datasets", "/v1/datasets/digits", "/readyz"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert "the folder ROOT is gone" in answer.json()["detail"]
+        assert 'seit_service_up{part="datasets"} 0.0' in client.get("/metrics").text
+        folder.mkdir()
+        assert client.get("/v1/datasets").json()["datasets"] == []
+        folder.rmdir()
+        aside.rename(folder)
+        assert client.get("/v1/datasets/digits").status_code == 200
+
+
 NUMBERS = st.sampled_from([0, 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
 
 

@@ -61,6 +61,20 @@ def states(streams: Streams) -> dict[str, str]:
     return {one.name: one.state for one in streams.all()}
 
 
+def test_a_folder_of_runs_that_is_gone_is_no_empty_one(client: TestClient, runs: Path) -> None:
+    write_run(runs / "mtm")
+    assert client.get("/readyz").status_code == 200
+    aside = runs.rename(runs.with_name("aside"))
+    for path in ("/v1/streams", "/v1/streams/mtm", "/readyz"):
+        answer = client.get(path)
+        assert answer.status_code == 503
+        assert "is gone" in answer.json()["detail"]
+    assert 'seit_service_up{part="streams"} 0.0' in client.get("/metrics").text
+    aside.rename(runs)
+    assert client.get("/v1/streams/mtm").json()["state"] == "running"
+    assert client.get("/readyz").status_code == 200
+
+
 def test_a_stream_tells_where_it_stands(client: TestClient, runs: Path) -> None:
     account = Account(augment_seconds=1, bytes_fetched=10, bytes_hit=30, lost=("a.parquet",))
     write_run(runs / "mtm-tiny", world=2, account=account)

@@ -175,6 +175,66 @@ def test_a_stream_s_curve_moves(page: playwright.Page, site: Site) -> None:
     assert "No Ray dashboard was named" in page.inner_text("main")
 
 
+class Held:
+    """Answers at a pattern of addresses, kept back until `let_go`."""
+
+    def __init__(self, page: playwright.Page, pattern: str) -> None:
+        self.page, self.kept, self.holds = page, list[playwright.Route](), True
+        page.route(pattern, lambda one: self.kept.append(one) if self.holds else one.continue_())
+
+    def wanted(self, count: int) -> None:
+        """Wait until so many are kept back; the next ones pass."""
+        until(self.page, str(count), lambda count: len(self.kept) >= count)
+        self.holds = False
+
+    def let_go(self) -> None:
+        """Let the answers come, and the page do with them what it will."""
+        for one in self.kept:
+            with self.page.expect_response(one.request.url) as answer:
+                one.continue_()
+            answer.value.finished()
+        self.page.evaluate("new Promise((then) => setTimeout(() => requestAnimationFrame(then)))")
+
+
+@pytest.mark.parametrize(
+    ("left", "asked", "late"),
+    [("streams", "datasets", "**/v1/jobs?*"), ("datasets", "streams", "**/v1/datasets?*")],
+)
+def test_a_page_that_was_left_is_not_shown_over_the_next(
+    page: playwright.Page, site: Site, left: str, asked: str, late: str
+) -> None:
+    held = Held(page, late)
+    page.goto(site.url + PAGES[left])
+    held.wanted(1)
+    page.get_by_role("link", name=asked.capitalize(), exact=True).click()
+    page.wait_for_selector(f'main[data-shown="{PAGES[asked][1:]}"]')
+    held.let_go()
+    assert page.locator("h1").inner_text() == asked.capitalize()
+    assert page.get_attribute("main", "data-shown") == PAGES[asked][1:]
+
+
+def test_the_shards_shown_are_those_chosen_last(page: playwright.Page, site: Site) -> None:
+    opened(page, site, "digits")
+    section = page.locator("section", has=page.get_by_role("heading", name="Shards", exact=True))
+    rows = section.locator("tbody tr")
+    playwright.expect(rows).to_have_count(4)
+    held = Held(page, "**/shards?*split=train*")
+    section.get_by_label("split").select_option("train")
+    held.wanted(1)
+    section.get_by_label("split").select_option("validation")
+    playwright.expect(rows).to_have_count(1)
+    held.let_go()
+    playwright.expect(rows).to_have_count(1)
+    playwright.expect(rows.first).to_contain_text("validation")
+
+
+def test_an_address_that_is_none_is_told(browser: playwright.Browser, site: Site) -> None:
+    page = browser.new_page()
+    page.goto(site.url + "#/datasets/100%")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("'100%' is not valid")
+    page.close()
+
+
 def test_what_is_wrong_is_seen_without_scrolling(page: playwright.Page, site: Site) -> None:
     write_run(site.runs / "asleep")
     word = site.runs / "asleep/streams/rank-0.json"

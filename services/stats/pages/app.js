@@ -32,16 +32,19 @@ const datasetCard = (one, signal) => {
 };
 
 const showDatasets = async (signal) => {
-  let cursor = "";
+  let cursor = "", turn = 0;
   const list = make("ul", { class: "cards" }), more = make("button", { hidden: true }, "More datasets");
   const next = async () => {
+    const mine = ++turn;
     const found = await ask(`/v1/datasets?limit=24&cursor=${encodeURIComponent(cursor)}`);
+    if (signal.aborted || mine !== turn) return found;
     list.append(...found.datasets.map((one) => datasetCard(one, signal)));
     cursor = found.next;
     more.hidden = !cursor;
     return found;
   };
   const first = await next();
+  if (signal.aborted) return;
   more.addEventListener("click", () => next().catch(tell));
   const empty = make("p", {}, "No dataset stands here yet: `seit ingest` makes one below the folder that `seit serve` was given.");
   main.replaceChildren(make("h1", {}, "Datasets"), first.datasets.length ? list : empty, more);
@@ -49,12 +52,17 @@ const showDatasets = async (signal) => {
 
 const tell = (error) => { told.textContent = error.message; };
 
+// What is no escape of a URL is taken as it stands: the service says that nothing is called so.
+const decoded = (part) => {
+  try { return decodeURIComponent(part); } catch { return part; }
+};
+
 const route = async () => {
   page.abort();
   page = new AbortController();
   const { signal } = page, path = location.hash.slice(1) || "/";
   told.textContent = "";
-  const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+  const parts = path.split("/").filter(Boolean).map(decoded);
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.hash === `#/${parts[0] === "streams" ? "streams" : ""}` && link.pathname === "/";
     if (here) link.setAttribute("aria-current", "page");
@@ -66,7 +74,7 @@ const route = async () => {
     if (parts[0] === "datasets" && parts[1]) await showDataset(main, parts[1], signal, tell);
     else if (parts[0] === "streams") await showStreams(main, signal, tell);
     else await showDatasets(signal);
-    main.setAttribute("data-shown", path);
+    if (!signal.aborted) main.setAttribute("data-shown", path);
   } catch (error) {
     if (signal.aborted) return;
     if (error.status === 401) main.replaceChildren(make("h1", {}, "Who asks?"), tokenForm(route, error.message));

@@ -52,14 +52,15 @@ const storageCard = (storage) => {
 const shardCard = (base, splits, tell) => {
   const place = make("div"), more = make("button", {}, "More shards");
   const chosen = { split: "", sort: "row", contains: "" };
-  let rows = [], cursor = "";
+  let rows = [], cursor = "", turn = 0;
   const show = async (again) => {
-    if (again) { rows = []; cursor = ""; }
+    const mine = ++turn;
     const query = new URLSearchParams({ limit: "20", sort: chosen.sort });
     for (const name of ["split", "contains"]) if (chosen[name]) query.set(name, chosen[name]);
-    if (cursor) query.set("cursor", cursor);
+    if (cursor && !again) query.set("cursor", cursor);
     const page = await ask(`${base}/shards?${query}`);
-    rows.push(...page.shards);
+    if (mine !== turn) return; // something else was chosen meanwhile
+    rows = again ? page.shards : [...rows, ...page.shards];
     cursor = page.next;
     more.hidden = !cursor;
     const shown = table(`Shards of version ${page.version}, ${count(rows.length)}${cursor ? " of more" : ""}`,
@@ -84,6 +85,7 @@ const samplesCard = async (base, splits, tell) => {
   const list = make("ul", { class: "gallery" }), views = make("div"), words = make("p", { class: "quiet" });
   const node = card("Samples");
   node.classList.add("wide");
+  let turn = 0;
   const showViews = (found, sample, draw = 1) => {
     const where = `${base}/samples/${found.split}/${sample.row}/picture?version=${found.version}`;
     const again = make("button", { onclick: () => { showViews(found, sample, draw + 1); views.querySelector("button").focus(); } }, "Draw again");
@@ -96,7 +98,9 @@ const samplesCard = async (base, splits, tell) => {
       })));
   };
   const show = async (split) => {
+    const mine = ++turn;
     const found = await ask(`${base}/samples?limit=12${split ? `&split=${split}` : ""}`);
+    if (mine !== turn) return;
     words.textContent = found.undecodable;
     const shown = found.views.includes("original");
     list.replaceChildren(...found.samples.map((sample) => {

@@ -97,6 +97,7 @@ export const showStreams = async (main, signal, tell) => {
     cluster.replaceChildren(clusterCard(jobs));
   };
   await update();
+  if (signal.aborted) return; // another page was asked for meanwhile
   main.replaceChildren(make("h1", {}, "Streams"), words, list, cluster);
   const again = async () => {
     if (signal.aborted) return;

@@ -64,7 +64,7 @@ const route = async () => {
   told.textContent = "";
   const parts = path.split("/").filter(Boolean).map(decoded);
   for (const link of document.querySelectorAll("nav a")) {
-    const here = link.hash === `#/${parts[0] === "streams" ? "streams" : ""}` && link.pathname === "/";
+    const here = link.hash === `#/${parts[0] === "streams" ? "streams" : ""}` && link.pathname === location.pathname;
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -44,8 +44,9 @@ const asked = () => {
   return token ? { headers: { authorization: `Bearer ${token}` } } : {};
 };
 
-// The answer as it comes, also one that refuses.
-export const sent = (path) => fetch(path, asked());
+// The answer as it comes, also one that refuses. It is asked for beside this page: a proxy may have
+// both below a path of its own.
+export const sent = (path) => fetch(`.${path}`, asked());
 
 export const fetched = async (path) => {
   const answer = await sent(path);

@@ -171,7 +171,8 @@ class Serve:
 
         app = create_app(standing(self.root), runs=open_runs(self.runs) if self.runs else None)
         port = sockets[0].getsockname()[1]
-        out.print(f"datasets of {self.root} at http://{self.host}:{port}/", markup=False)
+        host = f"[{self.host}]" if ":" in self.host else self.host  # as URLs have IPv6 addresses
+        out.print(f"datasets of {self.root} at http://{host}:{port}/", markup=False)
         gc.collect()
         gc.freeze()  # to look over what the program is made of holds up answers for 0.1 s
         config = uvicorn.Config(

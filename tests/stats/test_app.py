@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from services.cli import listening
+from services.errors import InvalidInputError
 from services.settings import load_settings
 from services.shards.store import Store
 from services.stats.app import create_app
@@ -245,6 +247,25 @@ def test_a_real_server_answers_and_ends(root: Store) -> None:
     finally:
         server.terminate()
         assert server.wait(20) in (0, -15)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_server_answers_at_the_address_that_it_says(root: Store, host: str) -> None:
+    try:
+        listening(host, 0)[0].close()
+    except InvalidInputError:
+        pytest.skip(f"this machine has no {host}")
+    words = [sys.executable, "-c", COMMAND, "serve", root.url, "--host", host, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            said = next(line for line in server.stdout if "http:" in line)  # behind a long root
+            url = said.split()[-1]
+            assert urlsplit(url).hostname == host
+            wait_for(f"{url}healthz", server)
+        finally:
+            server.terminate()
 
 
 def start_server(root: Store, stderr: int | None = None) -> tuple[subprocess.Popen[bytes], int]:

@@ -35,6 +35,7 @@ _MAX_CLIENTS = 10_000
 _BURST_SECONDS = 2.0
 _CLOSED = ("/v1/", "/metrics", "/openapi.json")
 """What needs a token, where tokens are asked for. The pages hold no data, and probes have none."""
+_NAMED = ("/v1/datasets/", "/v1/streams/")  # before a name that people choose
 
 
 class Rates:
@@ -154,5 +155,6 @@ class Guard:
 
 def _is_of_rows(path: str) -> bool:
     """Whether it is about a dataset's rows, and not a dataset or run that is called `samples…`."""
-    _, _, below = path.removeprefix("/v1/datasets/").partition("/")
-    return below.startswith("samples")
+    place = next((place for place in _NAMED if path.startswith(place)), "")
+    below = path.removeprefix(place).partition("/")[2] if place else path
+    return "/samples" in f"/{below}"

@@ -83,10 +83,16 @@ def _train(config: Run, context: WorkerContext, task: Task) -> dict[str, float]:
     checkpoints = Checkpoints(config.out, config.loop.keep)
     try:
         trainer = _Trainer(config, context, task, checkpoints)
+        failed = False
         try:
             return trainer.run()
+        except Exception as error:
+            # Any other error of one rank among several may be all that it hears of another's death,
+            # after which the group goes on: nobody shall be woken for that.
+            failed = context.world == 1 or isinstance(error, SeitError)
+            raise
         finally:
-            trainer.close()
+            trainer.close(failed)
     finally:
         checkpoints.close()
         torch.use_deterministic_algorithms(before)
@@ -190,10 +196,11 @@ class _Trainer:
         if self._step != self._saved:
             self._save(best=False)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         flow = self._stream.flow()
-        if flow.state == "running":  # it was left to itself, while it waited for its storage
-            flow = replace(flow, state="stopped")
+        # One that runs was left to itself, while it waited for its storage.
+        if failed or flow.state == "running":
+            flow = replace(flow, state="failed" if failed else "stopped")
         self._flows.close(flow)
         if self._line is not None:
             self._line.close()

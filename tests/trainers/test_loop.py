@@ -151,18 +151,20 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert len(recorded(tmp_path)) == TOTAL
 
 
-def _rank(rank: int, world: int, out: str) -> None:
+def _rank(rank: int, world: int, out: str, task: ToyTask | None = None) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     store = dist.FileStore(f"{out}.rendezvous", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     run = classify_run(Path(out), grad_accum=2, ema=0.5)
-    train(run, context(rank=rank, world=world), ToyTask(dropout=0.0))
-    dist.destroy_process_group()
+    try:
+        train(run, context(rank=rank, world=world), task or ToyTask(dropout=0.0))
+    finally:
+        dist.destroy_process_group()
 
 
-def _other_rank(index: int, world: int, out: str) -> None:
-    _rank(index + 1, world, out)
+def _other_rank(index: int, world: int, out: str, task: ToyTask | None = None) -> None:
+    _rank(index + 1, world, out, task)
 
 
 def test_two_ranks_train_like_one(tmp_path: Path) -> None:
@@ -229,9 +231,51 @@ def test_a_number_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step 3 .* no update was made"):
         train(run, context(), Spoilt())
     assert Checkpoints(str(tmp_path), 2).steps() == [2, 3]
+    assert last_word(tmp_path) == "failed"
     train(run, context(), ToyTask())
     train(classify_run(tmp_path / "whole"), context(), ToyTask())
     assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def last_word(out: Path, rank: int = 0) -> str:
+    state: str = json.loads((out / "streams" / f"rank-{rank}.json").read_text())["state"]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(RuntimeError("no memory"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_a_run_that_an_error_ended_failed(tmp_path: Path, error: BaseException, state: str) -> None:
+    with pytest.raises(type(error)):
+        train(classify_run(tmp_path), context(), Ends(error))
+    assert last_word(tmp_path) == state
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(RuntimeError("killed"), "stopped"), (InvalidInputError("no"), "failed")]
+)
+def test_a_rank_that_only_hears_of_another_s_end_did_not_fail(
+    tmp_path: Path, error: Exception, state: str
+) -> None:
+    out, threads = tmp_path / "run", torch.get_num_threads()
+    other = mp.spawn(_other_rank, args=(2, str(out), Ends(error)), join=False)
+    with pytest.raises(RuntimeError):
+        _rank(0, 2, str(out))
+    torch.set_num_threads(threads)
+    with pytest.raises(mp.ProcessRaisedException):
+        other.join(60)
+    assert (last_word(out), last_word(out, 1)) == ("stopped", state)
+
+
+class Ends(ToyTask):
+    """Its first step ends with an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    def loss(self, model: nn.Module, batch: StreamBatch) -> torch.Tensor:
+        raise self._error
 
 
 class NoNumber(ToyTask):

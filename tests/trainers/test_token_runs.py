@@ -305,9 +305,9 @@ def test_a_run_that_a_damaged_shard_ended_goes_on_without_it(
     assert entry["changed"] == {"data.skip_damaged": [False, True]}
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize(("end", "state"), [(KeyboardInterrupt, "stopped"), (ValueError, "failed")])
 def test_a_stream_does_not_seem_to_run_when_its_trainer_died(
-    runs: Runs, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    runs: Runs, end: type[BaseException], state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
         raise end("of the test's own making")
@@ -315,7 +315,7 @@ def test_a_stream_does_not_seem_to_run_when_its_trainer_died(
     monkeypatch.setattr("trainers.loop._Trainer._validate", die)
     with pytest.raises(end):
         runs(*BIG, "--loop.validate-every", "1")
-    assert (runs.flow.state, runs.flow.step) == ("stopped", 3)
+    assert (runs.flow.state, runs.flow.step) == (state, 3)
 
 
 def test_the_versions_of_all_datasets_are_those_of_the_start(

@@ -124,6 +124,7 @@ def client(head: Cluster, tmp_path: Path) -> Iterator[TestClient]:
         "RAY_AUTH_TOKEN": token,
         "SEIT_STATS_FRESH_SECONDS": "0.2",
     }
+    (tmp_path / "data").mkdir()
     root, runs = open_store(str(tmp_path / "data")), open_runs([str(tmp_path / "runs")])
     with TestClient(create_app(root, load_settings(environment), runs)) as client:
         yield client

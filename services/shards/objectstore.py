@@ -82,12 +82,7 @@ class ObjectStore(Store):
             return self._read(path)
         bucket, _, key = self._full(path).partition("/")
         get = partial(_get_validated, self._files, bucket, key)
-
-        def read() -> bytes:
-            data: bytes = sync(self._files.loop, get)
-            return data
-
-        return self._run("read", path, read)
+        return self._run("read", path, lambda: bytes(sync(self._files.loop, get)))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:

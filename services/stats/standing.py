@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from services.errors import InvalidInputError, NotFoundError, StoreError
 from services.shards.manifest import VERSION_FILE, VERSIONS, is_private
-from services.shards.store import Store, refuse_missing
+from services.shards.store import Names, Store, refuse_missing
 from services.shards.validate import check_name
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def made_anew(before: Versions, now: Versions) -> bool:
     return any(now.get(number, mark) != mark for number, mark in before.items())
 
 
-def folders_of(store: Store, holds: str) -> list[str]:
+def folders_of(store: Store, holds: str) -> Names:
     """Names of the folders directly below. holds: what it was given for, in words.
 
     Raises: StoreError, also for a folder of this machine that is gone: `seit serve` began with it,
@@ -67,7 +67,7 @@ def folders_of(store: Store, holds: str) -> list[str]:
                 f"the folder {store.url} is gone, so {holds} in it cannot be told of: mount or"
                 " move it back, or start the service without it"
             ) from error
-    return list(names)
+    return names
 
 
 def list_all(root: Store, at_once: int) -> dict[str, Versions]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import ray
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +40,11 @@ def entries(lock: Path) -> dict[str, list[str]]:
         elif "--hash=" in line:
             found[next(reversed(found))].append(line.strip().removesuffix(" \\"))
     return found
+
+
+def test_what_is_installed_stands_compiled() -> None:
+    """Where Python may write no bytecode, each process would compile torch anew, for seconds."""
+    assert Path(importlib.util.cache_from_source(torch.__file__)).exists()
 
 
 def test_the_image_holds_what_the_lock_pins_and_no_tool_of_development() -> None:

@@ -196,7 +196,7 @@ class _Trainer:
         if self._step != self._saved:
             self._save(best=False)
 
-    def close(self, failed: bool) -> None:
+    def close(self, failed: bool = False) -> None:
         flow = self._stream.flow()
         # One that runs was left to itself, while it waited for its storage.
         if failed or flow.state == "running":
